@@ -1,0 +1,48 @@
+"""What an answer to a request with the runtime key means: the table of contract 2.6 as data.
+
+Every loop turns its answers through `check`, so that one 401 never destroys an identity and nothing loops hot: what
+is raised here is all that `loop` knows about HTTP.
+"""
+
+from __future__ import annotations
+
+from firstboot.api import Answer
+from firstboot.errors import Refused, TryAgain
+
+UNKNOWN_AGENT = "unknown_agent"
+
+
+class KeyRefused(Refused):
+    """The runtime key is missing, expired, revoked or another agent's, or the agent's record was deleted."""
+
+
+class RequestRefused(Refused):
+    """This one request is refused: a scope is missing, or we made a mistake; the other loops go on."""
+
+
+def check(answer: Answer, *, doing: str) -> None:
+    """Return on 2xx; raise TryAgain, KeyRefused or RequestRefused for everything else.
+
+    `doing` says what was tried ("heartbeat"), for the sentence that `status` shows.
+    """
+    status, code = answer.status, answer.problem.code if answer.problem is not None else None
+    said = f" ({answer.problem.said()})" if answer.problem is not None else ""
+    if 200 <= status < 300 or status == 304:
+        return
+    if not answer.is_json and 400 <= status < 500 and status not in (401, 403, 429):
+        # A page of a proxy or captive portal, not the plane's word.
+        raise TryAgain(f"{doing}: something answered {status}, not the plane's JSON")
+    if status == 401 or (status in (404, 410) and code == UNKNOWN_AGENT):
+        raise KeyRefused(
+            f"{doing}: the plane does not accept the runtime key: {status}{said}",
+            hint="the key expired, was revoked, or the agent was deleted; byteor-firstboot reenroll with a fresh token",
+        )
+    if status == 403:
+        raise RequestRefused(
+            f"{doing}: the runtime key lacks the scope for this: 403{said}", hint="grant the scope to this agent's key"
+        )
+    if status == 429 or status >= 500 or status in (408, 425):
+        raise TryAgain(f"{doing}: the plane answered {status}{said}", retry_after=answer.retry_after)
+    if 400 <= status < 500:
+        raise RequestRefused(f"{doing}: the plane refused the request: {status}{said}")
+    raise TryAgain(f"{doing}: the plane answered {status}, which this request never follows")

@@ -1,0 +1,148 @@
+"""One thread around one ``run_once()``: the only retry of the runtime, and the only broad except.
+
+`Schedule` is pure: it turns what happened into seconds, so that a simulation of ten thousand agents drives the very
+code that this host runs. `Loop` sleeps on the stop event, calls ``run_once`` and says until when it will check in
+again, which is what feeds (or starves) the watchdog.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import threading
+import traceback
+from dataclasses import dataclass, field
+from typing import Callable, Optional
+
+from firstboot import log
+from firstboot.clock import LONGEST_RETRY_AFTER_S, Clock, rfc3339, rng
+from firstboot.errors import ByteorError, Refused, TryAgain
+
+BACKOFF_BASE_S = 5.0
+REFUSED_CAP_S = 3600.0
+JITTER = 0.1  # of the period, to both sides
+# A loop that is later than its next attempt plus this is stuck, and the watchdog may end us.
+GRACE_S = 90.0
+
+
+class Outcome(enum.Enum):
+    """What one attempt means for the next one (contract 2.6)."""
+
+    DONE = "done"
+    RETRY = "retry"  # transient: full jitter, base 5 s, cap 2 x period
+    REFUSED = "refused"  # permanent until a person acts: growing pauses up to one hour
+
+
+@dataclass
+class Schedule:
+    """When a loop runs next. First after U(0, period); then every period +-10 %; contract 2.2 and 2.6."""
+
+    period_s: float
+    failures: int = 0
+
+    def first_delay(self, chance: random.Random) -> float:
+        """Seconds before the first attempt: the splay that keeps a thousand booting hosts apart."""
+        return chance.uniform(0.0, self.period_s)
+
+    def next_delay(self, chance: random.Random, outcome: Outcome, retry_after: Optional[float] = None) -> float:
+        """Seconds until the next attempt after one that ended in `outcome`."""
+        if outcome is Outcome.DONE:
+            self.failures = 0
+            return self.period_s * chance.uniform(1.0 - JITTER, 1.0 + JITTER)
+        self.failures += 1
+        growth = 2.0 ** min(self.failures - 1, 32)
+        if outcome is Outcome.REFUSED:
+            # Never sooner than the period: a refused key must not make a host louder than a healthy one.
+            jitter = self.period_s + chance.uniform(0.0, min(REFUSED_CAP_S, self.period_s * growth))
+            return min(REFUSED_CAP_S, jitter)
+        jitter = chance.uniform(0.0, min(2.0 * self.period_s, BACKOFF_BASE_S * growth))
+        if retry_after is not None and 0 <= retry_after <= LONGEST_RETRY_AFTER_S:
+            # The plane names one moment to everybody: without a spread of its own the whole fleet would come then.
+            return retry_after + max(jitter, chance.uniform(0.0, self.period_s))
+        return jitter
+
+
+@dataclass
+class LoopHealth:
+    """What `status` shows of one loop; replaced field by field under the supervisor's lock."""
+
+    last_attempt_at: Optional[str] = None
+    last_success_at: Optional[str] = None
+    next_attempt_at: Optional[str] = None
+    outcome: Optional[str] = None
+    problem: Optional[str] = None
+    hint: Optional[str] = None
+    failures: int = 0
+    due_by: float = field(default=float("inf"), repr=False)  # monotonic
+
+
+class Loop(threading.Thread):
+    """Run `run_once` on a schedule until `stop` is set; an unexpected error is handed to `crashed`."""
+
+    def __init__(
+        self,
+        name: str,
+        run_once: Callable[[], None],
+        *,
+        schedule: Schedule,
+        stop: threading.Event,
+        crashed: Callable[[str], None],
+        changed: Callable[[], None],
+        clock: Optional[Clock] = None,
+        chance: Optional[random.Random] = None,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.health = LoopHealth()
+        self.schedule = schedule
+        self._run_once = run_once
+        self._stopping = stop
+        self._crashed = crashed
+        self._changed = changed
+        self._clock = clock or Clock()
+        self._chance = chance or rng()
+
+    def run(self) -> None:
+        """Thread body."""
+        try:
+            delay = self.schedule.first_delay(self._chance)
+            while not self._pause(delay):
+                delay = self._attempt()
+        except Exception as error:  # noqa: BLE001 - the one broad except of the package (house style 3)
+            # Frames without values: a local variable may hold the key.
+            frames = "; ".join(f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__))
+            self._crashed(f"loop {self.name} ended by {type(error).__name__} at {frames}")
+
+    def _pause(self, delay: float) -> bool:
+        self.health.next_attempt_at = rfc3339(self._clock.wall() + delay)
+        self.health.due_by = self._clock.monotonic() + delay + GRACE_S
+        self._changed()
+        return self._stopping.wait(delay)
+
+    def _attempt(self) -> float:
+        health = self.health
+        health.last_attempt_at = rfc3339(self._clock.wall())
+        health.due_by = self._clock.monotonic() + GRACE_S
+        retry_after = None
+        before = health.problem
+        try:
+            self._run_once()
+            outcome = Outcome.DONE
+            health.problem = health.hint = None
+            health.last_success_at = health.last_attempt_at
+        except TryAgain as error:
+            outcome, retry_after = Outcome.RETRY, error.retry_after
+            health.problem, health.hint = str(error), error.hint
+        except Refused as error:
+            outcome = Outcome.REFUSED
+            health.problem, health.hint = str(error), error.hint
+        except ByteorError as error:
+            outcome = Outcome.RETRY
+            health.problem, health.hint = str(error), error.hint
+        delay = self.schedule.next_delay(self._chance, outcome, retry_after)
+        health.outcome, health.failures = outcome.value, self.schedule.failures
+        if health.problem != before:
+            if health.problem is None:
+                log.notice(f"{self.name} works again")
+            else:
+                log.warning(f"{self.name}: {health.problem}", next_in_s=delay, hint=health.hint)
+        return delay

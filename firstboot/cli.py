@@ -1,0 +1,233 @@
+"""The two commands: parse, load what the subcommand needs, call it, map its error to exit code and hint.
+
+Imports of the subcommands' modules happen inside their functions: an enrolled host's boot must not load what only an
+enrollment needs, and the resident agent must never load what only root needs. No secret is ever an argument.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Callable, List, NoReturn, Optional
+
+from firstboot import __version__, log
+from firstboot.errors import USAGE, ByteorError, Invalid
+from firstboot.layout import Layout
+
+EXIT_CODES = """\
+exit codes: 0 done · 1 unexpected · 2 usage · 3 no token and not enrolled · 4 settings or user data invalid
+  5 the plane refused · 6 gave up on a transient failure · 7 local fault · 8 identity belongs to another host
+  9 enrolled, but a copy of the token could not be erased · 10 a validation check failed"""
+
+INTERRUPTED = 130
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def firstboot_main(argv: Optional[List[str]] = None) -> int:
+    """Entry point of ``byteor-firstboot``."""
+    return _main("byteor-firstboot", _firstboot_parser(), argv)
+
+
+def agent_main(argv: Optional[List[str]] = None) -> int:
+    """Entry point of ``byteor-agent``."""
+    return _main("byteor-agent", _agent_parser(), argv)
+
+
+def _main(program: str, parser: argparse.ArgumentParser, argv: Optional[List[str]]) -> int:
+    arguments = parser.parse_args(argv)
+    log.set_up(program, verbose=arguments.verbose)
+    try:
+        return int(arguments.handler(arguments))
+    except ByteorError as error:
+        log.error(str(error))
+        if error.hint:
+            log.hint(error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors speak like ours."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog.split()[0]}: error: {message}\nhint: {self.prog} --help\n")
+        sys.exit(USAGE)
+
+
+def _parser(program: str, description: str, example: str) -> "tuple[_Parser, argparse._SubParsersAction[_Parser]]":
+    parser = _Parser(
+        prog=program,
+        description=description,
+        epilog=f"example: {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+    return parser, parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def _command(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, handler: Handler, text: str, *, json: bool = False
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, allow_abbrev=False,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=_root, default=Layout(), metavar="DIR", dest="layout",
+                        help="work on the tree under DIR instead of this system")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="read FILE in place of /etc/byteor/firstboot.yaml")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _root(text: str) -> Layout:
+    path = Path(text).resolve()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return Layout(path)
+
+
+def _firstboot_parser() -> argparse.ArgumentParser:
+    parser, commands = _parser(
+        "byteor-firstboot",
+        "Enroll this host once, seal its identity, erase the token, hand off to byteor-agent.",
+        "byteor-firstboot run --token-file - < token",
+    )
+    run = _command(commands, "run", _run, "the whole of first boot; safe any number of times")
+    _token_options(run)
+    run.add_argument("--again", action="store_true", help="present a refused token at once, not only in the next boot")
+    again = _command(commands, "reenroll", _reenroll, "replace this host's identity with a fresh token")
+    _token_options(again)
+    preflight = _command(commands, "preflight", _preflight, "check everything that can be checked without the token")
+    preflight.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
+    check = _command(commands, "check-userdata", _check_userdata, "offline: would this user data enroll a host?")
+    check.add_argument("file", metavar="FILE|-")
+    erase = _command(commands, "erase", _erase, "erase spent tokens wherever they are, verify, write the receipt",
+                     json=True)
+    erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
+    verify = _command(commands, "verify", _verify, "the install guide's four validation checks", json=True)
+    verify.add_argument("--operator-token", choices=["-"], metavar="-",
+                        help="read an operator token from stdin for the agent-list check")
+    _command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
+    _command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
+    return parser
+
+
+def _token_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
+    parser.add_argument("--give-up-after", type=_seconds, metavar="SECONDS",
+                        help="exit 6 when a transient failure lasts longer (default: never)")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("SECONDS is a number that is not negative")
+    return value
+
+
+def _agent_parser() -> argparse.ArgumentParser:
+    parser, commands = _parser(
+        "byteor-agent",
+        "The runtime of an enrolled host: heartbeats with its own runtime key.",
+        "byteor-agent status",
+    )
+    _command(commands, "run", _agent_run, "the loops; what byteor-agent.service calls")
+    _command(commands, "status", _agent_status, "loops, last answers, next attempts, problems with hints", json=True)
+    return parser
+
+
+# -- byteor-firstboot
+
+
+def _inputs(arguments: argparse.Namespace) -> "Inputs":
+    from firstboot import systemd
+    from firstboot.provision.sources import Inputs
+
+    token_file = getattr(arguments, "token_file", None)
+    return Inputs(
+        config=arguments.config,
+        token_file=token_file,
+        stdin=sys.stdin.buffer.read(65537) if token_file == "-" else None,
+        environ=os.environ,
+        credentials=systemd.credentials_directory(),
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from firstboot.provision.sequence import run
+
+    return run(
+        arguments.layout, _inputs(arguments), again=arguments.again, give_up_after=arguments.give_up_after
+    )
+
+
+def _reenroll(arguments: argparse.Namespace) -> int:
+    from firstboot.provision.sequence import run
+
+    return run(arguments.layout, _inputs(arguments), reenroll=True, give_up_after=arguments.give_up_after)
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    from firstboot.provision.preflight import command
+
+    return command(arguments.layout, _inputs(arguments))
+
+
+def _check_userdata(arguments: argparse.Namespace) -> int:
+    from firstboot.provision.check import check_userdata
+
+    try:
+        data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+    except OSError as error:
+        raise Invalid(f"cannot read {arguments.file}: {error.strerror}") from error
+    return check_userdata(data)
+
+
+def _erase(arguments: argparse.Namespace) -> int:
+    from firstboot.provision.sequence import erase_again
+
+    return erase_again(arguments.layout, _inputs(arguments), refused=arguments.refused, as_json=arguments.json)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from firstboot.verify import verify
+    from firstboot.secret import Secret
+
+    token = Secret(sys.stdin.read(8192).strip()) if arguments.operator_token else None
+    return verify(arguments.layout, operator_token=token, as_json=arguments.json)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from firstboot.provision.status import status
+
+    return status(arguments.layout, _inputs(arguments), as_json=arguments.json)
+
+
+def _unseal(arguments: argparse.Namespace) -> int:
+    from firstboot.provision.unseal import unseal
+
+    return unseal(arguments.layout)
+
+
+# -- byteor-agent
+
+
+def _agent_run(arguments: argparse.Namespace) -> int:
+    from firstboot.agent.supervisor import start
+
+    return start(arguments.layout)
+
+
+def _agent_status(arguments: argparse.Namespace) -> int:
+    from firstboot.agent.status import status
+
+    return status(arguments.layout, as_json=arguments.json)

@@ -1,0 +1,77 @@
+"""Time and chance: the only user of `time` and `random`; pauses as pure values that a simulation can drive.
+
+`Backoff` and `Schedule` take the random generator as an argument and return seconds. They sleep nowhere: whoever
+waits does so on an event that a signal can set.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+import time
+from dataclasses import dataclass
+from typing import Optional
+
+# A longer Retry-After is not believed (contract 2.6): the back-off's own pause is used.
+LONGEST_RETRY_AFTER_S = 3600.0
+
+
+class Clock:
+    """The host's clocks; tests pass one that they move by hand."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch, as the host believes."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow; for time-outs and periods."""
+        return time.monotonic()
+
+    def uptime(self) -> int:
+        """Whole seconds since this host booted, sleep included."""
+        return int(time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def monotonic() -> float:
+    """Seconds that only ever grow (for code that needs no replaceable clock)."""
+    return time.monotonic()
+
+
+def rng() -> random.Random:
+    """A generator seeded by the operating system: clones must not share a schedule."""
+    return random.SystemRandom()
+
+
+def rfc3339(seconds: float) -> str:
+    """`seconds` since the epoch as RFC 3339 in UTC, to the second."""
+    moment = datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def from_rfc3339(text: str) -> float:
+    """Seconds since the epoch of an RFC 3339 date; ValueError for anything else."""
+    moment = datetime.datetime.fromisoformat(text.strip().upper().replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        raise ValueError("a date without a time zone")
+    return moment.timestamp()
+
+
+@dataclass
+class Backoff:
+    """Full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"): U(0, min(cap, base * 2^n)) seconds."""
+
+    base_s: float
+    cap_s: float
+    failures: int = 0
+
+    def next_delay(self, chance: random.Random, retry_after: Optional[float] = None) -> float:
+        """Return the pause in seconds after one more failure; at least `retry_after` where that is believable."""
+        ceiling = min(self.cap_s, self.base_s * 2.0 ** min(self.failures, 32))
+        self.failures += 1
+        jitter = chance.uniform(0.0, ceiling)
+        if retry_after is not None and 0 <= retry_after <= LONGEST_RETRY_AFTER_S:
+            return retry_after + jitter
+        return jitter
+
+    def reset(self) -> None:
+        self.failures = 0

@@ -1,0 +1,303 @@
+"""Durable private writes, bounded reads that follow no link, overwriting in place, locks: the only writer.
+
+Every write is: private temporary file beside the target, write, fsync, rename, fsync of the directory. Every read has
+a size limit and opens a regular file without following a link. `OSError` becomes `LocalFault` here and nowhere else.
+Model: SPIRE ``pkg/common/diskutil``, borg ``SaveFile``.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any, Callable, Dict, Iterator, NoReturn, Optional, Tuple
+
+from firstboot.clock import monotonic
+from firstboot.errors import Corrupt, LocalFault
+
+JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
+LOCK_POLL_S = 0.05
+
+Owner = Tuple[int, int]
+
+
+def _fail(doing: str, path: Path, error: OSError) -> NoReturn:
+    hints = {
+        errno.ENOSPC: "free some space on the disk",
+        errno.EDQUOT: "free some space on the disk",
+        errno.EROFS: "the file system is read-only: /var must be writable",
+        errno.EACCES: "run as root, or with --root on a tree of your own",
+        errno.EPERM: "run as root, or with --root on a tree of your own",
+    }
+    reason = os.strerror(error.errno).lower() if error.errno else "failed"
+    raise LocalFault(f"cannot {doing} {path}: {reason}", hint=hints.get(error.errno or 0)) from error
+
+
+def read(path: Path, *, limit: int, private_to: Optional[int] = None) -> Optional[bytes]:
+    """Return the bytes of a regular file, None when there is none; LocalFault when it is not to be read.
+
+    A last component that is a link, a file of more than `limit` bytes, a FIFO or device: LocalFault. With
+    `private_to` the file must belong to that user id, be readable by nobody else and have one link, since it holds a
+    secret. Not checked: the directories above (see `check_private_directory`).
+    """
+    try:
+        # O_NONBLOCK: a FIFO planted in place of the file must not stop a boot.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        if error.errno == errno.ELOOP:
+            raise LocalFault(f"{path} is a symbolic link, and is not followed") from error
+        _fail("read", path, error)
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise LocalFault(f"{path} is not a regular file")
+        if private_to is not None:
+            _require_private(path, facts, private_to)
+        with open(fd, "rb", closefd=False) as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        _fail("read", path, error)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise LocalFault(f"{path} is larger than {limit} bytes")
+    return data
+
+
+def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
+    if facts.st_uid != owner:
+        raise LocalFault(f"{path} belongs to user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}")
+    if stat.S_IMODE(facts.st_mode) & 0o077:
+        raise LocalFault(f"{path} can be read by others", hint=f"chmod 0600 {path}")
+    if facts.st_nlink != 1:
+        raise LocalFault(f"{path} has {facts.st_nlink} hard links, and must have one")
+
+
+def check_private_directory(path: Path, *, owner: int) -> bool:
+    """Return True when the directory belongs to `owner` and nobody else may write in it; False when it is absent.
+
+    A directory of the right owner that others may *read* is tightened to 0700 (cloud-init makes it 0755).
+    """
+    try:
+        facts = os.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        _fail("look at", path, error)
+    if not stat.S_ISDIR(facts.st_mode):
+        raise LocalFault(f"{path} is not a directory")
+    if facts.st_uid != owner:
+        raise LocalFault(f"{path} belongs to user id {facts.st_uid}, not {owner}")
+    mode = stat.S_IMODE(facts.st_mode)
+    if mode & 0o022:
+        raise LocalFault(f"{path} can be written by others", hint=f"chmod 0700 {path}")
+    if mode & 0o077:
+        try:
+            os.chmod(path, 0o700, follow_symlinks=True)
+        except OSError as error:
+            _fail("tighten", path, error)
+    return True
+
+
+def read_json(path: Path, *, private_to: Optional[int] = None) -> Optional[Dict[str, Any]]:
+    """Return the mapping in one of our JSON files, None when there is none; Corrupt when it holds something else."""
+    data = read(path, limit=JSON_LIMIT, private_to=private_to)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{path} is damaged: not JSON") from error
+    if not isinstance(value, dict) or not isinstance(value.get("v"), int):
+        raise Corrupt(f"{path} is damaged: not a mapping with a version")
+    return value
+
+
+def write_json(path: Path, value: Dict[str, Any], *, mode: int = 0o600, durable: bool = True) -> None:
+    """Write a mapping (its ``v`` included), keys sorted, for programs and for people with a pager."""
+    write(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode(), mode=mode, durable=durable)
+
+
+def write(
+    path: Path, data: bytes, *, mode: int = 0o600, owner: Optional[Owner] = None, durable: bool = True
+) -> None:
+    """Replace `path` by a file with `data`: after a crash it holds the old bytes or the new ones, whole.
+
+    The temporary file has a fixed name beside the target, so that a killed writer leaves at most one; callers hold
+    the lock that belongs to the file. `durable=False` is for tmpfs, where fsync has nothing to do.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+        # Private from creation: the mode is widened only when the bytes are complete.
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                if owner is not None:
+                    os.fchown(fd, *owner)
+                os.fchmod(fd, mode)
+                if durable:
+                    os.fsync(fd)
+            os.rename(temporary, path)
+        except BaseException:
+            try:
+                os.unlink(temporary)
+            except OSError:
+                pass
+            raise
+        if durable:
+            sync_directory(path.parent)
+    except OSError as error:
+        _fail("write", path, error)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path, mode: int, *, owner: Optional[Owner] = None) -> None:
+    """Make a directory (parents 0755) with exactly this mode, or leave an existing one as it is."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            return
+        if not path.parent.is_dir():
+            make_directory(path.parent, 0o755)
+        os.mkdir(path, 0o700)
+        if owner is not None:
+            os.chown(path, *owner)
+        os.chmod(path, mode)
+        sync_directory(path.parent)
+    except FileExistsError as error:
+        if not path.is_dir() or path.is_symlink():
+            _fail("make the directory", path, error)
+    except OSError as error:
+        _fail("make the directory", path, error)
+
+
+def require_room(directory: Path, needed: int) -> None:
+    """Raise LocalFault unless `needed` bytes can be written, fsynced, renamed and removed in `directory` now."""
+    probe = directory / "room.probe"
+    write(probe, b"\0" * needed)
+    remove(probe)
+
+
+def remove(path: Path) -> None:
+    """Unlink durably; nothing when it is absent."""
+    try:
+        os.unlink(path)
+        sync_directory(path.parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _fail("remove", path, error)
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Replace the bytes of a file in place, on the same blocks, and fsync: the file must have `data`'s length.
+
+    Not an atomic write on purpose: a new file would leave the old blocks, with the token, free on the disk. A write
+    that is cut leaves a mixture of old and new bytes of the same length; the next `erase` finishes it.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size != len(data):
+                raise LocalFault(f"{path} changed while it was being erased")
+            written = 0
+            while written < len(data):
+                written += os.pwrite(fd, data[written:], written)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        _fail("overwrite", path, error)
+
+
+def wipe(path: Path) -> None:
+    """Overwrite a regular file with zeros, fsync, then unlink it; nothing when it is absent. Links are not followed."""
+    try:
+        size = os.lstat(path).st_size
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _fail("look at", path, error)
+    overwrite(path, b"\0" * size)
+    remove(path)
+
+
+def set_aside(path: Path, directory: Optional[Path] = None, *, label: str = "corrupt") -> Optional[Path]:
+    """Rename `path` to the first free ``NAME.<label>-<n>`` (in `directory`); return the new path, None if absent."""
+    if not os.path.lexists(path):
+        return None
+    target = _free_name(directory or path.parent, f"{path.name}.{label}-")
+    try:
+        os.rename(path, target)
+        sync_directory(target.parent)
+        sync_directory(path.parent)
+    except OSError as error:
+        _fail("set aside", path, error)
+    return target
+
+
+def copy_aside(path: Path, directory: Path, *, label: str) -> Optional[Path]:
+    """Copy `path` to the first free ``NAME.<label>-<n>`` in `directory`, 0600; return it, None if absent."""
+    data = read(path, limit=JSON_LIMIT)
+    if data is None:
+        return None
+    target = _free_name(directory, f"{path.name}.{label}-")
+    write(target, data)
+    return target
+
+
+def _free_name(directory: Path, stem: str) -> Path:
+    number = 1
+    while os.path.lexists(directory / f"{stem}{number}"):
+        number += 1
+    return directory / f"{stem}{number}"
+
+
+@contextmanager
+def locked(path: Path, *, wait_s: float, stop: Optional[Event] = None, busy: Callable[[], Exception]) -> Iterator[None]:
+    """Hold ``flock`` on `path` (made if absent, never unlinked); raise what `busy` makes after `wait_s` seconds."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        _fail("lock", path, error)
+    pause = stop or Event()
+    try:
+        limit = monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if monotonic() >= limit or pause.is_set():
+                    raise busy() from None
+                pause.wait(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an unprivileged writer could still write on the file system of `path`."""
+    return shutil.disk_usage(path).free

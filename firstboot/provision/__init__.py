@@ -1,0 +1,1 @@
+"""Root, once a boot: the only code that sees a token before it is spent."""

@@ -1,0 +1,134 @@
+"""What the decision rests on, read from disk in one go; and the words for a run that must stop.
+
+Reading changes nothing but what `sources` tightens on its way. Settings or user data that are wrong stop a host
+without an identity (exit 4), never one whose identity opens here: a typo at the next reboot must not darken a fleet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import FrozenSet, Optional, Tuple
+
+from firstboot import files, identity
+from firstboot.errors import ByteorError, Foreign, Invalid, LocalFault, NoToken, Refused
+from firstboot.frozen import Settings
+from firstboot.identity import Look, State
+from firstboot.layout import Layout
+from firstboot.provision import intent as intents
+from firstboot.provision.decision import Facts, IntentState, Step
+from firstboot.provision.intent import Intent
+from firstboot.provision.marks import Marks, TokenClass
+from firstboot.provision.sources import Found, Inputs, gather
+from firstboot.secret import Secret
+
+
+@dataclass(frozen=True)
+class View:
+    """One look: the facts, and what they were drawn from."""
+
+    facts: Facts
+    found: Found
+    seen: Look
+    intent: Optional[Intent]
+    marks: Marks
+    boot_id: str
+    invalid: Optional[Invalid] = None  # settings that a host with an identity does without
+
+    @property
+    def settings(self) -> Settings:
+        return self.found.settings
+
+    def tokens(self, *classes: TokenClass) -> Tuple[Secret, ...]:
+        """Every token in any source, chosen or not, that is of one of `classes`."""
+        return tuple(token for _, token in self.found.tokens if self.marks.classify(token) in classes)
+
+
+def look(
+    layout: Layout,
+    inputs: Inputs,
+    *,
+    again: bool = False,
+    reenrolling: bool = False,
+    handed_off: bool = False,
+    tried: FrozenSet[Secret] = frozenset(),
+) -> View:
+    """Read identity, marks, intent and sources, and draw the facts; Invalid only for a host without an identity."""
+    seen = identity.look(layout)
+    marks = Marks.load(layout)
+    invalid = None
+    try:
+        found = gather(layout, inputs, classify=marks.classify)
+    except Invalid as error:
+        if seen.state is not State.HERE or reenrolling:
+            raise
+        found, invalid = Found(), error
+    stored = intents.load(layout)
+    boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
+    view = View(_NOTHING, found, seen, stored, marks, boot_id, invalid)
+    spent = view.tokens(TokenClass.SPENT)
+    token = found.token
+    facts = Facts(
+        identity=State.NONE if reenrolling and seen.state is State.HERE else seen.state,
+        token=marks.classify(token) if token is not None else None,
+        intent=_intent_state(layout, stored, token, marks),
+        settled=not _came_from(seen, stored),
+        handed_off=handed_off,
+        spent_here=bool(spent),
+        erased=set(spent) <= tried,
+        presented=token is not None and not again and marks.presented_in(token) == boot_id,
+    )
+    return View(facts, found, seen, stored, marks, boot_id, invalid)
+
+
+_NOTHING = Facts(State.NONE, None, IntentState.NONE)
+
+
+def _intent_state(layout: Layout, intent: Optional[Intent], token: Optional[Secret], marks: Marks) -> IntentState:
+    if intent is None:
+        return IntentState.NONE
+    ours = (
+        not intent.ended
+        and token is not None
+        and marks.mark(token) == intent.token_mark
+        and identity.same_host(layout, intent.host)
+    )
+    return IntentState.OURS if ours else IntentState.OTHER
+
+
+def _came_from(seen: Look, intent: Optional[Intent]) -> bool:
+    """True when the identity that is here was the answer to the durable intent (a crash came before the mark)."""
+    return intent is not None and seen.identity is not None and seen.identity.idempotency_key == intent.key
+
+
+def stop_error(step: Step, view: View) -> ByteorError:
+    """Return the error that ends a run at `step`: its exit code, one sentence, and what to do."""
+    name = view.intent.name if view.intent is not None else "this host"
+    if step is Step.STOP_REFUSED:
+        return Refused(
+            "the control plane refused this token, and it was presented in this boot already",
+            hint="mint a new token; or mend the cause at the plane, then byteor-firstboot run --again",
+        )
+    if step is Step.STOP_LOST:
+        return Refused(
+            "the token is spent and the identity that it bought is not on this disk",
+            hint="delete the agent of this host in the agent list, mint a new token, provide it and run again",
+        )
+    if step is Step.STOP_PROBABLY_SPENT:
+        return Refused(
+            f"an enrollment was begun as {name}, its token is gone, and no identity is here: it was probably spent",
+            hint=f"look for {name} in the agent list, delete it, mint a new token, provide it and run again",
+        )
+    if step is Step.STOP_FOREIGN:
+        return Foreign(
+            f"the identity on this disk belongs to another host: {view.seen.why}",
+            hint="a clone needs a token of its own: provide a fresh one and run again (byteor-firstboot status)",
+        )
+    if step is Step.STOP_UNREADABLE:
+        return LocalFault(
+            f"the sealed identity does not open: {view.seen.why}",
+            hint="restore /var/lib/byteor/identity, or provide a fresh token and run again",
+        )
+    return NoToken(
+        "no enrollment token in any source, and this host is not enrolled",
+        hint="put one into user data, /run/byteor-firstboot/settings.yaml or /etc/byteor/enrollment-token",
+    )

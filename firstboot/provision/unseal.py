@@ -1,0 +1,57 @@
+"""``byteor-firstboot unseal``: open the identity and hand it to the agent, as its unit's privileged pre-start step.
+
+Runs as root outside the agent's sandbox, so that the sealing key and the cryptography never enter the resident
+process. A foreign or unreadable identity is not handed over: the agent then does not start, and `status` says why.
+"""
+
+from __future__ import annotations
+
+import pwd
+from typing import Optional, Tuple
+
+from firstboot import files, handover, identity
+from firstboot.errors import Foreign, LocalFault, NoToken
+from firstboot.identity import State
+from firstboot.layout import Layout
+
+AGENT_USER = "byteor-agent"
+
+
+def unseal(layout: Layout) -> int:
+    """Write the hand-over file; the error says why there is nothing to hand over (exit 3, 7 or 8)."""
+    seen = identity.look(layout)
+    if seen.state is State.NONE:
+        raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
+    if seen.state is State.FOREIGN:
+        raise Foreign(f"the identity on this disk belongs to another host: {seen.why}", hint="byteor-firstboot status")
+    if seen.identity is None:
+        raise LocalFault(f"the sealed identity does not open: {seen.why}", hint="byteor-firstboot status")
+    here = seen.identity
+    handover.write(
+        layout,
+        handover.Handover(
+            api_base_url=here.api_base_url,
+            agent_id=here.agent_id,
+            api_key=here.api_key,
+            proxy=here.proxy,
+            org_id=here.org_id,
+            project_id=here.project_id,
+            environment_id=here.environment_id,
+            name=here.name,
+            enrolled_at=here.enrolled_at,
+            expires_at=here.expires_at,
+            scopes=here.scopes,
+        ),
+        owner=_agent(layout),
+    )
+    return 0
+
+
+def _agent(layout: Layout) -> Optional[Tuple[int, int]]:
+    if not layout.is_host:
+        return None
+    try:
+        user = pwd.getpwnam(AGENT_USER)
+    except KeyError as error:
+        raise LocalFault(f"there is no user {AGENT_USER}", hint="systemd-sysusers makes it") from error
+    return user.pw_uid, user.pw_gid

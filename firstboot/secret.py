@@ -1,0 +1,64 @@
+"""The Secret type: a text that prints as ``<secret>`` and refuses to be serialised.
+
+A token or key is wrapped where it enters the process and unwrapped, by `reveal`, only where it is spent: in the
+``Authorization`` header, in the sealed bytes, in the search for its copies. Every secret registers itself, so that
+`redacted` (used by `log` as a second net) can take it out of any text whatever path it came by.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import NoReturn, Set
+
+MASK = "<secret>"
+# Shorter texts would redact ordinary words; no credential of the contract is shorter than this.
+REGISTERED_LENGTH = 8
+
+_known: Set[str] = set()
+
+
+class Secret:
+    """One credential in memory. Compares in constant time; equal secrets hash alike within this process."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        if len(text) >= REGISTERED_LENGTH:
+            _known.add(text)
+
+    def reveal(self) -> str:
+        """Return the secret's text: call it only in the expression that spends it."""
+        return self._text
+
+    def __str__(self) -> str:
+        return MASK
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return MASK
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._text.encode(), other._text.encode())
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not serialised")
+
+    __getstate__ = __reduce__
+
+
+def redacted(text: str) -> str:
+    """Return `text` with every secret that this process has seen replaced by ``<secret>``."""
+    for secret in _known:
+        if secret in text:
+            text = text.replace(secret, MASK)
+    return text

@@ -1,0 +1,251 @@
+"""The demo: one host's first boot against the reference control plane, told as it happens.
+
+Without root it works on a scratch tree that looks as cloud-init leaves a host after its config stage; with ``--boot``
+a real Debian guest boots with the same user data. Everything that it started is stopped at its end; ``--keep`` leaves
+plane and agent running until Ctrl-C, with the commands to play with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+TOP = Path(__file__).resolve().parents[1]
+sys.path.append(str(TOP))  # after site-packages: firstboot is the installed wheel, tests this checkout
+
+from tests.boot.scan import scan_tree  # noqa: E402
+from tests.controlplane import ControlPlane  # noqa: E402
+
+BIN = Path(sys.executable).parent
+COLOUR = sys.stdout.isatty()
+PERIOD_S = 5
+FIRST_BEAT_LIMIT_S = 30
+
+USER_DATA = """\
+#cloud-config
+#byteor-firstboot:
+#  api_base_url: {base_url}
+#  org_id: {org}
+#  project_id: {project}
+#  environment_id: {environment}
+#  heartbeat_interval_s: {period}
+#  enrollment_token: {token}
+#  ca_certificates: |
+{ca}
+hostname: edge-node-01
+"""
+
+
+class Story:
+    """Numbered steps with how long each took."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._began = self._step_began = time.monotonic()
+
+    def step(self, title: str) -> None:
+        self._number += 1
+        self._step_began = time.monotonic()
+        print(f"\n{paint('1', f'{self._number}. {title}')}", flush=True)
+
+    def say(self, text: str = "") -> None:
+        for line in text.splitlines() or [""]:
+            print(f"   {line}", flush=True)
+
+    def took(self) -> None:
+        self.say(paint("2", f"({time.monotonic() - self._step_began:.1f} s)"))
+
+    def end(self) -> None:
+        print(f"\n{paint('1;32', 'done')} in {time.monotonic() - self._began:.1f} s", flush=True)
+
+
+def paint(code: str, text: str) -> str:
+    return f"\033[{code}m{text}\033[0m" if COLOUR else text
+
+
+class DemoFailed(Exception):
+    """A step did not do what it should; the demo ends with exit code 1."""
+
+
+def command(story: Story, arguments: List[str], *, stdin: str = "", shown: Optional[str] = None) -> str:
+    """Run one of the two commands as a user would, show it with what it says, and insist on exit code 0."""
+    story.say(paint("36", f"$ {shown or ' '.join(arguments)}"))
+    done = subprocess.run([str(BIN / arguments[0]), *arguments[1:]], input=stdin, capture_output=True, text=True)
+    for line in (done.stdout + done.stderr).splitlines():
+        story.say(line)
+    if done.returncode:
+        raise DemoFailed(f"{arguments[0]} {arguments[1]} ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def compose(plane: ControlPlane, token: str) -> str:
+    ca = "\n".join(f"#    {line}" for line in plane.ca_pem.strip().splitlines())
+    return USER_DATA.format(
+        base_url=plane.base_url, org=plane.org_id, project=plane.project_id, environment=plane.environment_id,
+        period=PERIOD_S, token=token, ca=ca,
+    )
+
+
+def make_root(root: Path, user_data: str) -> None:
+    """Lay out what cloud-init leaves behind: the copies of leak-map's section 2 for the recommended form."""
+    instance = root / "var/lib/cloud/instances/iid-demo"
+    seed = root / "var/lib/cloud/seed/nocloud"
+    for directory in (instance / "scripts", seed, root / "etc", root / "run"):
+        directory.mkdir(parents=True)
+    (root / "etc/machine-id").write_text(secrets.token_hex(16) + "\n")
+    (root / "etc/hostname").write_text("edge-node-01\n")
+    (root / "var/lib/cloud/instance").symlink_to("/var/lib/cloud/instances/iid-demo")
+    (seed / "user-data").write_text(user_data)
+    (seed / "meta-data").write_text("instance-id: iid-demo\n")
+    for name in ("user-data.txt", "user-data.txt.i"):
+        (instance / name).write_text(user_data)
+        (instance / name).chmod(0o600)
+    (instance / "obj.pkl").write_bytes(pickle.dumps({"userdata_raw": user_data.encode(), "dsmode": "net"}))
+    (instance / "obj.pkl").chmod(0o400)
+    (instance / "datasource").write_text("DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud]\n")
+
+
+def show_places(story: Story, root: Path, token: str) -> int:
+    hits = scan_tree(root, token)
+    for hit in hits:
+        story.say(f"{paint('31', 'token')}  {hit}")
+    story.say(paint("32", "the token is nowhere under the root") if not hits else f"{len(hits)} copies")
+    return len(hits)
+
+
+def show_tree(story: Story, root: Path) -> None:
+    for path in sorted((root / "var/lib/byteor").rglob("*")):
+        if path.is_file():
+            story.say(f"{oct(path.stat().st_mode & 0o7777)[2:]:>4}  /{path.relative_to(root)}")
+
+
+def first_beat(plane: ControlPlane) -> Dict[str, Any]:
+    limit = time.monotonic() + FIRST_BEAT_LIMIT_S
+    while time.monotonic() < limit:
+        agents = plane.agents()
+        if agents and agents[0]["last_heartbeat_at"]:
+            return agents[0]
+        time.sleep(0.1)
+    raise DemoFailed(f"no heartbeat within {FIRST_BEAT_LIMIT_S} s")
+
+
+def tell(story: Story, stack: ExitStack, keep: bool) -> None:
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="byteor-demo-")))
+    root = scratch / "root"
+
+    story.step("The reference control plane, over HTTPS with a throw-away CA")
+    plane = ControlPlane(scratch / "plane")
+    plane.start()
+    stack.callback(plane.stop)
+    story.say(f"listening on {plane.base_url}")
+    story.took()
+
+    story.step("A one-time enrollment token, and user data that carries it in a comment block")
+    token = plane.mint()
+    user_data = compose(plane, token)
+    story.say("\n".join(line[:76] for line in user_data.replace(token, token[:8] + "…").splitlines() if "#    " not in line))
+    command(story, ["byteor-firstboot", "check-userdata", "-"], stdin=user_data, shown="byteor-firstboot check-userdata -")
+    story.took()
+
+    story.step("A host whose cloud-init has stored that user data: the token's places before")
+    make_root(root, user_data)
+    if not show_places(story, root, token):
+        raise DemoFailed("the scan finds nothing where the token was put")
+
+    story.step("First boot: enroll, seal, read back, erase, hand off")
+    command(story, ["byteor-firstboot", "run", "--root", str(root)], shown="byteor-firstboot run --root ROOT")
+    story.took()
+
+    story.step("What is now where")
+    show_tree(story, root)
+    receipt = json.loads((root / "var/lib/byteor/identity/erasure.json").read_text())
+    story.say("the receipt says what was not looked at:")
+    for sentence in receipt["not_looked_at"]:
+        story.say(f"  - {sentence}")
+
+    story.step("The token's places after")
+    if show_places(story, root, token):
+        raise DemoFailed("a copy of the token stays")
+
+    story.step("The agent: its own runtime key, nothing else")
+    agent = subprocess.Popen(
+        [str(BIN / "byteor-agent"), "run", "--root", str(root)], stderr=open(scratch / "agent.log", "w")
+    )
+    stack.callback(stop, agent)
+    beat = first_beat(plane)
+    story.say(f"agent {beat['agent_id']} ({beat['name']}), first heartbeat accepted at {beat['last_heartbeat_at']}")
+    command(story, ["byteor-agent", "status", "--root", str(root)], shown="byteor-agent status --root ROOT")
+    story.took()
+
+    story.step("The install guide's four validation checks")
+    command(
+        story, ["byteor-firstboot", "verify", "--root", str(root), "--operator-token", "-"],
+        stdin=plane.operator_token, shown="byteor-firstboot verify --root ROOT --operator-token -",
+    )
+
+    story.step("A second run: nothing to do, and no request with the token")
+    before = len(plane.requests())
+    command(story, ["byteor-firstboot", "run", "--root", str(root)], shown="byteor-firstboot run --root ROOT")
+    posts = [r for r in plane.requests()[before:] if r["path"].endswith("/agents")]
+    violations = plane.violations()
+    story.say(f"enrollment requests: {len(posts)}; violations that the plane recorded: {len(violations)}")
+    if posts or violations:
+        raise DemoFailed("the plane recorded what should not have happened")
+    if keep:
+        linger(story, plane, root, scratch)
+
+
+def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None:
+    story.step("Left running until Ctrl-C; play with it from another terminal in the checkout")
+    for line in (
+        f"{BIN / 'byteor-agent'} status --root {root}",
+        *(f"{sys.executable} -m tests.controlplane --state {scratch / 'plane'} {words}" for words in (
+            "agents --watch", "requests", "mint", "deploy", "rotate", "faults",
+        )),
+    ):
+        story.say(paint("36", f"$ {line}"))
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print()
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    process.wait(10)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./image-build/demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", action="store_true", help="leave plane and agent running until Ctrl-C")
+    parser.add_argument("--boot", action="store_true", help="the same on a real Debian guest (root)")
+    arguments = parser.parse_args()
+    story = Story()
+    try:
+        with ExitStack() as stack:
+            if arguments.boot:
+                from tests.boot.rehearsal import rehearse
+
+                rehearse(story)
+            else:
+                tell(story, stack, arguments.keep)
+    except DemoFailed as error:
+        print(f"\n{paint('1;31', 'demo failed')}: {error}", file=sys.stderr)
+        return 1
+    story.end()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""What every test gets: the installed package before the checkout, and the reference control plane."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# After site-packages: `firstboot` is the installed wheel, `tests` this tree.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+pytest_plugins = ["tests.controlplane.fixture"]
