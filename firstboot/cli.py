@@ -10,11 +10,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Callable, List, NoReturn, Optional
+from typing import TYPE_CHECKING, Callable, List, NoReturn, Optional
 
 from firstboot import __version__, log
 from firstboot.errors import USAGE, ByteorError, Invalid
 from firstboot.layout import Layout
+
+if TYPE_CHECKING:
+    from firstboot.provision.sources import Inputs
 
 EXIT_CODES = """\
 exit codes: 0 done · 1 unexpected · 2 usage · 3 no token and not enrolled · 4 settings or user data invalid
@@ -61,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(USAGE)
 
 
-def _parser(program: str, description: str, example: str) -> "tuple[_Parser, argparse._SubParsersAction[_Parser]]":
+def _parser(program: str, description: str, example: str) -> tuple[_Parser, argparse._SubParsersAction[_Parser]]:
     parser = _Parser(
         prog=program,
         description=description,
@@ -74,7 +77,7 @@ def _parser(program: str, description: str, example: str) -> "tuple[_Parser, arg
 
 
 def _command(
-    commands: "argparse._SubParsersAction[_Parser]", name: str, handler: Handler, text: str, *, json: bool = False
+    commands: argparse._SubParsersAction[_Parser], name: str, handler: Handler, text: str, *, json: bool = False
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, allow_abbrev=False,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,7 +151,7 @@ def _agent_parser() -> argparse.ArgumentParser:
 # -- byteor-firstboot
 
 
-def _inputs(arguments: argparse.Namespace) -> "Inputs":
+def _inputs(arguments: argparse.Namespace) -> Inputs:
     from firstboot import systemd
     from firstboot.provision.sources import Inputs
 
@@ -163,17 +166,16 @@ def _inputs(arguments: argparse.Namespace) -> "Inputs":
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.sequence import run
+    from firstboot.provision.sequence import Options, run
 
-    return run(
-        arguments.layout, _inputs(arguments), again=arguments.again, give_up_after=arguments.give_up_after
-    )
+    options = Options(again=arguments.again, give_up_after=arguments.give_up_after)
+    return run(arguments.layout, _inputs(arguments), options)
 
 
 def _reenroll(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.sequence import run
+    from firstboot.provision.sequence import Options, run
 
-    return run(arguments.layout, _inputs(arguments), reenroll=True, give_up_after=arguments.give_up_after)
+    return run(arguments.layout, _inputs(arguments), Options(reenroll=True, give_up_after=arguments.give_up_after))
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
@@ -193,14 +195,14 @@ def _check_userdata(arguments: argparse.Namespace) -> int:
 
 
 def _erase(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.sequence import erase_again
+    from firstboot.provision.erasure import erase_again
 
     return erase_again(arguments.layout, _inputs(arguments), refused=arguments.refused, as_json=arguments.json)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from firstboot.verify import verify
     from firstboot.secret import Secret
+    from firstboot.verify import verify
 
     token = Secret(sys.stdin.read(8192).strip()) if arguments.operator_token else None
     return verify(arguments.layout, operator_token=token, as_json=arguments.json)

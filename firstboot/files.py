@@ -164,6 +164,34 @@ def write(
         _fail("write", path, error)
 
 
+def write_into(directory: Path, name: str, data: bytes, *, mode: int, owner: Optional[Owner] = None) -> None:
+    """Make `name` afresh in a directory that another user may own: nothing planted there is written through.
+
+    By directory descriptor, without following a link, `O_EXCL` after unlinking a stale file. Not durable, and not
+    atomic for a reader that looks meanwhile: for tmpfs, and for readers that start afterwards.
+    """
+    path = directory / name
+    try:
+        above = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            try:
+                os.unlink(name, dir_fd=above)
+            except FileNotFoundError:
+                pass
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(name, flags, 0o600, dir_fd=above), "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                # The mode before the owner: whoever becomes the owner could change it in between.
+                os.fchmod(stream.fileno(), mode)
+                if owner is not None:
+                    os.fchown(stream.fileno(), *owner)
+        finally:
+            os.close(above)
+    except OSError as error:
+        _fail("write", path, error)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -256,6 +284,21 @@ def set_aside(path: Path, directory: Optional[Path] = None, *, label: str = "cor
     except OSError as error:
         _fail("set aside", path, error)
     return target
+
+
+def move_into(path: Path, directory: Path) -> None:
+    """Move `path` under its own name into `directory`, durably; nothing when it is absent, LocalFault if taken."""
+    target = directory / path.name
+    if not os.path.lexists(path):
+        return
+    if os.path.lexists(target):
+        raise LocalFault(f"cannot move {path} aside: {target} exists")
+    try:
+        os.rename(path, target)
+        sync_directory(directory)
+        sync_directory(path.parent)
+    except OSError as error:
+        _fail("move aside", path, error)
 
 
 def copy_aside(path: Path, directory: Path, *, label: str) -> Optional[Path]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import List, Optional
+from typing import Optional
 
 from firstboot import files, frozen
 from firstboot.agent.status import read as read_status
 from firstboot.api import PlaneApi
 from firstboot.clock import Clock, from_rfc3339
-from firstboot.errors import ByteorError, CheckFailed, NoToken
+from firstboot.errors import ByteorError, CheckFailed
 from firstboot.layout import Layout
 from firstboot.secret import Secret
 from firstboot.transport import Transport

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import secrets
 import signal
@@ -24,8 +23,9 @@ from typing import Any, Dict, List, Optional
 TOP = Path(__file__).resolve().parents[1]
 sys.path.append(str(TOP))  # after site-packages: firstboot is the installed wheel, tests this checkout
 
-from tests.boot.scan import scan_tree  # noqa: E402
 from tests.controlplane import ControlPlane  # noqa: E402
+
+from tests.boot.scan import scan_tree  # noqa: E402
 
 BIN = Path(sys.executable).parent
 COLOUR = sys.stdout.isatty()
@@ -221,7 +221,7 @@ def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None
         print()
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     process.wait(10)
 

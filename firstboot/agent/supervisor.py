@@ -147,6 +147,7 @@ def start(layout: Layout) -> int:
             "no identity was handed over",
             hint="start byteor-agent.service, which runs byteor-firstboot unseal first",
         )
+    files.make_directory(layout.agent, 0o700)  # on a host the package has made it, and it is the agent's
     stored = files.read_json(layout.settings)
     settings = Settings() if stored is None else frozen.thaw(stored)
     return Supervisor(layout, handed, settings).run()

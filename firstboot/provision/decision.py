@@ -1,19 +1,19 @@
 """What first boot does next, from what is on disk: the table of contract section 7 as a pure function.
 
-| identity                  | token                | intent               | next                                         |
-|---------------------------|----------------------|----------------------|----------------------------------------------|
-| here                      | any                  | the one it came from | SETTLE: the token is spent, wipe the intent  |
-| here                      | any                  | any                  | HAND_OFF if not yet done; then:              |
-| here                      | spent                | any                  | ERASE if this run has not tried; then DONE   |
-| here                      | none, fresh, refused | any                  | DONE                                         |
-| none                      | fresh, refused       | for token and host   | ENROLL                                       |
-| none, foreign, unreadable | fresh                | none or another      | PREPARE: set aside, preflight, intent        |
-| none                      | refused              | none or another      | PREPARE once a boot, else STOP_REFUSED       |
-| none                      | spent                | any                  | STOP_LOST                                    |
-| none                      | none                 | durable              | STOP_PROBABLY_SPENT                          |
-| none                      | none                 | none                 | STOP_NO_TOKEN                                |
-| foreign                   | none, spent, refused | any                  | STOP_FOREIGN                                 |
-| unreadable                | none, spent, refused | any                  | STOP_UNREADABLE                              |
+| identity                  | token                | intent               | next                                        |
+|---------------------------|----------------------|----------------------|---------------------------------------------|
+| here                      | any                  | the one it came from | SETTLE: the token is spent, wipe the intent |
+| here                      | any                  | any                  | HAND_OFF if not yet done; then:             |
+| here                      | spent                | any                  | ERASE if this run has not tried; then DONE  |
+| here                      | none, fresh, refused | any                  | DONE                                        |
+| none                      | fresh, refused       | for token and host   | ENROLL                                      |
+| none, foreign, unreadable | fresh                | none or another      | PREPARE: set aside, preflight, intent       |
+| none                      | refused              | none or another      | PREPARE once a boot, else STOP_REFUSED      |
+| none                      | spent                | any                  | STOP_LOST                                   |
+| none                      | none                 | durable              | STOP_PROBABLY_SPENT                         |
+| none                      | none                 | none                 | STOP_NO_TOKEN                               |
+| foreign                   | none, spent, refused | any                  | STOP_FOREIGN                                |
+| unreadable                | none, spent, refused | any                  | STOP_UNREADABLE                             |
 
 The first row repairs a crash between sealing and marking: an identity that carries the intent's key was answered to
 that intent. An intent for another token or host counts as none for PREPARE, and as durable for STOP_PROBABLY_SPENT.

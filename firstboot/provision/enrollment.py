@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import replace
-from typing import Callable, Optional
 
 from firstboot.api import Answer, PlaneApi
-from firstboot.errors import LocalFault, TryAgain
-from firstboot.identity import Identity
+from firstboot.errors import Refused, TryAgain
+from firstboot.frozen import Settings
 from firstboot.layout import Layout
 from firstboot.provision.intent import Intent
 from firstboot.secret import Secret
-from firstboot.wire import EnrollmentReply
 
 # Contract 2.1: the statuses that refuse for good, when their body is JSON (else it is a proxy or captive portal).
 REFUSING = frozenset({400, 401, 403, 404, 410, 413, 422})
@@ -68,16 +66,16 @@ def meaning(answer: Answer, intent: Intent) -> Meaning:
     return Meaning.REFUSED
 
 
-def present(api: PlaneApi, layout: Layout, intent: Intent, *, identity_of: Identity, token: Secret) -> Answer:
-    """Send the intent once; TryAgain when no answer came. `identity_of` carries address and ids only."""
+def present(api: PlaneApi, layout: Layout, intent: Intent, *, settings: Settings, token: Secret) -> Answer:
+    """Send the intent once to the environment that `settings` name; TryAgain when no answer came."""
     if not intent.unanswered:
         replace(intent, unanswered=True).save(layout)
     try:
         answer = api.enroll(
             token,
-            org_id=identity_of.org_id,
-            project_id=identity_of.project_id,
-            environment_id=identity_of.environment_id,
+            org_id=settings.org_id or "",
+            project_id=settings.project_id or "",
+            environment_id=settings.environment_id or "",
             idempotency_key=intent.key,
             body=intent.body.encode(),
         )

@@ -51,21 +51,24 @@ def look(
     reenrolling: bool = False,
     handed_off: bool = False,
     tried: FrozenSet[Secret] = frozenset(),
+    tolerant: bool = False,
 ) -> View:
-    """Read identity, marks, intent and sources, and draw the facts; Invalid only for a host without an identity."""
+    """Read identity, marks, intent and sources, and draw the facts.
+
+    Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that needs none.
+    """
     seen = identity.look(layout)
     marks = Marks.load(layout)
     invalid = None
     try:
         found = gather(layout, inputs, classify=marks.classify)
     except Invalid as error:
-        if seen.state is not State.HERE or reenrolling:
+        if not tolerant and (seen.state is not State.HERE or reenrolling):
             raise
         found, invalid = Found(), error
     stored = intents.load(layout)
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
-    view = View(_NOTHING, found, seen, stored, marks, boot_id, invalid)
-    spent = view.tokens(TokenClass.SPENT)
+    spent = {token for _, token in found.tokens if marks.classify(token) is TokenClass.SPENT}
     token = found.token
     facts = Facts(
         identity=State.NONE if reenrolling and seen.state is State.HERE else seen.state,
@@ -74,13 +77,10 @@ def look(
         settled=not _came_from(seen, stored),
         handed_off=handed_off,
         spent_here=bool(spent),
-        erased=set(spent) <= tried,
+        erased=spent <= tried,
         presented=token is not None and not again and marks.presented_in(token) == boot_id,
     )
     return View(facts, found, seen, stored, marks, boot_id, invalid)
-
-
-_NOTHING = Facts(State.NONE, None, IntentState.NONE)
 
 
 def _intent_state(layout: Layout, intent: Optional[Intent], token: Optional[Secret], marks: Marks) -> IntentState:

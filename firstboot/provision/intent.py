@@ -33,7 +33,9 @@ class Intent:
     ended: bool = False  # refused: the key is not used again; kept only to name the agent that may exist
 
     @classmethod
-    def new(cls, *, body: Dict[str, str], name: str, token_mark: str, token_length: int, host: Dict[str, Any]) -> Intent:
+    def new(
+        cls, *, body: Dict[str, str], name: str, token_mark: str, token_length: int, host: Dict[str, Any]
+    ) -> Intent:
         """Decide on an enrollment with a key of its own."""
         text = json.dumps(body, sort_keys=True)
         key = str(uuid.uuid4())

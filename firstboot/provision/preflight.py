@@ -8,15 +8,19 @@ answer proves the handshake. Not checked: that the plane knows the token; only s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Tuple
+from typing import Callable, Optional, Tuple
 
 import firstboot
 from firstboot import files, identity, log
 from firstboot.api import PlaneApi
 from firstboot.clock import Clock, rfc3339
-from firstboot.errors import LocalFault, TryAgain
+from firstboot.errors import ByteorError, LocalFault, TryAgain
 from firstboot.frozen import Settings
+from firstboot.identity import State
 from firstboot.layout import Layout
+from firstboot.provision.marks import Marks
+from firstboot.provision.sources import Inputs, gather
+from firstboot.settings import require_complete
 from firstboot.transport import Transport
 
 # More than identity, settings, intent, marks and receipt take together, with their temporary files.
@@ -31,12 +35,16 @@ def plane(settings: Settings) -> PlaneApi:
     return PlaneApi(settings.api_base_url or "", transport)
 
 
-def check_disk(layout: Layout) -> None:
-    """LocalFault unless the state directory takes and keeps what first boot is about to write."""
+def make_state(layout: Layout) -> None:
+    """Make the directories that first boot writes to, where the package has not; LocalFault if they are not private."""
     files.make_directory(layout.state, 0o755)
     files.make_directory(layout.identity, 0o700)
-    if not files.check_private_directory(layout.identity, owner=layout.owner):
-        raise LocalFault(f"{layout.identity} is missing")
+    files.check_private_directory(layout.identity, owner=layout.owner)
+
+
+def check_disk(layout: Layout) -> None:
+    """LocalFault unless the state directory takes and keeps what first boot is about to write."""
+    make_state(layout)
     files.require_room(layout.identity, ROOM_BYTES)
 
 
@@ -60,11 +68,32 @@ def check_plane(api: PlaneApi) -> None:
         log.debug("the plane accepted a connection but did not answer /healthz", reason=error)
 
 
-def check_all(layout: Layout, settings: Settings) -> Tuple[Tuple[str, Callable[[], None]], ...]:
-    """Return every check with its name, in the order in which first boot makes them."""
-    return (
+def command(layout: Layout, inputs: Inputs) -> int:
+    """``byteor-firstboot preflight``: make every check, one line each; the first failure's error decides the exit code."""
+    found = gather(layout, inputs, classify=Marks.load(layout).classify)
+    settings = found.settings
+    checks: Tuple[Tuple[str, Callable[[], None]], ...] = (
+        ("settings", lambda: require_complete(settings)),
         ("state directory", lambda: check_disk(layout)),
         ("clock", lambda: check_clock(Clock())),
-        ("sealing", lambda: identity.probe_sealing(layout, seal=settings.seal)),
+        ("sealing", lambda: _check_sealing(layout, settings)),
         ("control plane", lambda: check_plane(plane(settings))),
     )
+    failed: Optional[ByteorError] = None
+    for name, check in checks:
+        try:
+            check()
+            print(f"+ {name}: ok")
+        except ByteorError as error:
+            print(f"! {name}: {error}")
+            failed = failed or error
+    print("+ token: there is one" if found.token is not None else "- token: none in any source")
+    if failed is not None:
+        raise failed
+    return 0
+
+
+def _check_sealing(layout: Layout, settings: Settings) -> None:
+    if identity.look(layout).state is State.FOREIGN:
+        return  # its key must not be touched; `run` sets it aside before it seals
+    identity.probe_sealing(layout, seal=settings.seal)

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Dict, Optional
+from typing import ContextManager, Optional
 
 from firstboot import files, frozen, identity, log, settings, systemd
-from firstboot.api import Answer, PlaneApi
+from firstboot.api import Answer
 from firstboot.clock import Backoff, Clock, rfc3339, rng
-from firstboot.erase.erasing import cloud_init_finished, erase, still_served
 from firstboot.erase.receipt import Receipt
-from firstboot.errors import LocalFault, NotErased, Refused, TryAgain
+from firstboot.errors import Corrupt, LocalFault, NotErased, Refused, TryAgain
 from firstboot.identity import Identity, State
 from firstboot.layout import Layout
-from firstboot.provision import enrollment, preflight
+from firstboot.provision import enrollment, erasure, preflight
 from firstboot.provision import intent as intents
 from firstboot.provision.decision import Step, next_step
 from firstboot.provision.enrollment import Meaning
@@ -73,7 +72,7 @@ class FirstBoot:
         self._reached: Optional[str] = None  # the base URL that preflight has reached
         self._handed_off = False
         self._replaced = False
-        self._tried: "set[Secret]" = set()
+        self._tried: set[Secret] = set()
         self._receipt: Optional[Receipt] = None
 
     def run(self) -> int:
@@ -112,7 +111,7 @@ class FirstBoot:
             self._enroll(view)
         return False
 
-    def _lock(self):  # type: ignore[no-untyped-def]
+    def _lock(self) -> ContextManager[None]:
         busy = LocalFault("identity/lock is held by another process", hint="look for a hanging byteor-firstboot")
         return files.locked(self._layout.lock, wait_s=STEP_LOCK_WAIT_S, busy=lambda: busy)
 
@@ -156,6 +155,9 @@ class FirstBoot:
             identity.set_aside(self._layout)
         # Only now: a foreign sealing key must not be the one that this seals with.
         identity.probe_sealing(self._layout, seal=view.settings.seal)
+        token = self._token(view)
+        # Durable before the intent that refers to it: a mark means nothing under another key.
+        view.marks.put(token, view.marks.classify(token), boot_id=view.marks.presented_in(token))
         self._new_intent(view).save(self._layout)
 
     def _new_intent(self, view: View, *, nameless: bool = False) -> Intent:
@@ -173,7 +175,7 @@ class FirstBoot:
         if former is None or not former.unanswered:
             return fresh
         if former.token_mark != fresh.token_mark:
-            log.warning("an earlier enrollment was never answered; look for its agent in the agent list", name=former.name)
+            log.warning("an earlier enrollment was never answered: look for its agent in the list", name=former.name)
             return fresh
         return replace(fresh, unanswered=True)
 
@@ -261,33 +263,33 @@ class FirstBoot:
             systemd.start(AGENT_UNIT, restart=self._options.reenroll and self._replaced)
             log.info("handed off", unit=AGENT_UNIT)
         else:
-            log.info("handed off: start byteor-agent run" + ("" if self._layout.is_host else f" --root {self._layout.root}"))
+            log.info("handed off: byteor-agent run is to be started here, since there is no systemd")
         self._handed_off = True
 
     def _refreeze(self, view: View) -> None:
         here = view.seen.identity
         assert here is not None  # noqa: S101 - only called with an identity
-        stored = files.read_json_or_set_aside(self._layout.settings)
-        base = frozen.thaw(stored) if stored is not None else frozen.Settings(
-            api_base_url=here.api_base_url, org_id=here.org_id,
-            project_id=here.project_id, environment_id=here.environment_id,
-        )
-        fresh = frozen.freeze(settings.refreeze(base, view.found.image)) if view.found.image else frozen.freeze(base)
+        try:
+            stored = files.read_json(self._layout.settings)
+            base = frozen.thaw(stored) if stored is not None else None
+        except Corrupt as error:
+            log.warning(str(error), kept_as=files.set_aside(self._layout.settings))
+            stored = base = None
+        if base is None:
+            base = frozen.Settings(
+                api_base_url=here.api_base_url,
+                org_id=here.org_id,
+                project_id=here.project_id,
+                environment_id=here.environment_id,
+            )
+        fresh = frozen.freeze(settings.refreeze(base, view.found.image))
         if fresh != stored:
             files.write_json(self._layout.settings, fresh, mode=0o644)
 
     def _erase(self, view: View) -> None:
         spent = view.tokens(TokenClass.SPENT)
         self._tried |= set(spent)
-        self._receipt = erase(
-            self._layout,
-            spent,
-            marks=view.marks,
-            cloud_init_finished=cloud_init_finished(self._layout),
-            now=self._clock.wall(),
-            still_served=still_served(self._layout),
-        )
-        log.notice("erased the token", **self._receipt.summary())
+        self._receipt = erasure.erase_tokens(self._layout, view, spent, now=self._clock.wall())
 
     def _finish(self, view: View) -> bool:
         if view.invalid is not None:
@@ -295,7 +297,7 @@ class FirstBoot:
         for warning in view.found.warnings:
             log.warning(warning)
         if view.facts.token in (TokenClass.FRESH, TokenClass.REFUSED):
-            log.warning("a token was found and not used: this host is enrolled", hint="byteor-firstboot reenroll uses it")
+            log.warning("a token was found and not used: this host is enrolled", hint="byteor-firstboot reenroll")
         if self._receipt is not None and self._receipt.remaining:
             raise NotErased(
                 "enrolled, but a copy of the token could not be erased: " + ", ".join(self._receipt.remaining),

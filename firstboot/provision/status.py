@@ -13,7 +13,7 @@ from firstboot import files
 from firstboot.errors import ByteorError, LocalFault
 from firstboot.layout import Layout
 from firstboot.provision.decision import Step, next_step
-from firstboot.provision.facts import View, look, stop_error
+from firstboot.provision.facts import look, stop_error
 from firstboot.provision.sources import Inputs
 
 WORDS = {
@@ -55,8 +55,8 @@ def describe(layout: Layout, inputs: Inputs) -> Dict[str, Any]:
     if here is not None:
         document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url, enrolled_at=here.enrolled_at)
     if step not in WORDS:
-        error = stop_error(step, view)
-        document.update(problem=str(error), hint=error.hint)
+        stop = stop_error(step, view)
+        document.update(problem=str(stop), hint=stop.hint)
     elif view.invalid is not None:
         document.update(problem=str(view.invalid), hint=view.invalid.hint)
     document["erasure"] = _erasure(layout)

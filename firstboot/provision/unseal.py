@@ -9,7 +9,7 @@ from __future__ import annotations
 import pwd
 from typing import Optional, Tuple
 
-from firstboot import files, handover, identity
+from firstboot import handover, identity
 from firstboot.errors import Foreign, LocalFault, NoToken
 from firstboot.identity import State
 from firstboot.layout import Layout

@@ -9,7 +9,8 @@
         print(boot.cloud_status, boot.failed_units, ordering_cycles(boot.console))
         guest.close()
 
-Commands run in the guest by nsenter: without a machined on this machine there is nothing that ``machinectl shell`` could talk to.
+Commands run in the guest by nsenter: without a machined on this machine there is nothing that ``machinectl shell``
+could talk to.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from . import host, roots
 from .network import Link
@@ -32,6 +34,8 @@ STOP_DEADLINE_S = 45.0
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\r")
 _IN_MEMORY = ("tmpfs", "ramfs")
+
+_Seen = TypeVar("_Seen")
 
 
 class GuestError(Exception):
@@ -64,14 +68,22 @@ class Unit:
 
 
 def ordering_cycles(console: str) -> list[str]:
-    """The console lines about ordering cycles: systemd reports those before the journal runs, so they are nowhere else."""
+    """The console's lines about ordering cycles; systemd reports those before the journal runs: nowhere else."""
     return [line for line in console.splitlines() if "ordering cycle" in line.lower()]
 
 
 class Guest:
     """A Debian on a directory of its own above ``lowers`` (topmost first)."""
 
-    def __init__(self, name: str, lowers: Sequence[Path], directory: Path, *, link: Link | None = None, layer: roots.Layer | None = None):
+    def __init__(
+        self,
+        name: str,
+        lowers: Sequence[Path],
+        directory: Path,
+        *,
+        link: Link | None = None,
+        layer: roots.Layer | None = None,
+    ) -> None:
         host.require()
         self.name, self.link, self.directory = name, link, directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -81,7 +93,7 @@ class Guest:
         self.consoles: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
-        self._started = 0.0
+        self._started = self._took = 0.0
 
     # -- the disk, while the guest is down or up
 
@@ -137,8 +149,10 @@ class Guest:
         self._started = time.monotonic()
         with open(console, "wb") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
+                command,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
         self._leader = self.wait_for(self._find_leader, "its first process", timeout=20)
         if self.link is not None:
             self.link.bring_up()
@@ -146,11 +160,15 @@ class Guest:
     def wait_until_up(self, *, timeout: float = BOOT_DEADLINE_S) -> Boot:
         """Wait until systemd has nothing more to start, and look at what the boot came to."""
         self.wait_for(self._is_up, "systemd to finish booting", timeout=timeout, every=0.25)
-        seconds = time.monotonic() - self._started
+        self._took = time.monotonic() - self._started
+        return self.look()
+
+    def look(self) -> Boot:
+        """What this boot has come to by now."""
         status = self.run("cloud-init", "status", "--long", check=False)
         failed = self.run("systemctl", "list-units", "--failed", "--no-legend", "--plain", "--full").stdout
         return Boot(
-            seconds=seconds,
+            seconds=self._took,
             console=self.console(),
             cloud_status=status.stdout,
             cloud_status_code=status.returncode,
@@ -226,8 +244,8 @@ class Guest:
         """This boot's console without its colours."""
         return _ESCAPES.sub("", self.consoles[-1].read_text(errors="replace"))
 
-    def wait_for(self, look: Callable[[], object], what: str, *, timeout: float, every: float = 0.05) -> object:
-        """Look until ``look`` returns something true, and return that; an error with the console's end at the deadline."""
+    def wait_for(self, look: Callable[[], _Seen], what: str, *, timeout: float, every: float = 0.05) -> _Seen:
+        """Return the first true thing that ``look`` returns; at the deadline an error with the console's end."""
         deadline = time.monotonic() + timeout
         while True:
             seen = look()
@@ -241,10 +259,11 @@ class Guest:
             time.sleep(every)
 
     def scan(self, secret: str) -> Findings:
-        """Every copy of ``secret`` that this running guest has: disk, memory file systems, processes, journal, consoles.
+        """Every copy of ``secret`` that this running guest has: disk, memory file systems, processes, journal,
+        consoles.
 
-        The disk is searched where the guest writes, in its upper directory: a secret that was made after the lower directories cannot be
-        in those.
+        The disk is searched where the guest writes, in its upper directory: a secret that was made after the lower
+        directories cannot be in those.
         """
         found = scan_tree(self.layer.upper, secret, prefix="")
         for mount in self._memory_mounts():
@@ -259,7 +278,8 @@ class Guest:
             found.add(scan_file(console, secret, place=console.name))
             # a console that breaks or colours a line inside the secret
             plain = _ESCAPES.sub("", console.read_text(errors="replace"))
-            found.hits += [Hit(f"{console.name} without escapes", form) for form in sorted(scan_bytes(plain.encode(), secret))]
+            forms = scan_bytes(plain.encode(), secret)
+            found.hits += [Hit(f"{console.name} without escapes", form) for form in sorted(forms)]
         return found
 
     # -- within
@@ -269,7 +289,8 @@ class Guest:
             raise GuestError(f"{self.name} is not up")
         return [
             "nsenter", f"--target={self._leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--",
-            "env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
+            "env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
+            "LANG=C.UTF-8",
             *command,
         ]  # fmt: skip
 
@@ -286,7 +307,8 @@ class Guest:
             except (FileNotFoundError, ProcessLookupError):
                 continue
             numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
-            if len(numbers) > 1 and numbers[-1] == "1" and Path(f"/proc/{process}/comm").read_text().strip() == "systemd":
+            comm = Path(f"/proc/{process}/comm").read_text().strip()
+            if len(numbers) > 1 and numbers[-1] == "1" and comm == "systemd":
                 return process
             below += [int(child) for child in children]
         return 0

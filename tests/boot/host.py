@@ -70,7 +70,7 @@ def install() -> None:
 
 
 def mirror() -> str:
-    """The Debian mirror of this machine's own apt configuration: nothing of it is written anywhere but into cached roots."""
+    """The Debian mirror that this machine's apt is configured for; it is written nowhere but into cached roots."""
     line_format = "$(ORIGIN)|$(COMPONENT)|$(CODENAME)|$(SITE)"
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", line_format, "Created-By: Packages"],
@@ -81,7 +81,7 @@ def mirror() -> str:
         # bookworm-updates and bookworm-security are other trees; a base root comes from the release itself
         if origin == "Debian" and component == "main" and "-" not in codename:
             return site
-    raise CannotBoot("apt knows no Debian mirror with component main: run apt-get update and look at /etc/apt/sources.list.d")
+    raise CannotBoot("apt knows no Debian mirror with component main: run apt-get update")
 
 
 def main(argv: list[str]) -> int:

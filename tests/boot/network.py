@@ -1,7 +1,8 @@
 """The addresses of one session of guests, all on this machine: one for the control plane, one link per guest.
 
-A guest has a veth link of its own whose other end lies here, and reaches the plane's address, which lies on the loopback interface, through
-it. Nothing is routed further. Sessions take different third octets of 10.77.0.0/16, held by a file lock, so that several can run at once.
+A guest has a veth link of its own whose other end lies here, and reaches the plane's address, which lies on the
+loopback interface, through it. Nothing is routed further. Sessions take different third octets of 10.77.0.0/16, held by
+a file lock, so that several can run at once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Link:
         deadline = time.monotonic() + _LINK_DEADLINE_S
         while not Path("/sys/class/net", self.interface).exists():
             if time.monotonic() > deadline:
-                raise host.CannotBoot(f"systemd-nspawn made no interface {self.interface} within {_LINK_DEADLINE_S:.0f} s")
+                raise host.CannotBoot(f"{self.interface} did not appear within {_LINK_DEADLINE_S:.0f} s")
             time.sleep(0.02)
         _ip("address", "replace", f"{self.here}/30", "dev", self.interface)
         _ip("link", "set", self.interface, "up")

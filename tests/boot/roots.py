@@ -1,7 +1,8 @@
 """Base roots, built once and cached outside the checkout, and overlay layers above them.
 
-A cached base is never written to again: every guest, and every package installed for a session, lies in an upper directory of its own. So a
-fresh root costs nothing, and an upper directory holds exactly what that layer or that boot wrote.
+A cached base is never written to again: every guest, and every package installed for a session, lies in an upper
+directory of its own. So a fresh root costs nothing, and an upper directory holds exactly what that layer or that boot
+wrote.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from . import host
 SUITES = ("bookworm", "trixie")
 
 _PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "udev", "cloud-init", "python3", "python3-yaml", "python3-requests", "python3-cryptography",
-    "iproute2", "ifupdown", "netbase", "ca-certificates", "sudo", "openssh-server", "locales", "cloud-guest-utils", "gdisk", "procps",
+    "systemd", "systemd-sysv", "dbus", "udev", "cloud-init", "procps", "sudo", "openssh-server", "locales",
+    "python3", "python3-yaml", "python3-requests", "python3-cryptography", "ca-certificates",
+    "iproute2", "ifupdown", "netbase", "cloud-guest-utils", "gdisk",
 )  # fmt: skip
 # resolved is a package of its own from bookworm on
 _PACKAGES_SINCE_BOOKWORM = ("systemd-resolved",)
-# With /usr/share/locale left out, cloud-init's locale module fails and the status is `error` unless the locale is C.UTF-8 already.
-# The second and third line of the hook make the root a root before its first boot: no machine-id, no host keys.
+# With /usr/share/locale left out, cloud-init's locale module fails and the status is `error` unless the locale is
+# C.UTF-8 already. The second and third line of the hook make the root a root before its first boot: no machine-id, no
+# host keys.
 _HOOK = (
     'echo LANG=C.UTF-8 > "$1/etc/default/locale";'
     'echo "locale: C.UTF-8" > "$1/etc/cloud/cloud.cfg.d/99_locale.cfg";'
@@ -37,7 +40,8 @@ _HOOK = (
 _OPTIONS = (
     "--variant=minbase", "--mode=root", "--components=main", "--format=directory",
     '--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Check-Valid-Until "false"',
-    "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
     f"--customize-hook={_HOOK}",
 )  # fmt: skip
 
@@ -56,7 +60,8 @@ def _recipe(suite: str) -> list[str]:
 def base_root(suite: str) -> Path:
     """The cached, never-booted root of ``suite``; built from the configured mirror if it is not there (about a minute).
 
-    The name carries a hash of the recipe, so a changed recipe makes a new root. Two processes that want the same root wait for each other.
+    The name carries a hash of the recipe, so a changed recipe makes a new root. Two processes that want the same root
+    wait for each other.
     """
     host.require()
     recipe = _recipe(suite)
@@ -141,8 +146,8 @@ def mounted(layer: Layer) -> Iterator[Path]:
 def run_in(root: Path, *command: str) -> str:
     """Run ``command`` in a root that is not booted, without a network; its output, and an error that shows it."""
     done = subprocess.run(
-        ["systemd-nspawn", "--quiet", "--directory", str(root), "--register=no", "--keep-unit", "--private-network", "--pipe",
-         "--link-journal=no", "--as-pid2", "--setenv=DEBIAN_FRONTEND=noninteractive", *command],
+        ["systemd-nspawn", "--quiet", "--directory", str(root), "--register=no", "--keep-unit", "--private-network",
+         "--pipe", "--link-journal=no", "--as-pid2", "--setenv=DEBIAN_FRONTEND=noninteractive", *command],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
@@ -158,7 +163,8 @@ def install_package(deb: Path, *, lowers: Sequence[Path], directory: Path) -> La
         shutil.copyfile(deb, target)
         run_in(root, "dpkg", "-i", f"/opt/{deb.name}")
         target.unlink()
-        # An image is shipped with an empty machine-id; a package script that commits one would make every guest the same host.
+        # An image is shipped with an empty machine-id; a package script that commits one would make every guest the
+        # same host.
         if (root / "etc/machine-id").read_text() != "":
             raise RuntimeError("installing the package gave the image a machine-id")
     return layer

@@ -1,11 +1,12 @@
 """Find every copy of a secret in a tree, in whatever form something wrote it.
 
-Searched in the bytes as they are: the secret raw, reversed, in hex, in UTF-16, and in base64 at its three alignments, also where a line
-break cuts it. Then in what the bytes unpack to: gzip, zstd, xz and bzip2 wherever one begins, base64, pickles, each inside another too.
-File names and link targets are searched as well. What could not be read is reported, never passed over: a scan with something ``unread``
-proves nothing.
+Searched in the bytes as they are: the secret raw, reversed, in hex, in UTF-16, and in base64 at its three alignments,
+also where a line break cuts it. Then in what the bytes unpack to: gzip, zstd, xz and bzip2 wherever one begins, base64,
+pickles, each inside another too. File names and link targets are searched as well. What could not be read is reported,
+never passed over: a scan with something ``unread`` proves nothing.
 
-Give it a *core* of at least 20 letters and digits, as ``canary()`` makes: nothing escapes or quotes such a string.
+The secret's longest stretch of letters and digits stands for it, since nothing escapes or quotes those; it has to be at
+least 20 long, as ``canary()`` makes them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from typing import Protocol
 import zstandard
 
 CORE_CHARACTERS = 20
-# What one packed member may unpack to, how much of a file is looked at together, and how deep members are unpacked: all far above what
-# cloud-init, the journal and a package manager write.
+# What one packed member may unpack to, how much of a file is looked at together, and how deep members are unpacked: all
+# far above what cloud-init, the journal and a package manager write.
 PIECE_BYTES = 64 * 1024 * 1024
 OVERLAP_BYTES = 1024 * 1024
 DEPTH = 5
@@ -77,6 +78,12 @@ class Findings:
     files: int = 0
     octets: int = 0
     unread: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __len__(self) -> int:
+        return len(self.hits)
 
     @property
     def places(self) -> set[str]:
@@ -165,19 +172,21 @@ def _walk(directory: Path, below: str, skip: Collection[str], found: Findings) -
 
 
 def _needles(secret: str) -> tuple[tuple[str, bytes], ...]:
-    if len(secret) < CORE_CHARACTERS or not (secret.isascii() and secret.isalnum()):
-        raise ValueError(f"scan for a core of at least {CORE_CHARACTERS} letters and digits")
-    raw = secret.encode("ascii")
+    core = max(re.findall(r"[A-Za-z0-9]+", secret), key=len, default="")
+    if len(core) < CORE_CHARACTERS:
+        raise ValueError(f"scan for a secret with at least {CORE_CHARACTERS} letters and digits on end")
+    raw = core.encode("ascii")
     needles = {
         ("raw", raw),
         ("reversed", raw[::-1]),
         ("hex", raw.hex().encode()),
         ("hex", raw.hex().upper().encode()),
-        ("utf-16le", secret.encode("utf-16-le")),
-        ("utf-16be", secret.encode("utf-16-be")),
+        ("utf-16le", core.encode("utf-16-le")),
+        ("utf-16be", core.encode("utf-16-be")),
     }
     for shift in range(3):
-        # A character of base64 holds six bits: only characters made of the secret's own bits are the same whatever stands around it.
+        # A character of base64 holds six bits: only characters made of the secret's own bits are the same whatever
+        # stands around it.
         first, end = -(-8 * shift // 6), 8 * (shift + len(raw)) // 6
         coded = base64.b64encode(b"\0" * shift + raw)[first:end]
         needles |= {(f"base64+{shift}", coded), (f"base64+{shift}", coded.translate(bytes.maketrans(b"+/", b"-_")))}

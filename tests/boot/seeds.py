@@ -1,4 +1,4 @@
-"""What a datasource hands to cloud-init: the files that make a guest find its user data, and user data that carries our settings."""
+"""What a datasource hands to cloud-init: the files that lead to user data, and user data with our settings."""
 
 from __future__ import annotations
 
@@ -56,8 +56,10 @@ def ec2(*, metadata_url: str, link: Link) -> dict[str, str]:
         "/etc/cloud/cloud.cfg.d/90_ec2.cfg": to_yaml(
             {
                 "datasource_list": ["Ec2"],
-                "datasource": {"Ec2": {"strict_id": False, "metadata_urls": [metadata_url], "timeout": 5, "max_wait": 20}},
+                "datasource": {"Ec2": {"strict_id": False, "metadata_urls": [metadata_url], "max_wait": 20}},
                 "network": _static_network(link),
+                # or cloud-init tells udev of hotplug rules: a container has no udev
+                "updates": {"network": {"when": ["boot-new-instance"]}},
             }
         ),
     }

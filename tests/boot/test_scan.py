@@ -93,11 +93,16 @@ def test_form_names_the_way_in() -> None:
     assert scan_bytes(codecs.encode(TEXT, "hex"), TOKEN) == {"hex"}
 
 
-def test_short_or_punctuated_core_is_refused() -> None:
-    """A core that could be escaped, or that could be anywhere by chance, is not searched for."""
-    for core in ("short", "with-punctuation-in-the-middle", ""):
-        with pytest.raises(ValueError, match="core of at least"):
-            scan_bytes(b"", core)
+def test_longest_stretch_without_punctuation_is_searched() -> None:
+    """A writer that escapes or quotes the secret's punctuation does not hide it."""
+    assert scan_bytes(json.dumps(f'bet"{TOKEN}/+').encode(), f'bet"{TOKEN}/+') == {"raw"}
+
+
+def test_short_core_is_refused() -> None:
+    """What could be anywhere by chance is not searched for."""
+    for secret in ("short", "with-punctuation-in-the-middle", ""):
+        with pytest.raises(ValueError, match="20 letters and digits"):
+            scan_bytes(b"", secret)
 
 
 def test_tree_is_searched_in_names_links_and_files(tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ def test_tree_is_searched_in_names_links_and_files(tmp_path: Path) -> None:
 
 
 def test_tree_skips_only_what_was_named_and_opens_no_pipe(tmp_path: Path) -> None:
-    """A skipped directory is not entered, one of the same name deeper is; a pipe or a socket does not block the scan."""
+    """A skipped directory is not entered, one of that name deeper is; no pipe or socket blocks the scan."""
     for directory in ("proc", "deeper/proc"):
         (tmp_path / directory).mkdir(parents=True)
         (tmp_path / directory / "copy").write_bytes(TEXT)
@@ -153,7 +158,7 @@ def test_copy_across_two_pieces_of_a_large_file_is_found(tmp_path: Path) -> None
 
 
 def test_process_environment_and_command_line_are_searched(tmp_path: Path) -> None:
-    """A copy in a process's environment and one in its command line are two hits; a process that ends meanwhile is none."""
+    """A copy in a process's environment and one in its command line are two hits; an ended process is none."""
     (tmp_path / "17").mkdir()
     (tmp_path / "17/environ").write_bytes(b"A=1\0BYTEOR=" + TOKEN.encode() + b"\0")
     (tmp_path / "17/cmdline").write_bytes(b"curl\0-H\0Authorization: Bearer " + TOKEN.encode() + b"\0")

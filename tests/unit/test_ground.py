@@ -11,13 +11,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from firstboot import files, log, systemd
 from firstboot.clock import Backoff, from_rfc3339, rfc3339
 from firstboot.errors import Corrupt, LocalFault
 from firstboot.layout import Layout
 from firstboot.secret import Secret, redacted
-from hypothesis import given
-from hypothesis import strategies as st
 
 CANARY = "bet_canary_0123456789abcdef"
 
@@ -168,7 +169,7 @@ def test_links_inside_a_root_stay_inside(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 40), st.one_of(st.none(), st.floats(-10, 1e6)))
-def test_a_pause_is_within_its_ceiling_and_never_sooner_than_asked(failures: int, retry_after: "float | None") -> None:
+def test_a_pause_is_within_its_ceiling_and_never_sooner_than_asked(failures: int, retry_after: float | None) -> None:
     """Full jitter under the cap; a believable Retry-After is a floor, an absurd one is ignored."""
     backoff = Backoff(1.0, 60.0, failures)
     delay = backoff.next_delay(random.Random(failures), retry_after)

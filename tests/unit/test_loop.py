@@ -7,14 +7,15 @@ import threading
 from typing import List, Optional
 
 import pytest
-from firstboot.agent.loop import Loop, Outcome, Schedule
-from firstboot.errors import LocalFault, Refused, TryAgain
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstboot.agent.loop import Loop, Outcome, Schedule
+from firstboot.errors import LocalFault, Refused, TryAgain
+
 
 @given(st.floats(5, 3600), st.lists(st.sampled_from(list(Outcome)), max_size=40), st.integers())
-def test_every_pause_keeps_the_contract(period: float, outcomes: "list[Outcome]", seed: int) -> None:
+def test_every_pause_keeps_the_contract(period: float, outcomes: list[Outcome], seed: int) -> None:
     """Success: period +-10 %; transient: at most two periods; refused: at least a period, at most an hour."""
     chance, schedule = random.Random(seed), Schedule(period)
     assert 0 <= schedule.first_delay(chance) <= period
@@ -48,7 +49,7 @@ class Impatient(threading.Event):
         return len(self.waits) > self.turns
 
 
-def run_loop(raises: "List[Optional[Exception]]") -> "tuple[Loop, List[str]]":
+def run_loop(raises: List[Optional[Exception]]) -> tuple[Loop, List[str]]:
     pending = list(raises)
     crashes: List[str] = []
 

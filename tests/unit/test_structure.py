@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import firstboot
 import pytest
+
+import firstboot
 
 TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
@@ -59,7 +60,7 @@ def group_of(name: str) -> str:
     return "cli"
 
 
-def imports_of(path: Path) -> "set[str]":
+def imports_of(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,0 +1,97 @@
+"""Look everywhere, overwrite what is found, look again, write the receipt."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Callable, Dict, FrozenSet, Iterable, List, Sequence, Set, Tuple
+
+from firstboot import files
+from firstboot.erase.find import Kind, Place, places, recognise
+from firstboot.erase.receipt import Copy, Receipt, earlier, save
+from firstboot.erase.scrub import Unredactable, redact
+from firstboot.errors import LocalFault
+from firstboot.layout import Layout
+
+FILE_LIMIT = 64 << 20
+# cloud-init's datasources that fetch user data again at every boot (leak-map, section 4).
+FETCH_AGAIN = frozenset(
+    ["aliyun", "altcloud", "bigstep", "cloudcix", "cloudsigma", "cloudstack", "ec2", "exoscale", "gce", "nwcs", "opennebula", "ovf", "rbxcloud", "scaleway", "smartos", "vmware"]
+)
+
+
+def cloud_init_finished(layout: Layout) -> bool:
+    """True when no later stage of this boot can still need what it left: it wrote its result, or does not run at all."""
+    if not layout.is_host or (layout.cloud_run / "result.json").exists():
+        return True
+    return not layout.cloud_run.is_dir() or (layout.cloud_run / "disabled").exists()
+
+
+def still_served(layout: Layout) -> Tuple[str, ...]:
+    """Sentences for what brings a token back whatever is overwritten here."""
+    described = files.read(layout.path("/var/lib/cloud/instance/datasource", follow=True), limit=4096) or b""
+    name = described.decode("utf-8", "replace").split(":")[0]
+    short = name.replace("DataSource", "").lower()
+    for suffix in ("local", "net"):
+        short = short[: -len(suffix)] if short.endswith(suffix) else short
+    if short in FETCH_AGAIN:
+        return (f"the datasource {name} serves the user data again at every boot, and to any process on this host",)
+    return ()
+
+
+def erase(
+    layout: Layout,
+    tokens: Iterable[bytes],
+    *,
+    now: float,
+    finished: bool,
+    served: Sequence[str] = (),
+    lengths: FrozenSet[int] = frozenset(),
+    known: Callable[[bytes], bool] = lambda candidate: False,
+) -> Receipt:
+    """Erase `tokens`, and those that only their mark (`lengths`, `known`) tells, and write the receipt."""
+    found, contents = list(places(layout)), {}
+    wanted: Set[bytes] = set(tokens)
+    unread: List[Copy] = []
+    for place in found:
+        try:
+            data = files.read(place.path, limit=FILE_LIMIT)
+        except LocalFault as error:
+            unread.append(Copy(layout.shown(place.path), {}, "not looked at", str(error)))
+            continue
+        if data:
+            contents[place.path] = data
+            wanted |= recognise(data, lengths=lengths, known=known)
+    copies = [copy for place in found for copy in _place(layout, place, contents, sorted(wanted), finished)]
+    receipt = Receipt(now, len(contents), tuple([*copies, *unread]), tuple(served), history=earlier(layout))
+    save(layout, receipt)
+    return receipt
+
+
+def _place(
+    layout: Layout, place: Place, contents: Dict[Path, bytes], tokens: Sequence[bytes], finished: bool
+) -> Iterable[Copy]:
+    data = contents.get(place.path)
+    if data is None or not tokens:
+        return
+    shown = layout.shown(place.path)
+    try:
+        clean, counts = redact(data, tokens)
+        if not counts:
+            return
+        if place.kind is Kind.LATE and not finished:
+            yield Copy(shown, dict(counts), "pending", "cloud-init has not finished in this boot")
+            return
+        files.overwrite(place.path, clean)
+        again = files.read(place.path, limit=FILE_LIMIT) or b""
+        if redact(again, tokens)[1]:
+            yield Copy(shown, dict(counts), "remains", "it was written again while it was being erased")
+            return
+        if place.kind is Kind.OURS:
+            files.wipe(place.path)
+        yield Copy(shown, dict(counts), "unlinked" if place.kind is Kind.OURS else "overwritten")
+    except Unredactable as error:
+        yield Copy(shown, {}, "remains", str(error))
+    except LocalFault as error:
+        read_only = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS
+        yield Copy(shown, dict(counts), "still_served" if read_only else "remains", str(error))

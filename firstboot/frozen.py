@@ -1,0 +1,116 @@
+"""The settings as values, and their frozen form in ``settings.json``: no yaml, so that the resident agent can read it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Mapping, Optional, Tuple
+from urllib.parse import urlsplit
+
+from firstboot.errors import Corrupt
+from firstboot.secret import Secret
+
+VERSION = 1
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 3600.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The mapping of contract 4.1, merged; what nobody set is None."""
+
+    api_base_url: Optional[str] = None
+    org_id: Optional[str] = None
+    project_id: Optional[str] = None
+    environment_id: Optional[str] = None
+    name: Optional[str] = None
+    ca_certificates: Optional[str] = None
+    proxy: Optional[Secret] = None
+    no_proxy: Tuple[str, ...] = ()
+    heartbeat_interval_s: Optional[float] = None
+    seal: str = "auto"
+    signing_keys: Tuple[Mapping[str, str], ...] = ()
+    signing_keys_trust: Optional[str] = None
+    activation: Optional[Mapping[str, Any]] = None
+
+
+def base_url(text: str, *, under_systemd: bool) -> str:
+    """Return the origin in `text` without a trailing slash, ``/v1`` or ``/api/v1``; ValueError saying what is wrong."""
+    try:
+        parts = urlsplit(text.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if parts.scheme not in ("https", "http") or not host:
+        raise ValueError("must be an https URL such as https://api.example")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError("must be an origin, without user, query or fragment")
+    path = parts.path.rstrip("/")
+    if path not in ("", "/v1", "/api/v1"):
+        raise ValueError("must be an origin, without a path")
+    if parts.scheme == "http":
+        if not _loopback(host):
+            raise ValueError("must be https (http only towards loopback)")
+        if under_systemd:
+            raise ValueError("must be https (under systemd http is refused, even towards loopback)")
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def has_password(proxy: Optional[Secret]) -> bool:
+    return proxy is not None and urlsplit(proxy.reveal()).password is not None
+
+
+def freeze(settings: Settings) -> Dict[str, Any]:
+    """Return what ``settings.json`` (0644) holds: everything but a proxy with a password, which is sealed."""
+    proxy = None if settings.proxy is None or has_password(settings.proxy) else settings.proxy.reveal()
+    return {
+        "v": VERSION,
+        "api_base_url": settings.api_base_url,
+        "org_id": settings.org_id,
+        "project_id": settings.project_id,
+        "environment_id": settings.environment_id,
+        "name": settings.name,
+        "ca_certificates": settings.ca_certificates,
+        "proxy": proxy,
+        "no_proxy": list(settings.no_proxy),
+        "heartbeat_interval_s": settings.heartbeat_interval_s,
+        "seal": settings.seal,
+        "signing_keys": [dict(key) for key in settings.signing_keys],
+        "signing_keys_trust": settings.signing_keys_trust,
+        "activation": dict(settings.activation) if settings.activation is not None else None,
+    }
+
+
+def thaw(stored: Mapping[str, Any]) -> Settings:
+    """Read what `freeze` wrote, ignoring what it does not know; Corrupt when a known key has another shape."""
+    texts = ("api_base_url", "org_id", "project_id", "environment_id", "name", "ca_certificates", "signing_keys_trust")
+    for key in texts:
+        if not isinstance(stored.get(key), (str, type(None))):
+            raise Corrupt(f"settings.json is damaged: {key} is not a text")
+    interval, proxy, no_proxy = stored.get("heartbeat_interval_s"), stored.get("proxy"), stored.get("no_proxy") or []
+    if isinstance(interval, bool) or not isinstance(interval, (int, float, type(None))):
+        raise Corrupt("settings.json is damaged: heartbeat_interval_s is not a number")
+    if not isinstance(proxy, (str, type(None))) or not isinstance(no_proxy, list):
+        raise Corrupt("settings.json is damaged: proxy or no_proxy")
+    if interval is not None:
+        interval = min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, float(interval)))
+    return Settings(
+        **{key: stored.get(key) for key in texts},
+        proxy=Secret(proxy) if proxy else None,
+        no_proxy=tuple(str(item) for item in no_proxy),
+        heartbeat_interval_s=interval,
+        seal=str(stored.get("seal") or "auto"),
+        signing_keys=tuple(stored.get("signing_keys") or ()),
+        activation=stored.get("activation"),
+    )

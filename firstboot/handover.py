@@ -1,0 +1,107 @@
+"""The hand-over: what the resident agent needs of the sealed identity, in a file that it reads once and unlinks.
+
+`unseal` writes ``/run/byteor-agent/handover.json`` (tmpfs, 0400, the agent's) as root; the agent takes it at its start.
+So no sealing key, no cryptography and no yaml is ever in the resident process: this module imports none of them, nor
+`identity`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+from firstboot import files
+from firstboot.errors import Corrupt
+from firstboot.layout import Layout
+from firstboot.secret import Secret
+
+VERSION = 1
+HANDOVER_LIMIT = 1 << 16  # bytes; a runtime key and a few ids
+
+_TEXTS = ("api_base_url", "agent_id", "org_id", "project_id", "environment_id", "enrolled_at")
+
+
+@dataclass(frozen=True)
+class Handover:
+    """The agent's three values (base URL, id, key), its proxy, and what `status` shows; times are RFC 3339."""
+
+    api_base_url: str
+    agent_id: str
+    api_key: Secret
+    proxy: Optional[Secret]
+    org_id: str
+    project_id: str
+    environment_id: str
+    name: Optional[str]
+    enrolled_at: str
+    expires_at: Optional[str]
+    scopes: Tuple[str, ...]
+
+    def shown(self) -> Dict[str, Any]:
+        """What may be published in `status.json`: everything but the key and the proxy."""
+        names = (*_TEXTS, "name", "expires_at")
+        return {**{name: getattr(self, name) for name in names}, "scopes": list(self.scopes)}
+
+
+def write(layout: Layout, handed: Handover, *, owner: Optional[files.Owner] = None) -> None:
+    """Hand over, replacing what an agent left that never came to read it; `owner` is the agent's (uid, gid).
+
+    The directory is the agent's own, so root follows nothing in it; it is made, 0755, where systemd has not done so.
+    """
+    document = {
+        "v": VERSION,
+        **handed.shown(),
+        "api_key": handed.api_key.reveal(),
+        "proxy": None if handed.proxy is None else handed.proxy.reveal(),
+    }
+    files.make_directory(layout.agent_run, 0o755, owner=owner)
+    data = (json.dumps(document, sort_keys=True) + "\n").encode()
+    files.write_into(layout.agent_run, layout.handover.name, data, mode=0o400, owner=owner)
+
+
+def take(layout: Layout) -> Optional[Handover]:
+    """Return what was handed over and unlink it, None when nothing was; Corrupt (unlinked too) when it is damaged.
+
+    LocalFault, and it stays, when it does not belong to the user who asks, or others could have read it: whoever put it
+    there was not `unseal`.
+    """
+    data = files.read(layout.handover, limit=HANDOVER_LIMIT, private_to=os.geteuid())
+    if data is None:
+        return None
+    try:
+        return _parse(data, layout)
+    finally:
+        # After it was read whole, and also when it is damaged: the next start gets a fresh one.
+        files.remove(layout.handover)
+
+
+def _parse(data: bytes, layout: Layout) -> Handover:
+    try:
+        document = json.loads(data)
+        if document["v"] != VERSION:
+            raise ValueError("another version")
+        return Handover(
+            **{name: _text(document[name]) for name in _TEXTS},
+            name=_optional(document.get("name")),
+            expires_at=_optional(document.get("expires_at")),
+            api_key=Secret(_text(document["api_key"])),
+            proxy=None if document.get("proxy") is None else Secret(_text(document["proxy"])),
+            scopes=tuple(_text(scope) for scope in document.get("scopes") or ()),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        # `from None`: a JSON error carries the whole text, and the key is in it.
+        raise Corrupt(
+            f"{layout.handover} is damaged", hint="systemctl restart byteor-agent makes a fresh one"
+        ) from None
+
+
+def _optional(value: object) -> Optional[str]:
+    return None if value is None else _text(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("not a text")
+    return value

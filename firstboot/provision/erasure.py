@@ -1,0 +1,72 @@
+"""Erasing as first boot and ``byteor-firstboot erase`` do it: which tokens, and what is said about the outcome."""
+
+from __future__ import annotations
+
+import json
+from typing import Iterable, List
+
+from firstboot import files, log
+from firstboot.clock import Clock
+from firstboot.erase.erasing import cloud_init_finished, erase, still_served
+from firstboot.erase.receipt import Receipt
+from firstboot.errors import NotErased
+from firstboot.layout import Layout
+from firstboot.provision import preflight
+from firstboot.provision.facts import View, look
+from firstboot.provision.marks import TokenClass
+from firstboot.provision.sources import Inputs
+from firstboot.secret import Secret
+from firstboot.settings import Rank
+
+LOCK_WAIT_S = 30.0
+
+
+def erase_tokens(
+    layout: Layout, view: View, tokens: Iterable[Secret], *, now: float, refused: bool = False
+) -> Receipt:
+    """Erase `tokens` and all that the marks recognise as spent (`refused`: and as refused); write the receipt."""
+    classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
+    receipt = erase(
+        layout,
+        [token.reveal().encode() for token in tokens],
+        now=now,
+        finished=cloud_init_finished(layout),
+        served=[*still_served(layout), *_credentials(view)],
+        lengths=view.marks.lengths(*classes),
+        known=lambda candidate: view.marks.recognises(candidate, *classes),
+    )
+    log.notice("looked for copies of the token", **receipt.summary())
+    return receipt
+
+
+def _credentials(view: View) -> List[str]:
+    return [
+        f"{source.where} is served again by systemd at every boot"
+        for source, token in view.found.tokens
+        if source.rank is Rank.CREDENTIAL and view.marks.classify(token) is TokenClass.SPENT
+    ]
+
+
+class _Busy(Exception):
+    """Another process holds the lock: there is another erase in every boot."""
+
+
+def erase_again(layout: Layout, inputs: Inputs, *, refused: bool, as_json: bool) -> int:
+    """``byteor-firstboot erase``: look again everywhere; NotErased (exit 9) when a copy stays that could have gone."""
+    preflight.make_state(layout)
+    try:
+        with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
+            view = look(layout, inputs, tolerant=True)
+            classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
+            receipt = erase_tokens(layout, view, view.tokens(*classes), now=Clock().wall(), refused=refused)
+    except _Busy:
+        log.notice("another byteor-firstboot is at work: nothing was erased now, the next boot looks again")
+        return 0
+    if as_json:
+        print(json.dumps(receipt.to_json(), indent=1, sort_keys=True))
+    if receipt.remaining:
+        raise NotErased(
+            "a copy of the token could not be erased: " + ", ".join(receipt.remaining),
+            hint="mend its cause (an immutable file? a full disk?) and run byteor-firstboot erase",
+        )
+    return 0

@@ -1,0 +1,310 @@
+"""The only HTTP of this package: one request, one answer or one error. No retry, no paths, no policy.
+
+Nothing comes from the caller's environment behind our back: no ``.netrc``, ``REQUESTS_CA_BUNDLE``, ``SSL_CERT_FILE``,
+``SSLKEYLOGFILE`` or implicit proxy. Trust is the operating system's store or exactly the configured certificates, never
+the bundle that a wheel ships. Every request has time-outs on connect and read, a deadline over the whole, which a
+server that drips a byte a second cannot stretch, and a ceiling of bytes. Redirects are answers like any other.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import socket
+import ssl
+import threading
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Mapping, NoReturn, Optional, Sequence
+from urllib.parse import urlsplit
+
+import requests
+import requests.adapters
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from firstboot import __version__
+from firstboot.clock import monotonic
+from firstboot.errors import LocalFault, TryAgain
+from firstboot.proxies import proxy_for
+from firstboot.secret import Secret
+
+CEILING_BYTES = 1 << 20  # contract 2: JSON replies
+CONNECT_S, READ_S, DEADLINE_S = 10.0, 20.0, 60.0
+CHUNK_BYTES = 64 * 1024
+USER_AGENT = f"byteor-firstboot/{__version__}"
+# The compiled-in place of OpenSSL first; a Python built elsewhere points at nothing, so then where systems keep it.
+OS_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # RHEL family
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+)
+
+
+class Unreachable(TryAgain):
+    """No TLS session with the plane: the request certainly never arrived."""
+
+    def __init__(self, message: str, *, hint: Optional[str] = None) -> None:
+        super().__init__(message, hint=hint, maybe_arrived=False)
+
+
+class NoAnswer(TryAgain):
+    """The request may have arrived; its answer did not, or not whole."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer, whole. `date` is its ``Date`` header in seconds since the epoch."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    date: Optional[float]
+
+    @property
+    def media_type(self) -> str:
+        return self.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+_request = threading.local()  # .limit: when this thread's request must be over, on the monotonic clock
+
+
+class _Deadlined(io.RawIOBase):
+    """What http.client reads from: every recv waits at most for what is left of the whole request's time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)  # holds the socket open as http.client expects
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Optional[int]:
+        left = getattr(_request, "limit", float("inf")) - monotonic()
+        if left <= 0:
+            raise socket.timeout("the deadline has passed")
+        self._sock.settimeout(min(READ_S, left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Makefile:
+    """Stands in for the socket in HTTPResponse, which asks it for one thing."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Deadlined(self._sock))
+
+
+class _Response(http.client.HTTPResponse):
+    """Reads status line, headers, body and a proxy's CONNECT answer under the deadline."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(_Makefile(sock), *arguments, **keywords)  # type: ignore[arg-type]
+
+
+class _PlainConnection(HTTPConnection):
+    response_class = _Response
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """requests' adapter with our TLS context and connections, and without its habit of adding certifi's bundle."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
+
+    def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
+        super().init_poolmanager(*arguments, ssl_context=self._context, **keywords)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+
+    def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
+        manager = super().proxy_manager_for(
+            proxy, ssl_context=self._context, proxy_ssl_context=self._context, **keywords
+        )
+        manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+        return manager
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        conn.cert_reqs, conn.ca_certs, conn.ca_cert_dir = "CERT_REQUIRED", None, None
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        parts = urlsplit(request.url)
+        host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
+        return host, {"cert_reqs": "CERT_REQUIRED", "ssl_context": self._context}
+
+
+def tls_context(ca_certificates: Optional[str]) -> ssl.SSLContext:
+    """TLS 1.2 or newer, names checked; trust exactly `ca_certificates` (PEM), else the operating system's store.
+
+    Not `ssl.create_default_context`, which honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_certificates is not None:
+        try:
+            context.load_verify_locations(cadata=ca_certificates)
+        except (ssl.SSLError, ValueError) as error:
+            raise LocalFault("ca_certificates does not hold certificates in PEM form") from error
+        return context
+    compiled = ssl.get_default_verify_paths()
+    for bundle in (compiled.openssl_cafile, *OS_BUNDLES):
+        if Path(bundle).is_file():
+            context.load_verify_locations(cafile=bundle)
+            return context
+    if Path(compiled.openssl_capath).is_dir():
+        context.load_verify_locations(capath=compiled.openssl_capath)
+        return context
+    raise LocalFault("this system has no trust store", hint="install ca-certificates, or set ca_certificates")
+
+
+class Transport:
+    """One session with one kept-alive connection; for one thread."""
+
+    def __init__(
+        self,
+        *,
+        ca_certificates: Optional[str] = None,
+        proxy: Optional[Secret] = None,
+        no_proxy: Sequence[str] = (),
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._proxy, self._no_proxy, self._environ = proxy, tuple(no_proxy), environ
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.max_redirects = 0
+        adapter = _Adapter(tls_context(ca_certificates))
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        bearer: Optional[Secret] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        body: Optional[bytes] = None,
+        ceiling: int = CEILING_BYTES,
+        deadline_s: float = DEADLINE_S,
+    ) -> Reply:
+        """Send one request and read its whole answer of at most `ceiling` bytes; Unreachable or NoAnswer."""
+        sent = {"User-Agent": USER_AGENT, "Accept": "application/json, application/problem+json",
+                "Accept-Encoding": "identity", **(headers or {})}
+        if bearer is not None:
+            sent["Authorization"] = f"Bearer {bearer.reveal()}"
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ)
+        proxies = {"http": proxy.reveal(), "https": proxy.reveal()} if proxy is not None else {}
+        _request.limit = monotonic() + deadline_s
+        try:
+            with self._session.request(
+                method, url, headers=sent, data=body, proxies=proxies, timeout=(CONNECT_S, READ_S),
+                allow_redirects=False, stream=True,
+            ) as response:
+                return Reply(
+                    status=response.status_code,
+                    headers={name.lower(): value for name, value in response.headers.items()},
+                    body=_body(response, host, ceiling),
+                    date=_date(response.headers.get("Date")),
+                )
+        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            _translate(error, f"{host}:{port}", through_proxy=proxy is not None)
+        except (ValueError, UnicodeError) as error:
+            raise NoAnswer(f"{host} answered something that is not HTTP") from error
+
+    def close(self) -> None:
+        """Close the kept-alive connection."""
+        self._session.close()
+
+
+def _body(response: requests.Response, host: str, ceiling: int) -> bytes:
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise NoAnswer(f"{host} answered in an encoding that was not asked for")
+    pieces, size = [], 0
+    while True:
+        piece = response.raw.read(CHUNK_BYTES, decode_content=False)
+        if not piece:
+            break
+        size += len(piece)
+        if size > ceiling:
+            raise NoAnswer(f"the answer of {host} is larger than {ceiling} bytes")
+        pieces.append(piece)
+    # A body cut short raises for a read without a size only (performance.md, section 3): count.
+    announced = response.headers.get("Content-Length", "")
+    if announced.isdigit() and int(announced) != size and response.request.method != "HEAD":
+        raise NoAnswer(f"the answer of {host} was cut after {size} of {announced} bytes")
+    return b"".join(pieces)
+
+
+def _date(text: Optional[str]) -> Optional[float]:
+    try:
+        return parsedate_to_datetime(text).timestamp() if text else None
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error with everything inside it: requests wraps urllib3, which wraps ssl and socket errors."""
+    found, todo = [], [error]
+    while todo:
+        one = todo.pop()
+        if one in found:
+            continue
+        found.append(one)
+        inner = [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+        todo.extend(item for item in inner if isinstance(item, BaseException))
+    return found
+
+
+def _translate(error: BaseException, where: str, *, through_proxy: bool) -> NoReturn:
+    """Raise what a person needs to know; library messages are not quoted: they may hold a proxy's password."""
+    causes = _causes(error)
+
+    def has(*kinds: type) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    way = f"{where} (through the proxy)" if through_proxy else where
+    for cause in causes:
+        if isinstance(cause, NoAnswer):
+            raise cause
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise Unreachable(f"the certificate of {where} is not accepted: {cause.verify_message}",
+                              hint="check the host's clock, api_base_url and ca_certificates") from error
+    if has(socket.gaierror):
+        raise Unreachable(f"cannot resolve the name of {way}", hint="check DNS and api_base_url") from error
+    if has(urllib3.exceptions.ConnectTimeoutError):
+        raise Unreachable(f"cannot connect to {way}: no answer within {CONNECT_S:g} s") from error
+    if has(urllib3.exceptions.ProxyError) and not has(ConnectionResetError, socket.timeout):
+        raise Unreachable(f"the proxy did not connect us to {where}", hint="check proxy and its password") from error
+    if has(urllib3.exceptions.NewConnectionError):
+        reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), "refused")
+        raise Unreachable(f"cannot connect to {way}: {str(reason).lower()}") from error
+    if has(ssl.SSLError) and not has(socket.timeout):
+        raise Unreachable(f"no TLS session with {way}") from error
+    if has(socket.timeout, requests.Timeout, urllib3.exceptions.TimeoutError):
+        raise NoAnswer(f"no answer from {way} in time") from error
+    if has(requests.exceptions.InvalidURL, requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema):
+        raise Unreachable(f"the address of {way} or its proxy is not usable") from error
+    raise NoAnswer(f"the connection with {way} ended before the answer was whole") from error

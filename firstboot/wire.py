@@ -1,0 +1,184 @@
+"""Every message as a frozen dataclass: read tolerantly, written strictly (contract 2).
+
+Parsers take bytes of a server that may lie and return a value, None where the message is not there, or raise
+``ValueError`` with a sentence; they never raise anything else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from firstboot.clock import LONGEST_RETRY_AFTER_S
+from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
+from firstboot.secret import Secret
+
+LONGEST_SAID = 200  # characters of a server's prose that we repeat
+KEY_LENGTHS = range(8, 4097)
+
+
+def load(body: bytes) -> Any:
+    """Parse JSON from outside; ValueError for anything that is not strict JSON of reasonable depth."""
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not JSON") from error
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _text(value: Mapping[str, Any], *names: str) -> Optional[str]:
+    for name in names:
+        found = value.get(name)
+        if isinstance(found, str) and found:
+            return found
+    return None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An RFC 9457 error document with the extension member `code`; prose is shortened and printable."""
+
+    code: Optional[str]
+    title: Optional[str]
+    detail: Optional[str]
+
+    @classmethod
+    def parse(cls, value: Any) -> Optional[Problem]:
+        if not isinstance(value, dict):
+            return None
+        return cls(code=_text(value, "code"), title=_text(value, "title"), detail=_text(value, "detail"))
+
+    def said(self) -> str:
+        """One line of what the plane said."""
+        words = ": ".join(word for word in (self.code, self.detail or self.title) if word)
+        return "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID] or "no reason given"
+
+
+@dataclass(frozen=True)
+class EnrollmentReply:
+    """What enrollment gives (contract 2.1); `signing_keys` are envelopes, unverified."""
+
+    agent_id: str
+    api_key: Secret
+    name: Optional[str]
+    scopes: Tuple[str, ...]
+    expires_at: Optional[str]
+    heartbeat_interval_s: Optional[float]
+    unverified_signing_keys: Tuple[Any, ...] = ()
+
+    @classmethod
+    def parse(cls, value: Any) -> EnrollmentReply:
+        """ValueError naming what is missing or malformed, never its value."""
+        if not isinstance(value, dict):
+            raise ValueError("the answer is not a JSON object")
+        agent_id = _text(value, "agent_id", "id")
+        if agent_id is None or not IDENTIFIER.match(agent_id):
+            raise ValueError("the answer has no well-formed agent_id")
+        key = _text(value, "api_key", "runtime_api_key", "agent_api_key")
+        if key is None or len(key) not in KEY_LENGTHS or not all("!" <= c <= "~" for c in key):
+            raise ValueError("the answer has no well-formed api_key")
+        scopes, keys = value.get("scopes"), value.get("signing_keys")
+        return cls(
+            agent_id=agent_id,
+            api_key=Secret(key),
+            name=_text(value, "name"),
+            scopes=tuple(s for s in scopes if isinstance(s, str)) if isinstance(scopes, list) else (),
+            expires_at=_text(value, "expires_at"),
+            heartbeat_interval_s=interval(value.get("heartbeat_interval_s")),
+            unverified_signing_keys=tuple(keys) if isinstance(keys, list) else (),
+        )
+
+
+def interval(value: Any) -> Optional[float]:
+    """A heartbeat period from the plane, clamped to 5..3600 s; None for anything that is not a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return None
+    return float(min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, value)))
+
+
+def enrollment_body(*, name: Optional[str] = None, hostname: Optional[str] = None) -> Dict[str, str]:
+    """The body of request 1: a configured name, else a host name for the backend to derive one from, else nothing."""
+    if name is not None:
+        return {"name": name}
+    return {"hostname": hostname} if hostname is not None else {}
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The body of request 3 (contract 2.2)."""
+
+    status: str
+    agent_version: str
+    boot_id: str
+    sequence: int
+    uptime_s: int
+    sent_at: str
+    problems: Tuple[Tuple[str, str], ...] = ()
+    pending: int = 0
+    quarantined: int = 0
+    signing_keys_version: Optional[int] = None
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(
+            {
+                "status": self.status,
+                "agent_version": self.agent_version,
+                "boot_id": self.boot_id,
+                "sequence": self.sequence,
+                "uptime_s": self.uptime_s,
+                "sent_at": self.sent_at,
+                "deployment": None,
+                "signing_keys_version": self.signing_keys_version,
+                "spool": {"pending": self.pending, "quarantined": self.quarantined},
+                "problems": [{"code": code, "detail": detail} for code, detail in self.problems],
+            }
+        ).encode()
+
+
+@dataclass(frozen=True)
+class HeartbeatReply:
+    """What a 200 to a heartbeat may hint."""
+
+    heartbeat_interval_s: Optional[float] = None
+
+    @classmethod
+    def parse(cls, value: Any) -> HeartbeatReply:
+        return cls(interval(value.get("heartbeat_interval_s")) if isinstance(value, dict) else None)
+
+
+@dataclass(frozen=True)
+class ListedAgent:
+    """One row of the environment's agent list."""
+
+    agent_id: str
+    name: Optional[str]
+    last_heartbeat_at: Optional[str]
+
+
+def agent_page(value: Any) -> Tuple[Tuple[ListedAgent, ...], Optional[str]]:
+    """Return the agents of one page and the token of the next; ValueError when it is not a page."""
+    if not isinstance(value, dict) or not isinstance(value.get("agents"), list):
+        raise ValueError("the answer is not an agent list")
+    rows = tuple(
+        ListedAgent(row["agent_id"], _text(row, "name"), _text(row, "last_heartbeat_at"))
+        for row in value["agents"]
+        if isinstance(row, dict) and isinstance(row.get("agent_id"), str)
+    )
+    return rows, _text(value, "next")
+
+
+def retry_after(header: Optional[str], *, now: float) -> Optional[float]:
+    """Seconds that ``Retry-After`` asks for, as a number or a date; None when absent, negative, absurd or garbage."""
+    if header is None:
+        return None
+    text = header.strip()
+    try:
+        seconds = float(int(text)) if text.isdigit() else parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return seconds if 0 <= seconds <= LONGEST_RETRY_AFTER_S else None

@@ -1,0 +1,94 @@
+"""Settings and packages that come late or not at all."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.controlplane import ControlPlane
+
+from . import hosts, seeds
+from .guest import Guest, ordering_cycles
+from .network import Network
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
+
+# A boot in which a package script waits for cloud-final, which waits for the package script, never ends.
+HANG_DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def plane(network: Network, tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane of the test's own."""
+    with ControlPlane(tmp_path / "plane", host=network.plane_address) as plane:
+        yield plane
+
+
+def test_host_without_a_datasource_boots_quietly(
+    suite: str, image: Sequence[Path], new_guest: Callable[..., Guest]
+) -> None:
+    """A host on which cloud-init does not even start has no failed unit, and one line of ours in its journal."""
+    guest = new_guest(f"bare-{suite}", image)
+    boot = guest.boot()
+    hosts.wait_until_ended(guest, hosts.FIRSTBOOT)
+    assert boot.failed_units == ()
+    assert ordering_cycles(boot.console) == []
+    assert len(hosts.ours(guest)) == 1, hosts.ours(guest)
+
+
+def test_token_may_come_late_through_the_drop_place(
+    suite: str, image: Sequence[Path], new_guest: Callable[..., Guest], plane: ControlPlane
+) -> None:
+    """A host without a token boots quietly with one line of ours; settings dropped later enroll it, and are gone."""
+    guest = new_guest(f"late-{suite}", image)
+    text = seeds.user_data(None, body={"hostname": guest.name})
+    guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
+    boot = guest.boot()
+    hosts.wait_until_ended(guest, hosts.FIRSTBOOT)
+    assert boot.failed_units == ()
+    assert boot.cloud_status_code == 0, boot.cloud_status
+    assert ordering_cycles(boot.console) == []
+    assert len(hosts.ours(guest)) == 1, hosts.ours(guest)
+    assert plane.requests() == []
+
+    token, part = hosts.mint(plane), f"{hosts.DROP_PLACE}.part"
+    script = f"umask 077; cat > {shlex.quote(part)}; mv {shlex.quote(part)} {shlex.quote(hosts.DROP_PLACE)}"
+    guest.run("sh", "-c", script, stdin=seeds.to_yaml(hosts.settings(plane, token)))
+    agent_id = hosts.wait_for_agent(guest, plane)
+    hosts.wait_for_beat(guest, plane, agent_id)
+    hosts.wait_until_ended(guest, hosts.FIRSTBOOT)
+    assert not guest.path(hosts.DROP_PLACE).exists()
+    found = guest.scan(token)
+    assert found.hits == []
+    assert found.unread == []
+    assert guest.look().failed_units == ()
+    assert len(hosts.enrollments(plane)) == 1
+    assert hosts.objections(plane) == []
+
+
+def test_package_installed_by_runcmd_enrolls_in_that_boot(
+    suite: str, base: Path, package: Path, new_guest: Callable[..., Guest], plane: ControlPlane
+) -> None:
+    """Installing the package inside a running first boot does not hang it, and the host is enrolled before its end."""
+    guest, token = new_guest(f"runcmd-{suite}", [base]), hosts.mint(plane)
+    guest.write("/opt/byteor-firstboot.deb", package.read_bytes())
+    body = {"hostname": guest.name, "runcmd": [["apt-get", "install", "-y", "/opt/byteor-firstboot.deb"]]}
+    text = seeds.user_data(hosts.settings(plane, token), body=body)
+    guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
+    guest.boot(timeout=HANG_DEADLINE_S)
+    agent_id = hosts.wait_for_agent(guest, plane)
+    hosts.wait_for_beat(guest, plane, agent_id)
+    hosts.wait_until_ended(guest, hosts.FIRSTBOOT)
+    hosts.wait_until_ended(guest, hosts.ERASE)
+    boot = guest.look()
+    assert boot.cloud_status_code == 0, boot.cloud_status
+    assert boot.failed_units == ()
+    assert ordering_cycles(boot.console) == []
+    found = guest.scan(token)
+    assert found.hits == []
+    assert found.unread == []
+    assert len(hosts.enrollments(plane)) == 1
+    assert hosts.objections(plane) == []

@@ -1,0 +1,231 @@
+"""Bad luck: lost replies, refusals, outages, kills, full disks. Each ends with one agent, or says what to do."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+from tests.boot.scan import scan_tree
+from tests.integration.host import Host
+
+
+@pytest.fixture
+def host(tmp_path: Path, control_plane: Any) -> Iterator[Host]:
+    host = Host(tmp_path / "root", control_plane)
+    host.defaults()
+    yield host
+
+
+# -- answers: contract 2.1, row by row
+
+REFUSALS = [
+    (400, "invalid_request"),
+    (401, "token_unknown"),
+    (403, "scope_missing"),
+    (404, "environment_unknown"),
+    (409, "name_taken"),
+    (409, "token_used"),
+    (410, "token_used"),
+    (413, "too_large"),
+    (422, "invalid_request"),
+]
+
+
+@pytest.mark.parametrize(("status", "code"), REFUSALS)
+def test_a_refusal_is_exit_5_once_a_boot(host: Host, status: int, code: str) -> None:
+    """One line and a hint; the token kept and not presented again in this boot; --again presents it with a new key."""
+    host.defaults(name="edge-1")
+    token = host.plane.mint()
+    host.token(token)
+    host.plane.fault("enroll", "problem", status=status, code=code)
+    done = host.run()
+    assert done.code == 5, done
+    assert done.err.count("error:") == 1 and done.err.count("hint:") == 1
+    assert str(status) in done.err and token not in done.err
+    assert host.run().code == 5
+    assert len(host.enrollments()) == 1
+    assert host.path("etc/byteor/enrollment-token").read_text().strip() == token
+    assert host.run("--again").code == 0
+    keys = [request["headers"]["idempotency-key"] for request in host.enrollments()]
+    assert len(keys) == len(set(keys)) == 2
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_plane_that_does_not_know_hostname_is_asked_once_without(host: Host, status: int) -> None:
+    """After a 400 or 422 to the host name: one more request with an empty body and another key."""
+    host.token(host.plane.mint())
+    host.plane.fault("enroll", "problem", status=status, code="invalid_request")
+    assert host.run().code == 0
+    bodies = [request["body"] for request in host.enrollments()]
+    assert ["hostname" in str(body) for body in bodies] == [True, False]
+    assert len({request["headers"]["idempotency-key"] for request in host.enrollments()}) == 2
+
+
+TRANSIENT = [
+    ("problem", {"status": 408, "code": "x"}),
+    ("problem", {"status": 409, "code": "in_progress"}),
+    ("problem", {"status": 425, "code": "x"}),
+    ("problem", {"status": 429, "code": "rate_limited", "headers": {"Retry-After": "1"}}),
+    ("problem", {"status": 500, "code": "x"}),
+    ("problem", {"status": 503, "code": "x"}),
+    ("problem", {"status": 418, "code": "x"}),
+    ("status", {"status": 403, "body": "<html>blocked</html>", "content_type": "text/html"}),
+    ("status", {"status": 401, "body": "", "content_type": "text/plain"}),
+    ("html", {"status": 200}),
+    ("redirect", {}),
+    ("garbage", {}),
+    ("wrong_length", {}),
+    ("huge", {}),
+    ("drop", {"when": "before"}),
+    ("drop", {"when": "after"}),
+    ("drop", {"when": "after", "reset": True}),
+    ("cut", {"at": 0, "when": "after"}),
+    ("cut", {"at": 150, "when": "after"}),
+    ("tls", {"mode": "expired"}),
+    ("tls", {"mode": "wrong_name"}),
+    ("tls", {"mode": "unknown_ca"}),
+    ("tls", {"mode": "not_yet_valid"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), TRANSIENT, ids=lambda value: str(value)[:60])
+def test_a_transient_answer_is_tried_again_until_one_agent(host: Host, kind: str, options: "dict[str, Any]") -> None:
+    """Whatever stands between: the run goes on by itself, says why, and ends with one usable agent and one key."""
+    token = host.plane.mint()
+    host.token(token)
+    host.plane.fault("connection" if kind == "tls" else "enroll", kind, **options)
+    done = host.run("--give-up-after", "40")
+    assert done.code == 0, done
+    assert "warning" in done.err
+    assert len(host.plane.agents()) == 1
+    assert len({request["headers"]["idempotency-key"] for request in host.enrollments()}) == 1
+    assert not scan_tree(host.root, token)
+
+
+@pytest.mark.parametrize("at", [1, 16, 40, 90, 160, 200, 260, 330])
+def test_a_reply_cut_anywhere_is_not_half_believed(host: Host, at: int) -> None:
+    """Cut after any byte, after the commit: the same key again, one agent."""
+    host.token(host.plane.mint())
+    host.plane.fault("enroll", "cut", when="after", at=at)
+    assert host.run("--give-up-after", "40").code == 0
+    assert len(host.plane.agents()) == 1
+
+
+def test_a_limit_is_kept_and_costs_nothing(host: Host) -> None:
+    """A plane that is away: exit 6 within the limit, the token kept and fresh, and the next run enrolls."""
+    token = host.plane.mint()
+    host.token(token)
+    host.plane.stop()
+    done = host.run("--give-up-after", "2")
+    assert done.code == 6, done
+    host.plane.restart()
+    assert host.run().code == 0
+
+
+def test_a_lost_answer_and_a_plane_that_forgets_names_the_agent_to_delete(host: Host) -> None:
+    """Against a plane without idempotency the refusal after a lost answer says what to look for."""
+    host.defaults(name="edge-lost")
+    host.token(host.plane.mint())
+    host.plane.fault("enroll", "drop", when="after")
+    host.plane.fault("enroll", "problem", status=401, code="token_used", skip=1)
+    done = host.run("--give-up-after", "40")
+    assert done.code == 5, done
+    assert "edge-lost" in done.err and "delete" in done.err
+
+
+def test_a_success_without_a_key_is_not_sealed(host: Host) -> None:
+    """201 with JSON that lacks id or key: repeated with the same key, nothing sealed, the token kept."""
+    host.token(host.plane.mint())
+    host.plane.fault(
+        "enroll", "status", status=201, body='{"agent_id": "a b", "api_key": ""}', content_type="application/json",
+    )
+    assert host.run("--give-up-after", "1").code == 6
+    assert not host.enrolled()
+    assert host.run().code == 0
+    assert len({request["headers"]["idempotency-key"] for request in host.enrollments()}) == 1
+
+
+# -- kills
+
+
+def enroll_through_kills(host: Host, count: int, seed: int) -> None:
+    """Kill `count` runs at random moments, then let one end; assert what must hold afterwards."""
+    chance = random.Random(seed)
+    token = host.plane.mint()
+    host.user_data(host.comment_block(token))
+    host.plane.fault("enroll", "delay", seconds=0.3, times=None)
+    for _ in range(count):
+        process = host.start("byteor-firstboot", "run")
+        try:
+            process.communicate(timeout=chance.uniform(0.05, 1.6))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    host.plane.clear_faults()
+    done = host.run()
+    assert done.code == 0, f"seed {seed}: {done}"
+    assert host.call("byteor-firstboot", "unseal").code == 0
+    assert host.run().code == 0
+    assert not scan_tree(host.root, token), f"seed {seed}"
+
+
+@pytest.mark.parametrize("round_", range(6))
+def test_killed_at_random_moments_it_becomes_one_agent(host: Host, round_: int) -> None:
+    """SIGKILL anywhere, again and again: one agent, usable, no token (BYTEOR_TEST_SEED repeats a failure)."""
+    seed = int(os.environ.get("BYTEOR_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"BYTEOR_TEST_SEED={seed}")
+    host.path("etc/byteor/firstboot.yaml").unlink()
+    enroll_through_kills(host, 3, seed)
+    assert len(host.plane.agents()) == 1, f"seed {seed}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_kills(tmp_path: Path, control_plane: Any) -> None:
+    """A hundred hosts, each killed once at a random moment and run again to the end: a hundred agents."""
+    seed = int(os.environ.get("BYTEOR_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"BYTEOR_TEST_SEED={seed}")
+    for number in range(100):
+        host = Host(tmp_path / f"root{number}", control_plane)
+        enroll_through_kills(host, 1, seed + number)
+        assert len(control_plane.agents()) == number + 1, f"seed {seed + number}"
+
+
+# -- disks
+
+
+def test_a_full_disk_spends_nothing(host: Host) -> None:
+    """No room for what first boot must keep: exit 7 before the token is presented."""
+    import resource
+
+    host.token(host.plane.mint())
+    process = host.start(
+        "byteor-firstboot", "run", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 7, err
+    assert "Traceback" not in err
+    assert not host.enrollments()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+@pytest.mark.parametrize("options", ["size=64k", "ro"])
+def test_a_real_disk_that_is_full_or_read_only_spends_nothing(host: Host, options: str) -> None:
+    """A mount without room, or read-only: exit 7, one line with a hint, no request with the token."""
+    host.token(host.plane.mint())
+    state = host.path("var/lib/byteor")
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(state)], check=True)
+    try:
+        done = host.run()
+        assert done.code == 7, done
+        assert done.err.count("error:") == 1 and "hint:" in done.err
+        assert not host.enrollments()
+    finally:
+        subprocess.run(["umount", str(state)], check=True)

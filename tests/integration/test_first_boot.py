@@ -1,0 +1,233 @@
+"""First boot driven as a user drives it: the installed command, a scratch root, the reference control plane over TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+from tests.boot.scan import scan_tree
+from tests.integration.host import BIN, Host
+
+
+@pytest.fixture
+def host(tmp_path: Path, control_plane: Any) -> Iterator[Host]:
+    yield Host(tmp_path / "root", control_plane)
+
+
+def test_user_data_to_identity_and_no_token_left(host: Host) -> None:
+    """One run: one agent, a sealed identity, private modes, the token nowhere under the root, a receipt."""
+    token = host.plane.mint()
+    host.user_data(host.comment_block(token))
+    assert len(scan_tree(host.root, token)) >= 4
+    done = host.run()
+    assert done.code == 0, done
+    assert [agent["name"] for agent in host.plane.agents()]
+    assert not scan_tree(host.root, token)
+    identity = host.path("var/lib/byteor/identity")
+    assert stat.S_IMODE(identity.stat().st_mode) == 0o700
+    for name in ("credentials.sealed", "marks.json", "erasure.json"):
+        assert stat.S_IMODE((identity / name).stat().st_mode) == 0o600, name
+    assert stat.S_IMODE((identity / "sealing.key").stat().st_mode) == 0o400
+    assert not (identity / "intent.json").exists()
+    assert stat.S_IMODE(host.path("var/lib/byteor/settings.json").stat().st_mode) == 0o644
+    assert json.loads((identity / "erasure.json").read_text())["v"] == 1
+
+
+def test_running_again_changes_nothing_and_asks_nobody(host: Host) -> None:
+    """A second and third run leave the sealed file byte-identical and send no request at all."""
+    token = host.plane.mint()
+    host.user_data(host.comment_block(token))
+    assert host.run().code == 0
+    before, requests = host.sealed(), len(host.plane.requests())
+    host.user_data(host.comment_block(token))  # the datasource put it back
+    for _ in range(2):
+        assert host.run().code == 0
+    assert host.sealed() == before
+    assert len(host.plane.requests()) == requests
+    assert not scan_tree(host.root, token)
+
+
+def test_a_revoked_key_and_a_served_token_do_not_cost_the_identity(host: Host) -> None:
+    """The spent token is still in user data and the key revoked: run keeps the identity and presents nothing."""
+    token = host.plane.mint()
+    host.user_data(host.comment_block(token))
+    assert host.run().code == 0
+    agent = host.plane.agents()[0]
+    host.plane.revoke(agent["agent_id"])
+    host.user_data(host.comment_block(token))
+    before, presented = host.sealed(), len(host.enrollments())
+    assert host.run().code == 0
+    assert host.sealed() == before
+    assert len(host.enrollments()) == presented
+
+
+def test_another_token_in_user_data_does_not_replace_an_identity(host: Host) -> None:
+    """A fresh token on an enrolled host is said and left alone; reenroll uses it, and only then."""
+    host.defaults()
+    host.token(host.plane.mint())
+    assert host.run().code == 0
+    first = host.sealed()
+    second = host.plane.mint()
+    host.token(second)
+    done = host.run()
+    assert done.code == 0 and "reenroll" in done.err
+    assert host.sealed() == first
+    assert host.path("etc/byteor/enrollment-token").read_text().strip() == second
+    assert host.call("byteor-firstboot", "reenroll").code == 0
+    assert host.sealed() != first
+    assert len(host.plane.agents()) == 2
+    assert not host.path("etc/byteor/enrollment-token").exists()
+    assert host.call("byteor-firstboot", "reenroll").code == 3
+
+
+def test_a_name_is_sent_and_otherwise_the_host_name(tmp_path: Path, control_plane: Any) -> None:
+    """Configured name: that; none: hostname, from which the backend derives a unique one."""
+    for number, name in enumerate(("edge-7", None)):
+        host = Host(tmp_path / f"root{number}", control_plane)
+        host.defaults(name=name)
+        host.token(control_plane.mint())
+        assert host.run().code == 0
+    assert "edge-7" in {agent["name"] for agent in control_plane.agents()}
+    assert any("edge-node-01" in agent["name"] for agent in control_plane.agents())
+
+
+@pytest.mark.parametrize("channel", ["stdin", "token-file", "credential", "mapping", "drop", "etc"])
+def test_every_channel_enrolls_and_is_erased_where_it_is_ours(host: Host, channel: str, tmp_path: Path) -> None:
+    """Each source brings a host up; the drop place and /etc/byteor/enrollment-token are gone afterwards."""
+    token = host.plane.mint()
+    host.defaults()
+    arguments, environ, text = [], {}, ""
+    if channel == "stdin":
+        arguments, text = ["--token-file", "-"], token + "\n"
+    elif channel == "token-file":
+        (tmp_path / "token").write_text(token)
+        (tmp_path / "token").chmod(0o600)
+        arguments = ["--token-file", str(tmp_path / "token")]
+    elif channel in ("credential", "mapping"):
+        directory = tmp_path / "credentials"
+        directory.mkdir(0o700)
+        name, content = "byteor.enrollment-token", token
+        if channel == "mapping":
+            name, content = "byteor.firstboot", json.dumps(host.settings(enrollment_token=token))
+        (directory / name).write_text(content)
+        (directory / name).chmod(0o400)
+        environ = {"CREDENTIALS_DIRECTORY": str(directory)}
+    elif channel == "drop":
+        drop = host.write("run/byteor-firstboot/settings.yaml", json.dumps({"enrollment_token": token}), 0o600)
+        host.path("run/byteor-firstboot").chmod(0o755)
+    else:
+        host.token(token)
+    done = host.run(*arguments, env=environ, text=text)
+    assert done.code == 0, done
+    assert len(host.plane.agents()) == 1
+    assert not scan_tree(host.root, token)
+    if channel == "drop":
+        assert not drop.exists()
+        assert stat.S_IMODE(drop.parent.stat().st_mode) == 0o700
+    if channel == "etc":
+        assert not host.path("etc/byteor/enrollment-token").exists()
+
+
+def test_a_copied_root_is_another_host_and_opens_again(host: Host, tmp_path: Path) -> None:
+    """Another machine-id: exit 8 and nothing touched; the old one put back: it opens; a fresh token: its own agent."""
+    host.defaults()
+    host.token(host.plane.mint())
+    assert host.run().code == 0
+    sealed, machine = host.sealed(), host.path("etc/machine-id").read_text()
+    host.write("etc/machine-id", "f" * 32 + "\n")
+    before = {path: path.read_bytes() for path in host.path("var/lib/byteor/identity").iterdir() if path.is_file()}
+    for command in ("run", "unseal"):
+        assert host.call("byteor-firstboot", command).code == 8
+    after = {path: path.read_bytes() for path in host.path("var/lib/byteor/identity").iterdir() if path.is_file()}
+    assert before == after and host.sealed() == sealed
+    host.write("etc/machine-id", machine)
+    assert host.run().code == 0
+    host.write("etc/machine-id", "e" * 32 + "\n")
+    host.token(host.plane.mint())
+    assert host.run().code == 0
+    assert len(host.plane.agents()) == 2
+    assert any(path.read_bytes() == sealed for path in host.path("var/lib/byteor/identity/set-aside").iterdir())
+
+
+def test_a_damaged_identity_is_kept_and_said(host: Host) -> None:
+    """Not one byte of an unreadable identity is changed without a fresh token: exit 7."""
+    host.defaults()
+    host.token(host.plane.mint())
+    assert host.run().code == 0
+    path = host.path("var/lib/byteor/identity/credentials.sealed")
+    damaged = host.sealed()[:-20] + b"x" * 20
+    path.write_bytes(damaged)
+    done = host.run()
+    assert done.code == 7, done
+    assert path.read_bytes() == damaged
+
+
+def test_two_runs_at_once_make_one_agent(host: Host) -> None:
+    """The second waits for the first, finds the identity, and both end well."""
+    host.defaults()
+    host.token(host.plane.mint())
+    first, second = host.start("byteor-firstboot", "run"), host.start("byteor-firstboot", "run")
+    codes = [process.communicate(timeout=60) and process.returncode for process in (first, second)]
+    assert codes == [0, 0]
+    assert len(host.plane.agents()) == 1
+    assert len(host.enrollments()) == 1
+
+
+def test_settings_that_break_later_do_not_darken_an_enrolled_host(host: Host) -> None:
+    """A typo in the image defaults after enrollment: exit 0, said as a warning; without an identity: exit 4."""
+    host.defaults()
+    host.token(host.plane.mint())
+    assert host.run().code == 0
+    host.write("etc/byteor/firstboot.yaml", "api_base_ulr: https://x.example\n")
+    done = host.run()
+    assert done.code == 0, done
+    assert "api_base_url" in done.err  # the nearest key
+    host.path("var/lib/byteor/identity/credentials.sealed").unlink()
+    assert host.run().code == 4
+
+
+def test_changed_user_data_does_not_reroute_an_enrolled_host(host: Host) -> None:
+    """settings.json is frozen at enrollment; only the image's own file may change it later."""
+    host.user_data(host.comment_block(host.plane.mint()))
+    assert host.run().code == 0
+    frozen = json.loads(host.path("var/lib/byteor/settings.json").read_text())
+    host.user_data("#cloud-config\n#byteor-firstboot:\n#  api_base_url: https://evil.example\nhostname: x\n")
+    host.write("etc/byteor/firstboot.yaml", "heartbeat_interval_s: 77\napi_base_url: https://other.example\n")
+    assert host.run().code == 0
+    again = json.loads(host.path("var/lib/byteor/settings.json").read_text())
+    assert again["api_base_url"] == frozen["api_base_url"]
+    assert again["heartbeat_interval_s"] == 77
+
+
+def test_no_secret_anywhere_it_does_not_belong(host: Host, tmp_path: Path) -> None:
+    """Token and runtime key are in no argv, environment, output at the most verbose, JSON, or plain file."""
+    token = host.plane.mint()
+    host.user_data(host.comment_block(token, heartbeat_interval_s=5))
+    trace = tmp_path / "trace"
+    process = subprocess.run(
+        ["strace", "-f", "-qq", "-e", "trace=execve", "-s", "4096", "-v", "-o", str(trace), str(BIN / "byteor-firstboot"),
+         "run", "-v", "--root", str(host.root)],
+        capture_output=True, text=True, check=False,
+    ) if os.access("/usr/bin/strace", os.X_OK) else host.run("-v")
+    said = process.stdout + process.stderr if isinstance(process, subprocess.CompletedProcess) else process.err
+    assert host.call("byteor-firstboot", "unseal").code == 0
+    handed = json.loads(host.path("run/byteor-agent/handover.json").read_text())
+    key = next(value for name, value in handed.items() if "key" in name)
+    assert len(key) > 16
+    texts = {"the first run": said, "execve": trace.read_text() if trace.exists() else ""}
+    for command in (["run", "-v"], ["status", "--json"], ["erase", "--json", "-v"], ["verify", "--json"]):
+        done = host.call("byteor-firstboot", *command)
+        texts[" ".join(command)] = done.out + done.err
+    host.path("run/byteor-agent/handover.json").unlink()
+    for name in ("settings.json", "identity/erasure.json", "identity/marks.json", "identity/credentials.sealed"):
+        texts[name] = host.path(f"var/lib/byteor/{name}").read_text()
+    for where, text in texts.items():
+        assert token not in text and key not in text, where
+    assert not scan_tree(host.root, token)
+    assert not scan_tree(host.root, key)

@@ -1,0 +1,51 @@
+"""README and code in step: the help texts in it are what the commands print.
+
+``python tests/unit/test_readme.py`` rewrites them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+COMMANDS = ("byteor-firstboot", "byteor-agent")
+
+
+def help_of(command: str) -> str:
+    path = Path(sys.executable).parent / command
+    environ = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run([str(path), "--help"], capture_output=True, text=True, check=True, env=environ).stdout
+
+
+def block_of(command: str) -> "re.Pattern[str]":
+    return re.compile(rf"<!-- help: {command} -->\n(?:```text\n.*?```\n)?", re.DOTALL)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse lays out help differently in other Pythons")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_in_the_readme_is_what_the_command_prints(command: str) -> None:
+    """Whoever changes a command changes the README."""
+    found = block_of(command).search(README.read_text())
+    assert found is not None
+    assert found.group() == f"<!-- help: {command} -->\n```text\n{help_of(command)}```\n"
+
+
+def test_every_exit_code_of_the_readme_is_in_the_help() -> None:
+    """The table and --help list the same codes."""
+    rows = re.findall(r"^\| (\d+) \|", README.read_text(), re.MULTILINE)
+    text = help_of("byteor-firstboot")
+    assert [int(row) for row in rows] == list(range(11))
+    assert all(re.search(rf"\b{row}\b", text) for row in rows)
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    for name in COMMANDS:
+        text = block_of(name).sub(lambda _, n=name: f"<!-- help: {n} -->\n```text\n{help_of(n)}```\n", text)
+    README.write_text(text)
