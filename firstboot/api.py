@@ -16,7 +16,6 @@ from firstboot.transport import Reply, Transport
 LONGEST_LISTING_PAGES = 1000
 
 
-
 @dataclass(frozen=True)
 class Answer:
     """One answer, parsed as far as it goes. `complaint` says why a 2xx could not be read as what it should be."""
@@ -45,7 +44,10 @@ class PlaneApi:
     ) -> Answer:
         """Request 1: present the token. Safe to repeat with the same key and body."""
         reply = self._send(
-            "POST", _agents(org_id, project_id, environment_id), bearer=token, body=body,
+            "POST",
+            _agents(org_id, project_id, environment_id),
+            bearer=token,
+            body=body,
             headers={"Idempotency-Key": idempotency_key},
         )
         answer, value = self._answer(reply)

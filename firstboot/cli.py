@@ -79,10 +79,22 @@ def _parser(program: str, description: str, example: str) -> tuple[_Parser, argp
 def _command(
     commands: argparse._SubParsersAction[_Parser], name: str, handler: Handler, text: str, *, json: bool = False
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, allow_abbrev=False,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=_root, default=Layout(), metavar="DIR", dest="layout",
-                        help="work on the tree under DIR instead of this system")
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--root",
+        type=_root,
+        default=Layout(),
+        metavar="DIR",
+        dest="layout",
+        help="work on the tree under DIR instead of this system",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="read FILE in place of /etc/byteor/firstboot.yaml")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     if json:
@@ -113,12 +125,12 @@ def _firstboot_parser() -> argparse.ArgumentParser:
     preflight.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
     check = _command(commands, "check-userdata", _check_userdata, "offline: would this user data enroll a host?")
     check.add_argument("file", metavar="FILE|-")
-    erase = _command(commands, "erase", _erase, "erase spent tokens wherever they are, verify, write the receipt",
-                     json=True)
+    erase = _command(commands, "erase", _erase, "erase spent tokens wherever they are, verify, write the receipt", json=True)
     erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
     verify = _command(commands, "verify", _verify, "the install guide's four validation checks", json=True)
-    verify.add_argument("--operator-token", choices=["-"], metavar="-",
-                        help="read an operator token from stdin for the agent-list check")
+    verify.add_argument(
+        "--operator-token", choices=["-"], metavar="-", help="read an operator token from stdin for the agent-list check"
+    )
     _command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
     _command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
     return parser
@@ -126,8 +138,12 @@ def _firstboot_parser() -> argparse.ArgumentParser:
 
 def _token_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
-    parser.add_argument("--give-up-after", type=_seconds, metavar="SECONDS",
-                        help="exit 6 when a transient failure lasts longer (default: never)")
+    parser.add_argument(
+        "--give-up-after",
+        type=_seconds,
+        metavar="SECONDS",
+        help="exit 6 when a transient failure lasts longer (default: never)",
+    )
 
 
 def _seconds(text: str) -> float:

@@ -37,6 +37,9 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+Chance = random.Random  # the type, for those who are handed one
+
+
 def rng() -> random.Random:
     """A generator seeded by the operating system: clones must not share a schedule."""
     return random.SystemRandom()

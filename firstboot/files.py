@@ -1,4 +1,4 @@
-"""Durable private writes, bounded reads that follow no link, overwriting in place, locks: the only writer.
+"""Durable private writes, bounded reads that follow no link, overwriting in place: the only writer.
 
 Every write is: private temporary file beside the target, write, fsync, rename, fsync of the directory. Every read has
 a size limit and opens a regular file without following a link. `OSError` becomes `LocalFault` here and nowhere else.
@@ -8,21 +8,15 @@ Model: SPIRE ``pkg/common/diskutil``, borg ``SaveFile``.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import shutil
 import stat
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
-from typing import Any, Callable, Dict, Iterator, NoReturn, Optional, Tuple
+from typing import Any, Dict, NoReturn, Optional, Tuple
 
-from firstboot.clock import monotonic
 from firstboot.errors import Corrupt, LocalFault
 
 JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
-LOCK_POLL_S = 0.05
 
 Owner = Tuple[int, int]
 
@@ -316,31 +310,3 @@ def _free_name(directory: Path, stem: str) -> Path:
     while os.path.lexists(directory / f"{stem}{number}"):
         number += 1
     return directory / f"{stem}{number}"
-
-
-@contextmanager
-def locked(path: Path, *, wait_s: float, stop: Optional[Event] = None, busy: Callable[[], Exception]) -> Iterator[None]:
-    """Hold ``flock`` on `path` (made if absent, never unlinked); raise what `busy` makes after `wait_s` seconds."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        _fail("lock", path, error)
-    pause = stop or Event()
-    try:
-        limit = monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if monotonic() >= limit or pause.is_set():
-                    raise busy() from None
-                pause.wait(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(fd)
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes that an unprivileged writer could still write on the file system of `path`."""
-    return shutil.disk_usage(path).free

@@ -10,6 +10,7 @@ starts no `systemd-creds`. What this protects is a copied *file*, not a disk or 
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from firstboot import envelope, files, hostfacts, log, sealkey
-from firstboot.errors import Corrupt
+from firstboot.errors import Corrupt, LocalFault
 from firstboot.hostfacts import host_facts, hostname
 from firstboot.layout import Layout
 from firstboot.secret import Secret
@@ -141,6 +142,7 @@ def same_host(layout: Layout, taken: Mapping[str, Any]) -> bool:
 
 def _key(layout: Layout, seal: str) -> Tuple[str, bytes]:
     """`sealkey.obtain`; a damaged key that nothing is sealed with must not stop an enrollment for ever."""
+    _keep_foreign_secret(layout, seal)
     try:
         return sealkey.obtain(layout, seal)
     except Corrupt as error:
@@ -151,6 +153,26 @@ def _key(layout: Layout, seal: str) -> Tuple[str, bytes]:
     for path in (layout.sealing_key, layout.sealing_cred):
         files.set_aside(path, layout.set_aside, label="unused")
     return sealkey.obtain(layout, seal)
+
+
+def _keep_foreign_secret(layout: Layout, seal: str) -> None:
+    """Copy the systemd secret before a seal that may replace it (a preflight comes before anything is set aside)."""
+    if not os.path.lexists(layout.credentials) or os.path.lexists(layout.sealing_cred):
+        return
+    facts = host_facts(layout)
+    if sealkey.choose(layout, seal, facts=facts) != sealkey.HOST:
+        return
+    try:
+        sealed = files.read(layout.credentials, limit=envelope.SEALED_LIMIT) or b""
+        ours = hostfacts.same_machine_id(_host(envelope.unverified_header(sealed)), facts)
+    except LocalFault:
+        ours = False
+    secret = None if ours else files.read(layout.systemd_secret, limit=SECRET_LIMIT)
+    if secret is not None:
+        files.make_directory(layout.set_aside, 0o700)
+        # Named by its content: however often a preflight runs, one copy of each.
+        mark = hashlib.sha256(secret).hexdigest()[:8]
+        files.write(layout.set_aside / f"{layout.systemd_secret.name}.{mark}", secret, mode=0o400)
 
 
 def _host(header: Dict[str, Any]) -> Dict[str, Any]:

@@ -285,10 +285,14 @@ def require_complete(settings: Settings) -> None:
     needed = ("api_base_url", "org_id", "project_id", "environment_id")
     missing = [key for key in needed if getattr(settings, key) is None]
     if missing:
-        raise Invalid(f"settings are missing: {', '.join(missing)}", hint="set them beside the token, or in /etc/byteor/firstboot.yaml")
+        raise Invalid(
+            f"settings are missing: {', '.join(missing)}", hint="set them beside the token, or in /etc/byteor/firstboot.yaml"
+        )
 
 
 def refreeze(frozen: Settings, image: Mapping[str, Any]) -> Settings:
     """Later boots: only the image's own file may change what was frozen, and never where an enrolled host reports to."""
-    changed = {key: value for key, value in image.items() if key not in ("api_base_url", "org_id", "project_id", "environment_id")}
+    changed = {
+        key: value for key, value in image.items() if key not in ("api_base_url", "org_id", "project_id", "environment_id")
+    }
     return replace(frozen, **changed)

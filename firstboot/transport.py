@@ -16,7 +16,6 @@ import ssl
 import threading
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any, Mapping, NoReturn, Optional, Sequence
 from urllib.parse import urlsplit
 
@@ -28,20 +27,15 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from firstboot import __version__
 from firstboot.clock import monotonic
-from firstboot.errors import LocalFault, TryAgain
+from firstboot.errors import TryAgain
 from firstboot.proxies import proxy_for
 from firstboot.secret import Secret
+from firstboot.trust import tls_context
 
 CEILING_BYTES = 1 << 20  # contract 2: JSON replies
 CONNECT_S, READ_S, DEADLINE_S = 10.0, 20.0, 60.0
 CHUNK_BYTES = 64 * 1024
 USER_AGENT = f"byteor-firstboot/{__version__}"
-# The compiled-in place of OpenSSL first; a Python built elsewhere points at nothing, so then where systems keep it.
-OS_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
-    "/etc/pki/tls/certs/ca-bundle.crt",  # RHEL family
-    "/etc/ssl/ca-bundle.pem",  # SUSE
-)
 
 
 class Unreachable(TryAgain):
@@ -139,9 +133,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
-        manager = super().proxy_manager_for(
-            proxy, ssl_context=self._context, proxy_ssl_context=self._context, **keywords
-        )
+        manager = super().proxy_manager_for(proxy, ssl_context=self._context, proxy_ssl_context=self._context, **keywords)
         manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
         return manager
 
@@ -152,30 +144,6 @@ class _Adapter(requests.adapters.HTTPAdapter):
         parts = urlsplit(request.url)
         host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
         return host, {"cert_reqs": "CERT_REQUIRED", "ssl_context": self._context}
-
-
-def tls_context(ca_certificates: Optional[str]) -> ssl.SSLContext:
-    """TLS 1.2 or newer, names checked; trust exactly `ca_certificates` (PEM), else the operating system's store.
-
-    Not `ssl.create_default_context`, which honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_certificates is not None:
-        try:
-            context.load_verify_locations(cadata=ca_certificates)
-        except (ssl.SSLError, ValueError) as error:
-            raise LocalFault("ca_certificates does not hold certificates in PEM form") from error
-        return context
-    compiled = ssl.get_default_verify_paths()
-    for bundle in (compiled.openssl_cafile, *OS_BUNDLES):
-        if Path(bundle).is_file():
-            context.load_verify_locations(cafile=bundle)
-            return context
-    if Path(compiled.openssl_capath).is_dir():
-        context.load_verify_locations(capath=compiled.openssl_capath)
-        return context
-    raise LocalFault("this system has no trust store", hint="install ca-certificates, or set ca_certificates")
 
 
 class Transport:
@@ -209,8 +177,12 @@ class Transport:
         deadline_s: float = DEADLINE_S,
     ) -> Reply:
         """Send one request and read its whole answer of at most `ceiling` bytes; Unreachable or NoAnswer."""
-        sent = {"User-Agent": USER_AGENT, "Accept": "application/json, application/problem+json",
-                "Accept-Encoding": "identity", **(headers or {})}
+        sent = {
+            "User-Agent": USER_AGENT,
+            "Accept": "application/json, application/problem+json",
+            "Accept-Encoding": "identity",
+            **(headers or {}),
+        }
         if bearer is not None:
             sent["Authorization"] = f"Bearer {bearer.reveal()}"
         parts = urlsplit(url)
@@ -220,8 +192,14 @@ class Transport:
         _request.limit = monotonic() + deadline_s
         try:
             with self._session.request(
-                method, url, headers=sent, data=body, proxies=proxies, timeout=(CONNECT_S, READ_S),
-                allow_redirects=False, stream=True,
+                method,
+                url,
+                headers=sent,
+                data=body,
+                proxies=proxies,
+                timeout=(CONNECT_S, READ_S),
+                allow_redirects=False,
+                stream=True,
             ) as response:
                 return Reply(
                     status=response.status_code,
@@ -290,8 +268,10 @@ def _translate(error: BaseException, where: str, *, through_proxy: bool) -> NoRe
         if isinstance(cause, NoAnswer):
             raise cause
         if isinstance(cause, ssl.SSLCertVerificationError):
-            raise Unreachable(f"the certificate of {where} is not accepted: {cause.verify_message}",
-                              hint="check the host's clock, api_base_url and ca_certificates") from error
+            raise Unreachable(
+                f"the certificate of {where} is not accepted: {cause.verify_message}",
+                hint="check the host's clock, api_base_url and ca_certificates",
+            ) from error
     if has(socket.gaierror):
         raise Unreachable(f"cannot resolve the name of {way}", hint="check DNS and api_base_url") from error
     if has(urllib3.exceptions.ConnectTimeoutError):

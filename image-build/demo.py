@@ -25,7 +25,7 @@ sys.path.append(str(TOP))  # after site-packages: firstboot is the installed whe
 
 from tests.controlplane import ControlPlane  # noqa: E402
 
-from tests.boot.scan import scan_tree  # noqa: E402
+from tests.boot.scan import canary, scan_tree  # noqa: E402
 
 BIN = Path(sys.executable).parent
 COLOUR = sys.stdout.isatty()
@@ -152,7 +152,7 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     story.took()
 
     story.step("A one-time enrollment token, and user data that carries it in a comment block")
-    token = plane.mint()
+    token = plane.mint(text=f"bet_{canary()}")
     user_data = compose(plane, token)
     story.say("\n".join(line[:76] for line in user_data.replace(token, token[:8] + "…").splitlines() if "#    " not in line))
     command(story, ["byteor-firstboot", "check-userdata", "-"], stdin=user_data, shown="byteor-firstboot check-userdata -")

@@ -8,14 +8,13 @@ again, which is what feeds (or starves) the watchdog.
 from __future__ import annotations
 
 import enum
-import random
 import threading
 import traceback
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
 from firstboot import log
-from firstboot.clock import LONGEST_RETRY_AFTER_S, Clock, rfc3339, rng
+from firstboot.clock import LONGEST_RETRY_AFTER_S, Chance, Clock, rfc3339, rng
 from firstboot.errors import ByteorError, Refused, TryAgain
 
 BACKOFF_BASE_S = 5.0
@@ -40,11 +39,11 @@ class Schedule:
     period_s: float
     failures: int = 0
 
-    def first_delay(self, chance: random.Random) -> float:
+    def first_delay(self, chance: Chance) -> float:
         """Seconds before the first attempt: the splay that keeps a thousand booting hosts apart."""
         return chance.uniform(0.0, self.period_s)
 
-    def next_delay(self, chance: random.Random, outcome: Outcome, retry_after: Optional[float] = None) -> float:
+    def next_delay(self, chance: Chance, outcome: Outcome, retry_after: Optional[float] = None) -> float:
         """Seconds until the next attempt after one that ended in `outcome`."""
         if outcome is Outcome.DONE:
             self.failures = 0
@@ -89,7 +88,7 @@ class Loop(threading.Thread):
         crashed: Callable[[str], None],
         changed: Callable[[], None],
         clock: Optional[Clock] = None,
-        chance: Optional[random.Random] = None,
+        chance: Optional[Chance] = None,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.health = LoopHealth()

@@ -48,13 +48,12 @@ def _page(document: Dict[str, Any]) -> List[str]:
     lines = [
         f"agent      {identity.get('agent_id')} ({identity.get('name')}), {state}",
         f"plane      {identity.get('api_base_url')}, environment {identity.get('environment_id')}",
-        f"enrolled   {identity.get('enrolled_at')}" + (f", key until {identity['expires_at']}" if identity.get("expires_at") else ""),
+        f"enrolled   {identity.get('enrolled_at')}, key until {identity.get('expires_at') or 'revoked'}",
         f"written    {document.get('written_at')} ({document.get('age_s')} s ago)",
     ]
     for name, loop in sorted((document.get("loops") or {}).items()):
-        lines.append(
-            f"{name:<10} last success {loop.get('last_success_at') or 'never'}, next attempt {loop.get('next_attempt_at') or '-'}"
-        )
+        success, attempt = loop.get("last_success_at") or "never", loop.get("next_attempt_at") or "-"
+        lines.append(f"{name:<10} last success {success}, next attempt {attempt}")
         if loop.get("problem"):
             lines.append(f"  problem: {loop['problem']}")
             if loop.get("hint"):

@@ -16,7 +16,24 @@ from firstboot.layout import Layout
 FILE_LIMIT = 64 << 20
 # cloud-init's datasources that fetch user data again at every boot (leak-map, section 4).
 FETCH_AGAIN = frozenset(
-    ["aliyun", "altcloud", "bigstep", "cloudcix", "cloudsigma", "cloudstack", "ec2", "exoscale", "gce", "nwcs", "opennebula", "ovf", "rbxcloud", "scaleway", "smartos", "vmware"]
+    [
+        "aliyun",
+        "altcloud",
+        "bigstep",
+        "cloudcix",
+        "cloudsigma",
+        "cloudstack",
+        "ec2",
+        "exoscale",
+        "gce",
+        "nwcs",
+        "opennebula",
+        "ovf",
+        "rbxcloud",
+        "scaleway",
+        "smartos",
+        "vmware",
+    ]
 )
 
 
@@ -63,7 +80,7 @@ def erase(
             contents[place.path] = data
             wanted |= recognise(data, lengths=lengths, known=known)
     copies = [copy for place in found for copy in _place(layout, place, contents, sorted(wanted), finished)]
-    receipt = Receipt(now, len(contents), tuple([*copies, *unread]), tuple(served), history=earlier(layout))
+    receipt = Receipt(now, len(contents), (*copies, *unread), tuple(served), history=earlier(layout))
     save(layout, receipt)
     return receipt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Iterable, List
 
-from firstboot import files, log
+from firstboot import locks, log
 from firstboot.clock import Clock
 from firstboot.erase.erasing import cloud_init_finished, erase, still_served
 from firstboot.erase.receipt import Receipt
@@ -55,7 +55,7 @@ def erase_again(layout: Layout, inputs: Inputs, *, refused: bool, as_json: bool)
     """``byteor-firstboot erase``: look again everywhere; NotErased (exit 9) when a copy stays that could have gone."""
     preflight.make_state(layout)
     try:
-        with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
+        with locks.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
             view = look(layout, inputs, tolerant=True)
             classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
             receipt = erase_tokens(layout, view, view.tokens(*classes), now=Clock().wall(), refused=refused)

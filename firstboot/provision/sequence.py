@@ -9,12 +9,11 @@ is sealed, durable and read back before the token is erased.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from threading import Event
 from typing import ContextManager, Optional
 
-from firstboot import files, frozen, identity, log, settings, systemd
+from firstboot import files, frozen, identity, locks, log, settings, systemd
 from firstboot.api import Answer
-from firstboot.clock import Backoff, Clock, rfc3339, rng
+from firstboot.clock import Clock, rfc3339
 from firstboot.erase.receipt import Receipt
 from firstboot.errors import Corrupt, LocalFault, NotErased, Refused, TryAgain
 from firstboot.identity import Identity, State
@@ -26,13 +25,12 @@ from firstboot.provision.enrollment import Meaning
 from firstboot.provision.facts import View, look, stop_error
 from firstboot.provision.intent import Intent
 from firstboot.provision.marks import TokenClass
+from firstboot.provision.patience import Patience
 from firstboot.provision.sources import Inputs
 from firstboot.secret import Secret
 
-BACKOFF_BASE_S, BACKOFF_CAP_S = 1.0, 60.0  # contract 2.1
 # A success without a usable id or key is repeated after these pauses: three times over ten minutes (contract 2.1).
 MALFORMED_PAUSES_S = (60.0, 180.0, 360.0)
-SAY_WHY_EVERY_S = 180.0
 RUN_LOCK_WAIT_S = 30.0
 STEP_LOCK_WAIT_S = 30.0
 AGENT_UNIT = "byteor-agent.service"
@@ -51,7 +49,7 @@ def run(layout: Layout, inputs: Inputs, options: Options) -> int:
     """The whole of first boot; returns 0 or raises the error whose exit code says what stopped it."""
     preflight.make_state(layout)
     busy = TryAgain("another run is at work", hint="wait for it, or look at journalctl -u byteor-firstboot")
-    with files.locked(layout.run_lock, wait_s=RUN_LOCK_WAIT_S, busy=lambda: busy):
+    with locks.locked(layout.run_lock, wait_s=RUN_LOCK_WAIT_S, busy=lambda: busy):
         return FirstBoot(layout, inputs, options).run()
 
 
@@ -63,11 +61,7 @@ class FirstBoot:
         self._inputs = inputs
         self._options = options
         self._clock = clock or Clock()
-        self._backoff = Backoff(BACKOFF_BASE_S, BACKOFF_CAP_S)
-        self._chance = rng()
-        self._started = self._clock.monotonic()
-        self._said: Optional[str] = None
-        self._said_at = 0.0
+        self._patience = Patience(self._clock, limit_s=options.give_up_after)
         self._malformed = 0
         self._reached: Optional[str] = None  # the base URL that preflight has reached
         self._handed_off = False
@@ -81,8 +75,10 @@ class FirstBoot:
             try:
                 if self._step():
                     return 0
+            except enrollment.MalformedSuccess as error:
+                self._patience.wait(error, pause_s=error.pause_s)
             except TryAgain as error:
-                self._pause(error)
+                self._patience.wait(error)
 
     # -- one look, one step
 
@@ -113,7 +109,7 @@ class FirstBoot:
 
     def _lock(self) -> ContextManager[None]:
         busy = LocalFault("identity/lock is held by another process", hint="look for a hanging byteor-firstboot")
-        return files.locked(self._layout.lock, wait_s=STEP_LOCK_WAIT_S, busy=lambda: busy)
+        return locks.locked(self._layout.lock, wait_s=STEP_LOCK_WAIT_S, busy=lambda: busy)
 
     def _look(self) -> View:
         return look(
@@ -124,22 +120,6 @@ class FirstBoot:
             handed_off=self._handed_off,
             tried=frozenset(self._tried),
         )
-
-    def _pause(self, error: TryAgain) -> None:
-        delay = self._backoff.next_delay(self._chance, error.retry_after)
-        if isinstance(error, enrollment.MalformedSuccess):
-            delay = error.pause_s
-        limit = self._options.give_up_after
-        if limit is not None:
-            left = limit - (self._clock.monotonic() - self._started)
-            if left <= 0:
-                raise error
-            delay = min(delay, left)
-        now = self._clock.monotonic()
-        if str(error) != self._said or now - self._said_at >= SAY_WHY_EVERY_S:
-            log.warning(str(error), next_attempt_in_s=delay, hint=error.hint)
-            self._said, self._said_at = str(error), now
-        Event().wait(delay)
 
     # -- steps without an identity
 

@@ -93,12 +93,18 @@ def _readers(layout: Layout, inputs: Inputs) -> Iterator[Tuple[Rank, Reader]]:
     yield Rank.DROP_PLACE, lambda: _drop_place(layout)
     if not layout.is_host or _cloud_init_ran(layout):
         yield Rank.USER_DATA, lambda: _stored(layout, Rank.USER_DATA, "user data", ("user-data.txt",))
-        yield Rank.VENDOR_DATA, lambda: _stored(
-            layout, Rank.VENDOR_DATA, "vendor data", ("vendor-data.txt", "vendor-data2.txt")
+        yield (
+            Rank.VENDOR_DATA,
+            lambda: _stored(layout, Rank.VENDOR_DATA, "vendor data", ("vendor-data.txt", "vendor-data2.txt")),
         )
-    yield Rank.ETC_TOKEN, lambda: _bare(
-        files.read(layout.token_file, limit=TOKEN_LIMIT, private_to=layout.owner),
-        Rank.ETC_TOKEN, layout.shown(layout.token_file), layout.token_file,
+    yield (
+        Rank.ETC_TOKEN,
+        lambda: _bare(
+            files.read(layout.token_file, limit=TOKEN_LIMIT, private_to=layout.owner),
+            Rank.ETC_TOKEN,
+            layout.shown(layout.token_file),
+            layout.token_file,
+        ),
     )
     yield Rank.ENVIRONMENT, lambda: _environment(inputs)
     yield Rank.IMAGE, lambda: _image(layout, inputs)

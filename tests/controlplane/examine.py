@@ -179,7 +179,7 @@ def approval(
         raise Refused("approval_capability")
 
 
-def key_set(envelope: Mapping[str, Any], last: Optional[Dict[str, Any]], *, last_raw: bytes = b"") -> Dict[str, Any]:
+def key_set(envelope: Mapping[str, Any], last: Optional[Dict[str, Any]]) -> Dict[str, Any]:
     """The key set that may follow `last`; Refused with broken_chain, equivocation, rolled_back, wrong_type."""
     kind = "application/vnd.byteor.signing-keys+json"
     try:

@@ -58,6 +58,8 @@ class ControlPlane:
 
     def start(self) -> "ControlPlane":
         """Start the server and wait until it answers."""
+        if self.running():
+            raise PlaneError("the control plane runs already")
         (self.state_dir / "admin.json").unlink(missing_ok=True)
         command = [
             sys.executable, "-m", "tests.controlplane", "--state", str(self.state_dir), "serve", "--quiet",
@@ -118,7 +120,7 @@ class ControlPlane:
             sock.close()
 
     def __enter__(self) -> "ControlPlane":
-        return self.start()
+        return self if self.running() else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -102,6 +102,7 @@ def _key_sets() -> Dict[str, Any]:
     one = signing.key_set(1, entries(k1="active"), [key(1)])
     two = signing.key_set(2, entries(k1="active", k2="active"), [key(1)])
     three = signing.key_set(3, entries(k1="retired", k2="active"), [key(2)])
+    wide = signing.key_set(3, entries(k1="active", k2="active", k3="active"), [key(1)])
     four = signing.key_set(4, entries(k1="retired", k2="retired", k3="active"), [key(2)])
     by_retired = signing.key_set(4, entries(k2="active", k3="active"), [key(1)])
     other_two = signing.key_set(2, entries(k1="active", k3="active"), [key(1)])
@@ -112,7 +113,7 @@ def _key_sets() -> Dict[str, Any]:
         ("rotation-with-overlap-then-retirement", [one, two, three, four], ["accepted"] * 4),
         ("same-version-same-bytes", [one, two, two], ["accepted", "accepted", "unchanged"]),
         ("same-version-other-bytes", [one, two, other_two], ["accepted", "accepted", "equivocation"]),
-        ("lower-version", [one, two, three, two], ["accepted", "accepted", "accepted", "rolled_back"]),
+        ("lower-version", [one, two, wide, two], ["accepted", "accepted", "accepted", "rolled_back"]),
         ("signed-by-a-retired-key", [one, two, three, by_retired], ["accepted", "accepted", "accepted", "broken_chain"]),
         ("signed-by-a-stranger", [one, signing.key_set(2, entries(k1="active"), [key(9)])], ["accepted", "broken_chain"]),
         ("signed-by-a-key-it-brings-itself", [one, signing.key_set(2, entries(k9="active"), [key(9)])],

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from tests.boot.scan import canary
+
 BIN = Path(sys.executable).parent
 RUN_LIMIT_S = 60
 
@@ -30,14 +32,14 @@ class Host:
     def path(self, name: str) -> Path:
         return self.root / name
 
-    def write(self, name: str, text: "str | bytes", mode: int = 0o644) -> Path:
+    def write(self, name: str, text: str | bytes, mode: int = 0o644) -> Path:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         path.chmod(mode)
         return path
 
-    def user_data(self, data: "str | bytes", *, instance: str = "iid-1") -> None:
+    def user_data(self, data: str | bytes, *, instance: str = "iid-1") -> None:
         """Store user data where cloud-init would: raw, processed, pickled, and in the seed."""
         raw = data.encode() if isinstance(data, str) else data
         base = f"var/lib/cloud/instances/{instance}"
@@ -76,9 +78,13 @@ class Host:
             lines.append(f"#  {key}: {json.dumps(value)}")
         return "\n".join([*lines, "hostname: edge-node-01", ""])
 
+    def mint(self) -> str:
+        """A token that the plane knows, with a stretch of letters and digits that a scan can look for."""
+        return str(self.plane.mint(text=f"bet_{canary()}"))
+
     # -- what is done on it
 
-    def start(self, *arguments: str, **keywords: Any) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, **keywords: Any) -> subprocess.Popen[str]:
         command, *rest = arguments
         environ = {**os.environ, **keywords.pop("env", {})}
         return subprocess.Popen(
@@ -86,12 +92,12 @@ class Host:
             stdin=keywords.pop("stdin", subprocess.DEVNULL), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords,
         )
 
-    def call(self, *arguments: str, text: str = "", env: Optional[Dict[str, str]] = None) -> "Done":
+    def call(self, *arguments: str, text: str = "", env: Optional[Dict[str, str]] = None) -> Done:
         process = self.start(*arguments, stdin=subprocess.PIPE, env=env or {})
         out, err = process.communicate(text, timeout=RUN_LIMIT_S)
         return Done(process.returncode, out, err)
 
-    def run(self, *arguments: str, **keywords: Any) -> "Done":
+    def run(self, *arguments: str, **keywords: Any) -> Done:
         return self.call("byteor-firstboot", "run", *arguments, **keywords)
 
     # -- what came of it

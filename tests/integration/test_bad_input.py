@@ -113,7 +113,7 @@ def test_the_callers_environment_changes_nothing(host: Host, tmp_path: Path) -> 
     home = tmp_path / "home"
     home.mkdir()
     (home / ".netrc").write_text("machine 127.0.0.1 login x password y\n")
-    host.token(host.plane.mint())
+    host.token(host.mint())
     keys = tmp_path / "keys"
     nothing = str(tmp_path / "nothing.pem")
     environ = {
@@ -122,14 +122,14 @@ def test_the_callers_environment_changes_nothing(host: Host, tmp_path: Path) -> 
     }
     assert host.run(env=environ).code == 0
     assert not keys.exists()
-    assert all(request["credential"]["kind"] == "enrollment" for request in host.enrollments())
+    assert all(request["credential"]["kind"] == "enrollment_token" for request in host.enrollments())
 
 
 @pytest.mark.parametrize("name", ["marks.json", "intent.json", "credentials.sealed", "sealing.key"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 100, b'{"v": 99}', os.urandom(5000)])
 def test_a_damaged_state_file_is_set_aside_or_said_and_never_a_traceback(host: Host, name: str, content: bytes) -> None:
     """Each of our files, damaged before a run with a token: it enrolls (the old file kept) or stops with its code."""
-    token = host.plane.mint()
+    token = host.mint()
     host.token(token)
     host.write(f"var/lib/byteor/identity/{name}", content, 0o600)
     done = host.run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
@@ -251,8 +252,6 @@ def test_the_examiner_agrees_with_every_golden_vector() -> None:
     content = json.loads((VECTORS / "bundles.json").read_text())
     for case in content["cases"]:
         data = base64.b64decode(case["bundle"])
-        import hashlib
-
         claims = {"bundle": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()},
                   "spec_hash": spoil.spec_hash_of(vectors.FILES["spec.kv"])}
         assert told(lambda: examine.bundle(data, claims)) == case["verdict"], case["name"]

@@ -22,7 +22,7 @@ def host(tmp_path: Path, control_plane: Any) -> Iterator[Host]:
 
 def test_user_data_to_identity_and_no_token_left(host: Host) -> None:
     """One run: one agent, a sealed identity, private modes, the token nowhere under the root, a receipt."""
-    token = host.plane.mint()
+    token = host.mint()
     host.user_data(host.comment_block(token))
     assert len(scan_tree(host.root, token)) >= 4
     done = host.run()
@@ -41,7 +41,7 @@ def test_user_data_to_identity_and_no_token_left(host: Host) -> None:
 
 def test_running_again_changes_nothing_and_asks_nobody(host: Host) -> None:
     """A second and third run leave the sealed file byte-identical and send no request at all."""
-    token = host.plane.mint()
+    token = host.mint()
     host.user_data(host.comment_block(token))
     assert host.run().code == 0
     before, requests = host.sealed(), len(host.plane.requests())
@@ -55,7 +55,7 @@ def test_running_again_changes_nothing_and_asks_nobody(host: Host) -> None:
 
 def test_a_revoked_key_and_a_served_token_do_not_cost_the_identity(host: Host) -> None:
     """The spent token is still in user data and the key revoked: run keeps the identity and presents nothing."""
-    token = host.plane.mint()
+    token = host.mint()
     host.user_data(host.comment_block(token))
     assert host.run().code == 0
     agent = host.plane.agents()[0]
@@ -70,10 +70,10 @@ def test_a_revoked_key_and_a_served_token_do_not_cost_the_identity(host: Host) -
 def test_another_token_in_user_data_does_not_replace_an_identity(host: Host) -> None:
     """A fresh token on an enrolled host is said and left alone; reenroll uses it, and only then."""
     host.defaults()
-    host.token(host.plane.mint())
+    host.token(host.mint())
     assert host.run().code == 0
     first = host.sealed()
-    second = host.plane.mint()
+    second = host.mint()
     host.token(second)
     done = host.run()
     assert done.code == 0 and "reenroll" in done.err
@@ -91,7 +91,7 @@ def test_a_name_is_sent_and_otherwise_the_host_name(tmp_path: Path, control_plan
     for number, name in enumerate(("edge-7", None)):
         host = Host(tmp_path / f"root{number}", control_plane)
         host.defaults(name=name)
-        host.token(control_plane.mint())
+        host.token(host.mint())
         assert host.run().code == 0
     assert "edge-7" in {agent["name"] for agent in control_plane.agents()}
     assert any("edge-node-01" in agent["name"] for agent in control_plane.agents())
@@ -100,7 +100,7 @@ def test_a_name_is_sent_and_otherwise_the_host_name(tmp_path: Path, control_plan
 @pytest.mark.parametrize("channel", ["stdin", "token-file", "credential", "mapping", "drop", "etc"])
 def test_every_channel_enrolls_and_is_erased_where_it_is_ours(host: Host, channel: str, tmp_path: Path) -> None:
     """Each source brings a host up; the drop place and /etc/byteor/enrollment-token are gone afterwards."""
-    token = host.plane.mint()
+    token = host.mint()
     host.defaults()
     arguments, environ, text = [], {}, ""
     if channel == "stdin":
@@ -137,7 +137,7 @@ def test_every_channel_enrolls_and_is_erased_where_it_is_ours(host: Host, channe
 def test_a_copied_root_is_another_host_and_opens_again(host: Host, tmp_path: Path) -> None:
     """Another machine-id: exit 8 and nothing touched; the old one put back: it opens; a fresh token: its own agent."""
     host.defaults()
-    host.token(host.plane.mint())
+    host.token(host.mint())
     assert host.run().code == 0
     sealed, machine = host.sealed(), host.path("etc/machine-id").read_text()
     host.write("etc/machine-id", "f" * 32 + "\n")
@@ -149,7 +149,7 @@ def test_a_copied_root_is_another_host_and_opens_again(host: Host, tmp_path: Pat
     host.write("etc/machine-id", machine)
     assert host.run().code == 0
     host.write("etc/machine-id", "e" * 32 + "\n")
-    host.token(host.plane.mint())
+    host.token(host.mint())
     assert host.run().code == 0
     assert len(host.plane.agents()) == 2
     assert any(path.read_bytes() == sealed for path in host.path("var/lib/byteor/identity/set-aside").iterdir())
@@ -158,7 +158,7 @@ def test_a_copied_root_is_another_host_and_opens_again(host: Host, tmp_path: Pat
 def test_a_damaged_identity_is_kept_and_said(host: Host) -> None:
     """Not one byte of an unreadable identity is changed without a fresh token: exit 7."""
     host.defaults()
-    host.token(host.plane.mint())
+    host.token(host.mint())
     assert host.run().code == 0
     path = host.path("var/lib/byteor/identity/credentials.sealed")
     damaged = host.sealed()[:-20] + b"x" * 20
@@ -171,7 +171,7 @@ def test_a_damaged_identity_is_kept_and_said(host: Host) -> None:
 def test_two_runs_at_once_make_one_agent(host: Host) -> None:
     """The second waits for the first, finds the identity, and both end well."""
     host.defaults()
-    host.token(host.plane.mint())
+    host.token(host.mint())
     first, second = host.start("byteor-firstboot", "run"), host.start("byteor-firstboot", "run")
     codes = [process.communicate(timeout=60) and process.returncode for process in (first, second)]
     assert codes == [0, 0]
@@ -182,7 +182,7 @@ def test_two_runs_at_once_make_one_agent(host: Host) -> None:
 def test_settings_that_break_later_do_not_darken_an_enrolled_host(host: Host) -> None:
     """A typo in the image defaults after enrollment: exit 0, said as a warning; without an identity: exit 4."""
     host.defaults()
-    host.token(host.plane.mint())
+    host.token(host.mint())
     assert host.run().code == 0
     host.write("etc/byteor/firstboot.yaml", "api_base_ulr: https://x.example\n")
     done = host.run()
@@ -194,7 +194,7 @@ def test_settings_that_break_later_do_not_darken_an_enrolled_host(host: Host) ->
 
 def test_changed_user_data_does_not_reroute_an_enrolled_host(host: Host) -> None:
     """settings.json is frozen at enrollment; only the image's own file may change it later."""
-    host.user_data(host.comment_block(host.plane.mint()))
+    host.user_data(host.comment_block(host.mint()))
     assert host.run().code == 0
     frozen = json.loads(host.path("var/lib/byteor/settings.json").read_text())
     host.user_data("#cloud-config\n#byteor-firstboot:\n#  api_base_url: https://evil.example\nhostname: x\n")
@@ -207,7 +207,7 @@ def test_changed_user_data_does_not_reroute_an_enrolled_host(host: Host) -> None
 
 def test_no_secret_anywhere_it_does_not_belong(host: Host, tmp_path: Path) -> None:
     """Token and runtime key are in no argv, environment, output at the most verbose, JSON, or plain file."""
-    token = host.plane.mint()
+    token = host.mint()
     host.user_data(host.comment_block(token, heartbeat_interval_s=5))
     trace = tmp_path / "trace"
     process = subprocess.run(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import files, log, systemd
+from firstboot import files, locks, log, systemd
 from firstboot.clock import Backoff, from_rfc3339, rfc3339
 from firstboot.errors import Corrupt, LocalFault
 from firstboot.layout import Layout
@@ -143,11 +143,11 @@ def test_overwriting_keeps_the_inode_and_refuses_another_length(tmp_path: Path) 
 def test_a_lock_excludes_and_gives_up_in_time(tmp_path: Path) -> None:
     """A second holder waits its time, then raises what it was given; the file stays."""
     entered = threading.Event()
-    with files.locked(tmp_path / "lock", wait_s=1, busy=lambda: AssertionError("free")):
-        with pytest.raises(TimeoutError), files.locked(tmp_path / "lock", wait_s=0.1, busy=lambda: TimeoutError("busy")):
+    with locks.locked(tmp_path / "lock", wait_s=1, busy=lambda: AssertionError("free")):
+        with pytest.raises(TimeoutError), locks.locked(tmp_path / "lock", wait_s=0.1, busy=lambda: TimeoutError("busy")):
             entered.set()
     assert not entered.is_set()
-    with files.locked(tmp_path / "lock", wait_s=0, busy=lambda: AssertionError("held")):
+    with locks.locked(tmp_path / "lock", wait_s=0, busy=lambda: AssertionError("held")):
         assert (tmp_path / "lock").exists()
 
 

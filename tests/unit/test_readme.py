@@ -23,7 +23,7 @@ def help_of(command: str) -> str:
     return subprocess.run([str(path), "--help"], capture_output=True, text=True, check=True, env=environ).stdout
 
 
-def block_of(command: str) -> "re.Pattern[str]":
+def block_of(command: str) -> re.Pattern[str]:
     return re.compile(rf"<!-- help: {command} -->\n(?:```text\n.*?```\n)?", re.DOTALL)
 
 

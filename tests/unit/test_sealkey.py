@@ -305,6 +305,26 @@ def test_a_foreign_identity_set_aside_with_its_secret_can_be_put_back() -> None:
 
 
 @on_a_host
+def test_a_preflight_beside_a_foreign_identity_keeps_the_foreign_secret() -> None:
+    """Sealed with a key file there, so systemd-creds would replace the secret unseen: it is copied first, once."""
+    run_on_a_host("""
+        sealkey.obtain(layout, "host")
+        layout.sealing_cred.unlink()
+        former = secret.read_bytes()
+        identity.save(layout, fresh, seal="file")
+        identity.probe_sealing(layout, seal="file")
+        assert not layout.set_aside.exists()
+        become(OTHER)
+        for _ in range(2):
+            identity.probe_sealing(layout, seal="auto")
+        assert secret.read_bytes() != former
+        (kept,) = layout.set_aside.iterdir()
+        assert kept.name.startswith("credential.secret.") and kept.read_bytes() == former
+        assert look(layout).state is State.FOREIGN
+    """)
+
+
+@on_a_host
 def test_a_key_left_by_a_cut_run_on_another_host_is_not_tried() -> None:
     """Only sealing.cred is there, and the machine-id is another: set aside, no decryption, a new key."""
     run_on_a_host("""

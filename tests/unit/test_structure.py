@@ -15,8 +15,8 @@ import firstboot
 TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 
-GROUND = {"errors", "secret", "clock", "files", "layout", "systemd", "log", "frozen", "settings"}
-CONVERSATION = {"wire", "proxies", "transport", "api"}
+GROUND = {"errors", "secret", "clock", "files", "layout", "locks", "systemd", "log", "frozen", "settings"}
+CONVERSATION = {"wire", "proxies", "trust", "transport", "api"}
 SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover"}
 
 # Folder -> the folders and groups that it may import from (design.md, section 1).
