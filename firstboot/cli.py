@@ -72,6 +72,7 @@ def _parser(program: str, description: str, example: str) -> tuple[_Parser, argp
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _common(parser, top=True)
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     return parser, parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
@@ -87,20 +88,35 @@ def _command(
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--root",
-        type=_root,
-        default=Layout(),
-        metavar="DIR",
-        dest="layout",
-        help="work on the tree under DIR instead of this system",
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="read FILE in place of /etc/byteor/firstboot.yaml")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    _common(parser, top=False)
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.set_defaults(handler=handler)
     return parser
+
+
+def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
+    """What every command takes, before its name or after it; the later word wins."""
+
+    def default(value: object) -> object:
+        return value if top else argparse.SUPPRESS
+
+    parser.add_argument(
+        "--root",
+        type=_root,
+        default=default(Layout()),
+        metavar="DIR",
+        dest="layout",
+        help="work on the tree under DIR instead of this system",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=default(None),
+        metavar="FILE",
+        help="read FILE in place of /etc/byteor/firstboot.yaml",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", default=default(False), help="say more on stderr")
 
 
 def _root(text: str) -> Layout:

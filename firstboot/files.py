@@ -21,7 +21,8 @@ JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
 Owner = Tuple[int, int]
 
 
-def _fail(doing: str, path: Path, error: OSError) -> NoReturn:
+def fail(doing: str, path: Path, error: OSError) -> NoReturn:
+    """Translate an error of the operating system into a LocalFault with a sentence and, where there is one, a hint."""
     hints = {
         errno.ENOSPC: "free some space on the disk",
         errno.EDQUOT: "free some space on the disk",
@@ -48,7 +49,7 @@ def read(path: Path, *, limit: int, private_to: Optional[int] = None) -> Optiona
             return None
         if error.errno == errno.ELOOP:
             raise LocalFault(f"{path} is a symbolic link, and is not followed") from error
-        _fail("read", path, error)
+        fail("read", path, error)
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
@@ -58,7 +59,7 @@ def read(path: Path, *, limit: int, private_to: Optional[int] = None) -> Optiona
         with open(fd, "rb", closefd=False) as stream:
             data = stream.read(limit + 1)
     except OSError as error:
-        _fail("read", path, error)
+        fail("read", path, error)
     finally:
         os.close(fd)
     if len(data) > limit:
@@ -85,7 +86,7 @@ def check_private_directory(path: Path, *, owner: int) -> bool:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return False
-        _fail("look at", path, error)
+        fail("look at", path, error)
     if not stat.S_ISDIR(facts.st_mode):
         raise LocalFault(f"{path} is not a directory")
     if facts.st_uid != owner:
@@ -97,7 +98,7 @@ def check_private_directory(path: Path, *, owner: int) -> bool:
         try:
             os.chmod(path, 0o700, follow_symlinks=True)
         except OSError as error:
-            _fail("tighten", path, error)
+            fail("tighten", path, error)
     return True
 
 
@@ -155,7 +156,7 @@ def write(
         if durable:
             sync_directory(path.parent)
     except OSError as error:
-        _fail("write", path, error)
+        fail("write", path, error)
 
 
 def write_into(directory: Path, name: str, data: bytes, *, mode: int, owner: Optional[Owner] = None) -> None:
@@ -183,7 +184,7 @@ def write_into(directory: Path, name: str, data: bytes, *, mode: int, owner: Opt
         finally:
             os.close(above)
     except OSError as error:
-        _fail("write", path, error)
+        fail("write", path, error)
 
 
 def sync_directory(path: Path) -> None:
@@ -209,9 +210,9 @@ def make_directory(path: Path, mode: int, *, owner: Optional[Owner] = None) -> N
         sync_directory(path.parent)
     except FileExistsError as error:
         if not path.is_dir() or path.is_symlink():
-            _fail("make the directory", path, error)
+            fail("make the directory", path, error)
     except OSError as error:
-        _fail("make the directory", path, error)
+        fail("make the directory", path, error)
 
 
 def require_room(directory: Path, needed: int) -> None:
@@ -229,7 +230,7 @@ def remove(path: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        _fail("remove", path, error)
+        fail("remove", path, error)
 
 
 def overwrite(path: Path, data: bytes) -> None:
@@ -251,7 +252,7 @@ def overwrite(path: Path, data: bytes) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        _fail("overwrite", path, error)
+        fail("overwrite", path, error)
 
 
 def wipe(path: Path) -> None:
@@ -261,52 +262,6 @@ def wipe(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        _fail("look at", path, error)
+        fail("look at", path, error)
     overwrite(path, b"\0" * size)
     remove(path)
-
-
-def set_aside(path: Path, directory: Optional[Path] = None, *, label: str = "corrupt") -> Optional[Path]:
-    """Rename `path` to the first free ``NAME.<label>-<n>`` (in `directory`); return the new path, None if absent."""
-    if not os.path.lexists(path):
-        return None
-    target = _free_name(directory or path.parent, f"{path.name}.{label}-")
-    try:
-        os.rename(path, target)
-        sync_directory(target.parent)
-        sync_directory(path.parent)
-    except OSError as error:
-        _fail("set aside", path, error)
-    return target
-
-
-def move_into(path: Path, directory: Path) -> None:
-    """Move `path` under its own name into `directory`, durably; nothing when it is absent, LocalFault if taken."""
-    target = directory / path.name
-    if not os.path.lexists(path):
-        return
-    if os.path.lexists(target):
-        raise LocalFault(f"cannot move {path} aside: {target} exists")
-    try:
-        os.rename(path, target)
-        sync_directory(directory)
-        sync_directory(path.parent)
-    except OSError as error:
-        _fail("move aside", path, error)
-
-
-def copy_aside(path: Path, directory: Path, *, label: str) -> Optional[Path]:
-    """Copy `path` to the first free ``NAME.<label>-<n>`` in `directory`, 0600; return it, None if absent."""
-    data = read(path, limit=JSON_LIMIT)
-    if data is None:
-        return None
-    target = _free_name(directory, f"{path.name}.{label}-")
-    write(target, data)
-    return target
-
-
-def _free_name(directory: Path, stem: str) -> Path:
-    number = 1
-    while os.path.lexists(directory / f"{stem}{number}"):
-        number += 1
-    return directory / f"{stem}{number}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from firstboot import envelope, files, hostfacts, log, sealkey
+from firstboot import envelope, files, hostfacts, keeping, log, sealkey
 from firstboot.errors import Corrupt, LocalFault
 from firstboot.hostfacts import host_facts, hostname
 from firstboot.layout import Layout
@@ -124,7 +124,7 @@ def set_aside(layout: Layout) -> None:
     if secret is not None and not os.path.lexists(copy):
         files.write(copy, secret, mode=0o400)
     for path in moving:
-        files.move_into(path, target)
+        keeping.move_into(path, target)
 
 
 def fingerprint(layout: Layout) -> Dict[str, Any]:
@@ -151,7 +151,7 @@ def _key(layout: Layout, seal: str) -> Tuple[str, bytes]:
         log.warning("a sealing key that nothing is sealed with is set aside", because=error)
     files.make_directory(layout.set_aside, 0o700)
     for path in (layout.sealing_key, layout.sealing_cred):
-        files.set_aside(path, layout.set_aside, label="unused")
+        keeping.set_aside(path, layout.set_aside, label="unused")
     return sealkey.obtain(layout, seal)
 
 

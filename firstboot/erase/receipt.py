@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
-from firstboot import files
+from firstboot import files, keeping
 from firstboot.clock import rfc3339
 from firstboot.errors import Corrupt
 from firstboot.layout import Layout
@@ -78,7 +78,7 @@ def earlier(layout: Layout) -> Tuple[Dict[str, Any], ...]:
     try:
         stored = files.read_json(layout.erasure)
     except Corrupt:
-        files.set_aside(layout.erasure)
+        keeping.set_aside(layout.erasure)
         return ()
     if stored is None:
         return ()

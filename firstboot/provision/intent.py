@@ -12,7 +12,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Optional
 
-from firstboot import files, log
+from firstboot import files, keeping, log
 from firstboot.errors import Corrupt
 from firstboot.layout import Layout
 
@@ -52,7 +52,7 @@ def load(layout: Layout) -> Optional[Intent]:
         value = files.read_json(layout.intent)
         return None if value is None else _parse(value, layout)
     except Corrupt as error:
-        aside = files.set_aside(layout.intent)
+        aside = keeping.set_aside(layout.intent)
         log.warning(str(error), kept_as=aside)
         return None
 

@@ -12,7 +12,7 @@ import hmac
 import secrets
 from typing import Any, Dict, FrozenSet, Optional
 
-from firstboot import files, log
+from firstboot import files, keeping, log
 from firstboot.errors import Corrupt
 from firstboot.layout import Layout
 from firstboot.secret import Secret
@@ -43,7 +43,7 @@ class Marks:
                 return cls(layout, secrets.token_bytes(KEY_BYTES), {})
             return cls(layout, bytes.fromhex(stored["key"]), dict(stored["marks"]))
         except (Corrupt, KeyError, ValueError, TypeError):
-            aside = files.set_aside(layout.marks)
+            aside = keeping.set_aside(layout.marks)
             log.warning("marks.json is damaged: tokens that were spent or refused look fresh again", kept_as=aside)
             return cls(layout, secrets.token_bytes(KEY_BYTES), {})
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ContextManager, Optional
 
-from firstboot import files, frozen, identity, locks, log, settings, systemd
+from firstboot import files, frozen, identity, keeping, locks, log, settings, systemd
 from firstboot.api import Answer
 from firstboot.clock import Clock, rfc3339
 from firstboot.erase.receipt import Receipt
@@ -253,7 +253,7 @@ class FirstBoot:
             stored = files.read_json(self._layout.settings)
             base = frozen.thaw(stored) if stored is not None else None
         except Corrupt as error:
-            log.warning(str(error), kept_as=files.set_aside(self._layout.settings))
+            log.warning(str(error), kept_as=keeping.set_aside(self._layout.settings))
             stored = base = None
         if base is None:
             base = frozen.Settings(

@@ -56,7 +56,9 @@ def base(suite: str) -> Path:
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Debian package, built from this checkout as ``image-build/build-deb`` builds it."""
+    """The Debian package, as ``image-build/build-deb`` builds it from this checkout, or the one that BYTEOR_DEB names."""
+    if "BYTEOR_DEB" in os.environ:
+        return Path(os.environ["BYTEOR_DEB"])
     directory = tmp_path_factory.mktemp("package")
     subprocess.run([str(TOP / "image-build/build-deb"), str(directory)], check=True)
     return next(directory.glob("*.deb"))

@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import json
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -88,6 +89,8 @@ async def serve(
     state: Path, host: str, port: int, *, names: Sequence[str] = (), store_port: int = 0, announce: bool = True
 ) -> None:
     """Serve until SIGTERM or SIGINT; `state` gets admin.json (0600) with the addresses and the admin secret."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a fleet holds its connections open
     plane = Plane(state)
     certificates = tls.Certificates(tls.load_ca(state), tls.names_for(host, names), fault=plane.faults.for_handshake)
     public, store, admin = listener(host, port), listener(host, store_port), listener("127.0.0.1", 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import ssl
 import uuid
 from collections import Counter
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import httpx
 import pytest
@@ -47,16 +48,28 @@ async def _life(http: httpx.AsyncClient, host: PlainHost, token: str, beats: int
 
 
 async def _fleet(plane: ControlPlane, tokens: List[str], beats: int) -> List[Dict[str, Any]]:
+    """All lives at once, each with connections of its own, as hosts have."""
     context = ssl.create_default_context(cafile=str(plane.ca_path))
-    limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
     host = PlainHost(plane)
-    async with httpx.AsyncClient(
-        base_url=plane.base_url, verify=context, trust_env=False, limits=limits, timeout=100,
-        headers={"User-Agent": USER_AGENT},
-    ) as http:
-        lives = list(await asyncio.gather(*(_life(http, host, token, beats) for token in tokens)))
+
+    async def alone(token: str) -> Dict[str, Any]:
+        async with httpx.AsyncClient(
+            base_url=plane.base_url, verify=context, trust_env=False, timeout=100, headers={"User-Agent": USER_AGENT}
+        ) as http:
+            return await _life(http, host, token, beats)
+
+    lives = list(await asyncio.gather(*(alone(token) for token in tokens)))
     host.http.close()
     return lives
+
+
+@pytest.fixture(autouse=True)
+def _many_files() -> Iterator[None]:
+    """Two connections for each of a thousand hosts need more descriptors than a shell's default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _enroll_and_beat(plane: ControlPlane, count: int) -> None:

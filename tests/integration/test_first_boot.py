@@ -152,7 +152,7 @@ def test_a_copied_root_is_another_host_and_opens_again(host: Host, tmp_path: Pat
     host.token(host.mint())
     assert host.run().code == 0
     assert len(host.plane.agents()) == 2
-    assert any(path.read_bytes() == sealed for path in host.path("var/lib/byteor/identity/set-aside").iterdir())
+    assert any(path.read_bytes() == sealed for path in host.path("var/lib/byteor/identity/set-aside").rglob("*.sealed"))
 
 
 def test_a_damaged_identity_is_kept_and_said(host: Host) -> None:

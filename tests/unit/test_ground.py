@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import files, locks, log, systemd
+from firstboot import files, keeping, locks, log, systemd
 from firstboot.clock import Backoff, from_rfc3339, rfc3339
 from firstboot.errors import Corrupt, LocalFault
 from firstboot.layout import Layout
@@ -123,7 +123,7 @@ def test_set_aside_never_overwrites_an_earlier_one(tmp_path: Path) -> None:
     """The second damaged file gets the next number."""
     for content in ("one", "two"):
         (tmp_path / "f").write_text(content)
-        files.set_aside(tmp_path / "f")
+        keeping.set_aside(tmp_path / "f")
     assert (tmp_path / "f.corrupt-1").read_text() == "one"
     assert (tmp_path / "f.corrupt-2").read_text() == "two"
 
@@ -143,9 +143,10 @@ def test_overwriting_keeps_the_inode_and_refuses_another_length(tmp_path: Path) 
 def test_a_lock_excludes_and_gives_up_in_time(tmp_path: Path) -> None:
     """A second holder waits its time, then raises what it was given; the file stays."""
     entered = threading.Event()
-    with locks.locked(tmp_path / "lock", wait_s=1, busy=lambda: AssertionError("free")):
-        with pytest.raises(TimeoutError), locks.locked(tmp_path / "lock", wait_s=0.1, busy=lambda: TimeoutError("busy")):
-            entered.set()
+    first = locks.locked(tmp_path / "lock", wait_s=1, busy=lambda: AssertionError("free"))
+    second = locks.locked(tmp_path / "lock", wait_s=0.1, busy=lambda: TimeoutError("busy"))
+    with first, pytest.raises(TimeoutError), second:
+        entered.set()
     assert not entered.is_set()
     with locks.locked(tmp_path / "lock", wait_s=0, busy=lambda: AssertionError("held")):
         assert (tmp_path / "lock").exists()

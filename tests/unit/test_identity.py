@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstboot import envelope, files, identity, sealkey
+from firstboot import envelope, files, identity, keeping, sealkey
 from firstboot.errors import Corrupt, LocalFault
 from firstboot.identity import Identity, State, look
 from firstboot.layout import Layout
@@ -337,7 +337,7 @@ def test_setting_aside_that_is_cut_is_finished_by_the_next_run(
     identity.save(layout, FULL, seal="auto")
     sealed, key = layout.credentials.read_bytes(), layout.sealing_key.read_bytes()
     MACHINE_ID(layout)
-    really_move = files.move_into
+    really_move = keeping.move_into
     left = [steps]
 
     def move(path: Path, directory: Path) -> None:
@@ -346,12 +346,12 @@ def test_setting_aside_that_is_cut_is_finished_by_the_next_run(
         left[0] -= 1
         really_move(path, directory)
 
-    monkeypatch.setattr(files, "move_into", move)
+    monkeypatch.setattr(keeping, "move_into", move)
     try:
         identity.set_aside(layout)
     except Cut:
         assert look(layout).state is State.FOREIGN
-        monkeypatch.setattr(files, "move_into", really_move)
+        monkeypatch.setattr(keeping, "move_into", really_move)
         identity.set_aside(layout)
     assert os.listdir(layout.set_aside) == ["1"]
     assert (layout.set_aside / "1" / "credentials.sealed").read_bytes() == sealed

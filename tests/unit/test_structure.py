@@ -15,7 +15,7 @@ import firstboot
 TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 
-GROUND = {"errors", "secret", "clock", "files", "layout", "locks", "systemd", "log", "frozen", "settings"}
+GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "settings"}
 CONVERSATION = {"wire", "proxies", "trust", "transport", "api"}
 SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover"}
 
@@ -96,9 +96,9 @@ def test_each_dangerous_library_has_one_door(path: Path) -> None:
         assert door is None or name_of(path) in door, f"{name_of(path)} imports {imported}"
 
 
-@pytest.mark.parametrize("path", [source for source in SOURCES if name_of(source) != "files"], ids=name_of)
+@pytest.mark.parametrize("path", [source for source in SOURCES if name_of(source) not in ("files", "keeping")], ids=name_of)
 def test_only_files_writes(path: Path) -> None:
-    """Durability and privacy are decided in one module."""
+    """Durability and privacy are decided in one module; `keeping` only renames."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = ast.unparse(node.func.value)
