@@ -240,7 +240,7 @@ def overwrite(path: Path, data: bytes) -> None:
     that is cut leaves a mixture of old and new bytes of the same length; the next `erase` finishes it.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = _open_to_overwrite(path)
         try:
             facts = os.fstat(fd)
             if not stat.S_ISREG(facts.st_mode) or facts.st_size != len(data):
@@ -253,6 +253,22 @@ def overwrite(path: Path, data: bytes) -> None:
             os.close(fd)
     except OSError as error:
         fail("overwrite", path, error)
+
+
+def _open_to_overwrite(path: Path) -> int:
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except PermissionError:
+        # Without root (--root on a tree of one's own) a 0400 file such as obj.pkl opens only to a mode of ours.
+        mode = stat.S_IMODE(os.lstat(path).st_mode)
+        if mode & 0o200 or path.is_symlink():
+            raise
+        os.chmod(path, mode | 0o200)
+        try:
+            return os.open(path, flags)
+        finally:
+            os.chmod(path, mode)
 
 
 def wipe(path: Path) -> None:

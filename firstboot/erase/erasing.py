@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
-from typing import Callable, Dict, FrozenSet, Iterable, List, Sequence, Set, Tuple
+from typing import Callable, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple
 
 from firstboot import files
 from firstboot.erase.find import Kind, Place, places, recognise
@@ -67,48 +66,48 @@ def erase(
     known: Callable[[bytes], bool] = lambda candidate: False,
 ) -> Receipt:
     """Erase `tokens`, and those that only their mark (`lengths`, `known`) tells, and write the receipt."""
-    found, contents = list(places(layout)), {}
+    found = list(places(layout))
     wanted: Set[bytes] = set(tokens)
     unread: List[Copy] = []
+    for place in found if lengths else ():
+        try:
+            wanted |= recognise(files.read(place.path, limit=FILE_LIMIT) or b"", lengths=lengths, known=known)
+        except LocalFault:
+            continue  # said below
+    copies = []
     for place in found:
         try:
             data = files.read(place.path, limit=FILE_LIMIT)
         except LocalFault as error:
-            unread.append(Copy(layout.shown(place.path), {}, "not looked at", str(error)))
+            unread.append(Copy(layout.shown(place.path), {}, "not_looked_at", str(error)))
             continue
-        if data:
-            contents[place.path] = data
-            wanted |= recognise(data, lengths=lengths, known=known)
-    copies = [copy for place in found for copy in _place(layout, place, contents, sorted(wanted), finished)]
-    receipt = Receipt(now, len(contents), (*copies, *unread), tuple(served), history=earlier(layout))
+        copy = _scrub(layout, place, data, sorted(wanted), finished=finished) if data else None
+        if copy is not None:
+            copies.append(copy)
+    receipt = Receipt(now, len(found) - len(unread), (*copies, *unread), tuple(served), history=earlier(layout))
     save(layout, receipt)
     return receipt
 
 
-def _place(
-    layout: Layout, place: Place, contents: Dict[Path, bytes], tokens: Sequence[bytes], finished: bool
-) -> Iterable[Copy]:
-    data = contents.get(place.path)
-    if data is None or not tokens:
-        return
-    shown = layout.shown(place.path)
+def _scrub(layout: Layout, place: Place, data: bytes, tokens: Sequence[bytes], *, finished: bool) -> Optional[Copy]:
+    """Erase what one file holds; None when it holds no token."""
+    shown, counts = layout.shown(place.path), {}
     try:
-        clean, counts = redact(data, tokens)
-        if not counts:
-            return
+        clean, found = redact(data, tokens)
+        if not found:
+            return None
+        counts = dict(found)
         if place.kind is Kind.LATE and not finished:
-            yield Copy(shown, dict(counts), "pending", "cloud-init has not finished in this boot")
-            return
+            return Copy(shown, counts, "pending", "cloud-init has not finished in this boot")
         files.overwrite(place.path, clean)
         again = files.read(place.path, limit=FILE_LIMIT) or b""
         if redact(again, tokens)[1]:
-            yield Copy(shown, dict(counts), "remains", "it was written again while it was being erased")
-            return
+            return Copy(shown, counts, "remains", "it was written again while it was being erased")
         if place.kind is Kind.OURS:
             files.wipe(place.path)
-        yield Copy(shown, dict(counts), "unlinked" if place.kind is Kind.OURS else "overwritten")
+        return Copy(shown, counts, "unlinked" if place.kind is Kind.OURS else "overwritten")
     except Unredactable as error:
-        yield Copy(shown, {}, "remains", str(error))
+        return Copy(shown, counts, "remains", str(error))
     except LocalFault as error:
         read_only = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS
-        yield Copy(shown, dict(counts), "still_served" if read_only else "remains", str(error))
+        return Copy(shown, counts, "still_served" if read_only else "remains", str(error))

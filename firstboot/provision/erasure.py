@@ -31,7 +31,7 @@ def erase_tokens(
         [token.reveal().encode() for token in tokens],
         now=now,
         finished=cloud_init_finished(layout),
-        served=[*still_served(layout), *_credentials(view)],
+        served=[*still_served(layout), *_not_ours(view)],
         lengths=view.marks.lengths(*classes),
         known=lambda candidate: view.marks.recognises(candidate, *classes),
     )
@@ -39,11 +39,16 @@ def erase_tokens(
     return receipt
 
 
-def _credentials(view: View) -> List[str]:
+def _not_ours(view: View) -> List[str]:
+    """Sources of a spent token that overwriting cannot reach or must not touch, as sentences for the receipt."""
+    words = {
+        Rank.CREDENTIAL: "is served again by systemd at every boot",
+        Rank.TOKEN_FILE: "was given with --token-file: it is its owner's and was left as it is",
+    }
     return [
-        f"{source.where} is served again by systemd at every boot"
+        f"{source.where} {words[source.rank]}"
         for source, token in view.found.tokens
-        if source.rank is Rank.CREDENTIAL and view.marks.classify(token) is TokenClass.SPENT
+        if source.rank in words and view.marks.classify(token) is TokenClass.SPENT
     ]
 
 
