@@ -13,6 +13,7 @@ from firstboot.secret import Secret
 
 VERSION = 1
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_HOST = re.compile(r"(?:[A-Za-z0-9_.-]{1,253}|[0-9a-fA-F:.%]+)\Z")
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 3600.0
 
 
@@ -54,6 +55,8 @@ def base_url(text: str, *, under_systemd: bool) -> str:
             raise ValueError("must be https (http only towards loopback)")
         if under_systemd:
             raise ValueError("must be https (under systemd http is refused, even towards loopback)")
+    if not _HOST.match(host):
+        raise ValueError("has no usable host name")
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
 

@@ -23,8 +23,6 @@ _GAP = re.compile(rb"\r?\n[ \t]*|\\n")
 _GZIP = b"\x1f\x8b\x08"
 _COMMENT = 0x10
 
-Counts = "Counter[str]"
-
 
 class Unredactable(Exception):
     """A copy was found in a form that does not fit into its old length."""
@@ -33,14 +31,15 @@ class Unredactable(Exception):
 def redact(data: bytes, tokens: Sequence[bytes], *, depth: int = 0) -> Tuple[bytes, Counter[str]]:
     """Return `data` with every copy of `tokens` x-ed out, at the same length, and how many stood in which encoding."""
     found: Counter[str] = Counter()
+    if depth < DEPTH_LIMIT:
+        # Before the raw text: gzip stores what does not deflate as it is, and a checksum over it.
+        data = _redact_gzip(data, tokens, found, depth)
+        data = _redact_base64(data, tokens, found, depth)
     for token in tokens:
         count = data.count(token)
         if count:
             found["raw"] += count
             data = data.replace(token, b"x" * len(token))
-    if depth < DEPTH_LIMIT:
-        data = _redact_gzip(data, tokens, found, depth)
-        data = _redact_base64(data, tokens, found, depth)
     return data, found
 
 

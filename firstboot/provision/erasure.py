@@ -35,7 +35,8 @@ def erase_tokens(
         lengths=view.marks.lengths(*classes),
         known=lambda candidate: view.marks.recognises(candidate, *classes),
     )
-    log.notice("looked for copies of the token", **receipt.summary())
+    say = log.notice if receipt.copies else log.debug
+    say("looked for copies of the token", **receipt.summary())
     return receipt
 
 

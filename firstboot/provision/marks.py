@@ -10,7 +10,7 @@ import enum
 import hashlib
 import hmac
 import secrets
-from typing import Any, Dict, FrozenSet, Optional
+from typing import Any, Dict, FrozenSet, Optional, Tuple
 
 from firstboot import files, keeping, log
 from firstboot.errors import Corrupt
@@ -28,6 +28,18 @@ class TokenClass(enum.Enum):
     SPENT = "spent"
 
 
+def _checked(stored: Dict[str, Any]) -> Tuple[bytes, Dict[str, Dict[str, Any]]]:
+    """Return key and marks; one of the errors of damaged data otherwise."""
+    key = bytes.fromhex(stored["key"])
+    if stored["v"] != VERSION or len(key) != KEY_BYTES:
+        raise ValueError("not a key of ours")
+    for mark in stored["marks"].values():
+        TokenClass(mark["class"])
+        if not isinstance(mark["length"], int):
+            raise ValueError("not a mark of ours")
+    return key, dict(stored["marks"])
+
+
 class Marks:
     """The marks of this host, read once; every `put` is durable before it returns."""
 
@@ -41,8 +53,8 @@ class Marks:
             stored = files.read_json(layout.marks, private_to=layout.owner)
             if stored is None:
                 return cls(layout, secrets.token_bytes(KEY_BYTES), {})
-            return cls(layout, bytes.fromhex(stored["key"]), dict(stored["marks"]))
-        except (Corrupt, KeyError, ValueError, TypeError):
+            return cls(layout, *_checked(stored))
+        except (Corrupt, KeyError, ValueError, TypeError, AttributeError):
             aside = keeping.set_aside(layout.marks)
             log.warning("marks.json is damaged: tokens that were spent or refused look fresh again", kept_as=aside)
             return cls(layout, secrets.token_bytes(KEY_BYTES), {})

@@ -12,7 +12,7 @@ from typing import Any
 from tests.controlplane import ControlPlane
 from tests.controlplane.conformance import complaints
 
-from .guest import Guest
+from .guest import Boot, Guest
 from .scan import canary
 
 FIRSTBOOT = "byteor-firstboot.service"
@@ -84,12 +84,12 @@ def wait_until_ended(guest: Guest, unit: str) -> None:
     )
 
 
-def said(guest: Guest, *units: str) -> list[str]:
-    """What the processes of ``units`` wrote into this boot's journal, without systemd's own lines about them."""
-    matches = [f"_SYSTEMD_UNIT={unit}" for unit in units]
-    return guest.run("journalctl", "-b", "--no-pager", "--output=cat", *matches).stdout.splitlines()
-
-
 def ours(guest: Guest) -> list[str]:
-    """What any byteor process wrote into this boot's journal."""
-    return said(guest, FIRSTBOOT, ERASE, AGENT)
+    """What our commands wrote into this boot's journal, without systemd's own lines about their units."""
+    identifiers = ("--identifier=byteor-firstboot", "--identifier=byteor-agent")
+    return guest.run("journalctl", "-b", "--no-pager", "--output=cat", *identifiers).stdout.splitlines()
+
+
+def failed(boot: Boot) -> list[str]:
+    """The failed units that first boot answers for: ours and cloud-init's."""
+    return [unit for unit in boot.failed_units if unit.startswith(("byteor", "cloud"))]

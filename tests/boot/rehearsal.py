@@ -113,8 +113,9 @@ def _second_boot(story: Teller, guest: Guest, plane: ControlPlane, token: str) -
 
 def _check_boot(story: Teller, guest: Guest) -> None:
     boot = guest.look()
-    story.say(f"cloud-init {boot.cloud_status.splitlines()[0]}, failed units: {', '.join(boot.failed_units) or 'none'}")
-    if boot.cloud_status_code or boot.failed_units or ordering_cycles(boot.console):
+    failed = hosts.failed(boot)
+    story.say(f"cloud-init {boot.cloud_status.splitlines()[0]}, failed units: {', '.join(failed) or 'none'}")
+    if boot.cloud_status_code or failed or ordering_cycles(boot.console):
         raise RehearsalFailed(boot.cloud_status + "\n".join(ordering_cycles(boot.console)))
 
 

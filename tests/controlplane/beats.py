@@ -13,13 +13,14 @@ from tests.controlplane.exchange import Exchange, Refusal
 def heartbeat(exchange: Exchange) -> Response:
     plane, agent, beat = exchange.plane, exchange.caller.row, exchange.json()
     place = (agent["org"], agent["project"], agent["environment"])
-    if beat["sequence"] <= agent["last_sequence"]:
-        exchange.violate("sequence", f"sequence {beat['sequence']} after {agent['last_sequence']}")
+    sequence = int(beat["sequence"])  # 3.0 is an integer to JSON Schema
+    if sequence <= agent["last_sequence"]:
+        exchange.violate("sequence", f"sequence {sequence} after {agent['last_sequence']}")
         raise Refusal(409, "sequence_not_increasing", "the heartbeat's sequence does not increase")
     plane.store.run(
         "UPDATE agents SET last_heartbeat_at = ?, last_sequence = ?, last_heartbeat = ?, heartbeats = heartbeats + 1"
         " WHERE agent_id = ?",
-        plane.store.now(), beat["sequence"], (exchange.body or b"").decode(), agent["agent_id"],
+        plane.store.now(), sequence, (exchange.body or b"").decode(), agent["agent_id"],
     )
     if plane.setting("heartbeat_answer") == 204:
         return Response(status_code=204)

@@ -59,7 +59,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         port = json.loads(facts.read_text())["port"]  # a restart keeps its address
     asyncio.run(serve(
         arguments.state, arguments.host, port, names=arguments.name, store_port=arguments.store_port,
-        announce=not arguments.quiet,
+        announce=not arguments.quiet, with_parent=arguments.with_parent,
     ))
 
 
@@ -181,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--store-port", type=int, default=0, help="port of the object store")
     one.add_argument("--name", action="append", default=[], help="another name or address of the certificate")
     one.add_argument("--quiet", action="store_true")
+    one.add_argument("--with-parent", action="store_true", help="end when standard input does")
     one.set_defaults(run=_serve)
 
     one = words.add_parser("mint", help="print a fresh enrollment token")

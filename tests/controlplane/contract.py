@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import parse_qsl, unquote
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped,unused-ignore]
 import yaml
 
 DOCUMENT = Path(__file__).with_name("openapi.yaml")
@@ -38,15 +38,7 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterat
         yield jsonschema.ValidationError(f"does not match {pattern}")
 
 
-def _integer(_checker: Any, instance: Any) -> bool:
-    return isinstance(instance, int) and not isinstance(instance, bool)
-
-
-_Strict = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    {"pattern": _pattern},
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _integer),
-)
+_Strict = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})
 
 
 def complaint(schema: Mapping[str, Any], value: Any) -> Optional[str]:
@@ -91,7 +83,7 @@ class Operation:
     name: str
     method: str
     template: str
-    path_pattern: "re.Pattern[str]"
+    path_pattern: re.Pattern[str]
     parameters: Tuple[Mapping[str, Any], ...]
     media_type: Optional[str]
     body_schema: Optional[Mapping[str, Any]]
@@ -163,14 +155,14 @@ def _resolve(node: Any, document: Mapping[str, Any]) -> Any:
     return {key: _resolve(value, document) for key, value in node.items()}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def document() -> Dict[str, Any]:
     """Return openapi.yaml with its references resolved."""
     raw = yaml.safe_load(DOCUMENT.read_text(encoding="utf-8"))
     return dict(_resolve(raw, raw))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def operations() -> Dict[str, Operation]:
     """Return the nine operations by name."""
     found = {}

@@ -168,6 +168,8 @@ class Exchange:
         if kind == "enrollment_token" and operation.credential != "enrollment_token":
             self.violate("enrollment_token_misplaced", "an enrollment token in another request than enrollment")
         if operation.credential is None:
+            if self.secret is not None and kind != "enrollment_token":
+                self.violate("credential_misplaced", f"{kind} where no credential belongs")
             return
         if self.secret is None or kind is None:
             self.violate("missing_credential", "no well-formed Authorization: Bearer header")

@@ -25,7 +25,8 @@ class Gone(Exception):
 
 async def apply(fault: Fault, exchange: Exchange, response: Optional[Response]) -> Optional[Response]:
     """Do one fault; return the response that remains to be sent (None: none yet), or raise Gone."""
-    return await _KINDS[fault.kind](fault.options, exchange, response)
+    remaining: Optional[Response] = await _KINDS[fault.kind](fault.options, exchange, response)
+    return remaining
 
 
 def _wire(exchange: Exchange) -> Wire:

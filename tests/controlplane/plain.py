@@ -33,7 +33,7 @@ class PlainHost:
         self.http = http if http is not None else client(plane)
         self.agent_id, self.api_key, self.sequence = "", "", 0
 
-    def __enter__(self) -> "PlainHost":
+    def __enter__(self) -> PlainHost:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +61,7 @@ class PlainHost:
             self.api_key = reply.json().get("api_key", reply.json().get("runtime_api_key"))
         return reply
 
-    def enrolled(self, name: Optional[str] = None, **mint: Any) -> "PlainHost":
+    def enrolled(self, name: Optional[str] = None, **mint: Any) -> PlainHost:
         reply = self.enroll(self.plane.mint(**mint), {"name": name} if name else {})
         assert reply.status_code == 201, reply.text
         return self

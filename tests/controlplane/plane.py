@@ -73,14 +73,19 @@ class Plane:
     def violations(self) -> List[Dict[str, Any]]:
         return self.store.all("SELECT * FROM violations ORDER BY id")
 
-    def requests(self, after: int = 0) -> List[Dict[str, Any]]:
+    def requests(
+        self, *, after: int = 0, operation: Optional[str] = None, origin: Optional[str] = None
+    ) -> List[Dict[str, Any]]:
         rows = self.store.all("SELECT * FROM requests WHERE id > ? ORDER BY id", after)
-        return [{"id": row["id"], "at": row["at"], **json.loads(row["row"])} for row in rows]
+        found = [{"id": row["id"], "at": row["at"], **json.loads(row["row"])} for row in rows]
+        return [row for row in found if operation in (None, row["operation"]) and origin in (None, row["origin"])]
 
     def reset(self) -> None:
         """Forget all but the addresses and the CA."""
         self.store.wipe()
         self._ensure_environment()
+        for kept in (*(self.state / "bundles").iterdir(), *(self.state / "artifacts").iterdir()):
+            kept.unlink()
         self.faults.reload()
         self.spotter.reload()
         self.limits = Limits()

@@ -38,7 +38,7 @@ class ControlPlane:
         """`names`: further addresses and DNS names of the certificate. `log`: a file for the server's stderr."""
         self.state_dir, self.host, self._names, self._log = Path(state_dir), host, tuple(names), log
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        self._process: Optional["subprocess.Popen[bytes]"] = None
+        self._process: Optional[subprocess.Popen[bytes]] = None
         self._facts: Dict[str, Any] = {}
         # Bound, never listening: the ports stay ours across stop and restart, and refuse connections meanwhile.
         self._held = [self._hold(port), self._hold(0)]
@@ -56,20 +56,20 @@ class ControlPlane:
 
     # -- the process
 
-    def start(self) -> "ControlPlane":
+    def start(self) -> ControlPlane:
         """Start the server and wait until it answers."""
         if self.running():
             raise PlaneError("the control plane runs already")
         (self.state_dir / "admin.json").unlink(missing_ok=True)
         command = [
-            sys.executable, "-m", "tests.controlplane", "--state", str(self.state_dir), "serve", "--quiet",
+            sys.executable, "-m", "tests.controlplane", "--state", str(self.state_dir), "serve", "--quiet", "--with-parent",
             "--host", self.host, "--port", str(self.port), "--store-port", str(self.store_port),
         ]
         for name in self._names:
             command += ["--name", name]
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TOP)]))
         self._process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, stderr=self._log
+            command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE, stderr=self._log
         )
         limit = time.monotonic() + START_LIMIT_S
         while not (self.state_dir / "admin.json").exists():
@@ -96,6 +96,8 @@ class ControlPlane:
         if self._process is not None:
             self._process.send_signal(number)
             self._process.wait(STOP_LIMIT_S)
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             self._process = None
 
     def wait_stopped(self) -> int:
@@ -104,7 +106,7 @@ class ControlPlane:
             raise PlaneError("the control plane was not started")
         return self._process.wait(STOP_LIMIT_S)
 
-    def restart(self) -> "ControlPlane":
+    def restart(self) -> ControlPlane:
         """Stop, and start again on the same addresses with the same state."""
         self.stop()
         return self.start()
@@ -119,7 +121,7 @@ class ControlPlane:
         for sock in self.__dict__.get("_held", ()):
             sock.close()
 
-    def __enter__(self) -> "ControlPlane":
+    def __enter__(self) -> ControlPlane:
         return self if self.running() else self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -183,12 +185,12 @@ class ControlPlane:
         return list(found)
 
     def requests(self, operation: Optional[str] = None, *, origin: Optional[str] = None) -> List[Dict[str, Any]]:
-        """What was asked, in order: operation, method, path, query, headers, credential, body, status, faults, …"""
-        found = self.tell("requests")
-        return [
-            row for row in found
-            if operation in (None, row["operation"]) and origin in (None, row["origin"])
-        ]
+        """What was asked, in order: operation, method, path, query, headers, credential, body, faults, agent_id, at, …
+
+        `status` is what the plane made of it, `answered` the status that went out: after the commit a fault may
+        replace the answer, or swallow it (then there is no `answered`).
+        """
+        return list(self.tell("requests", operation=operation, origin=origin))
 
     def violations(self) -> List[Dict[str, Any]]:
         """Every breach of the contract: rule, detail, request_id."""

@@ -19,7 +19,8 @@ import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.controlplane import tls, words as spoken
+from tests.controlplane import tls
+from tests.controlplane import words as spoken
 from tests.controlplane.app import Application
 from tests.controlplane.plane import Plane
 from tests.controlplane.wire import Protocol
@@ -86,7 +87,8 @@ def _server(application: Any, context: Any) -> _Server:
 
 
 async def serve(
-    state: Path, host: str, port: int, *, names: Sequence[str] = (), store_port: int = 0, announce: bool = True
+    state: Path, host: str, port: int, *, names: Sequence[str] = (), store_port: int = 0, announce: bool = True,
+    with_parent: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `state` gets admin.json (0600) with the addresses and the admin secret."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -106,6 +108,9 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _end, plane)
+    if with_parent:
+        # The pipe that our parent holds ends with it, however it ends: no plane stays behind a killed test.
+        loop.add_reader(0, _end, plane)
     tasks = [asyncio.ensure_future(s.serve(sockets=[k])) for s, k in zip(servers, (public, store, admin))]
     while not all(server.started for server in servers):
         await asyncio.sleep(0.005)

@@ -30,11 +30,11 @@ class SigningKey:
     private: Ed25519PrivateKey
 
     @classmethod
-    def new(cls, kid: str) -> "SigningKey":
+    def new(cls, kid: str) -> SigningKey:
         return cls(kid, Ed25519PrivateKey.generate())
 
     @classmethod
-    def from_seed(cls, kid: str, seed: bytes) -> "SigningKey":
+    def from_seed(cls, kid: str, seed: bytes) -> SigningKey:
         return cls(kid, Ed25519PrivateKey.from_private_bytes(seed))
 
     @property

@@ -48,9 +48,9 @@ CREATE TABLE IF NOT EXISTS artifacts (
 CREATE UNIQUE INDEX IF NOT EXISTS artifact_content ON artifacts (org, project, environment, sha256);
 """
 TABLES = (
-    "settings environments tokens agents keys idempotency violations requests faults signing_keys key_sets"
-    " deployments reports artifacts"
-).split()
+    "settings", "environments", "tokens", "agents", "keys", "idempotency", "violations", "requests", "faults",
+    "signing_keys", "key_sets", "deployments", "reports", "artifacts",
+)
 
 Row = Dict[str, Any]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import Any, Deque, Optional
 from collections import deque
+from typing import Any, Deque, Optional
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -24,7 +24,7 @@ class Wire:
         self._pause_s: Optional[float] = None
         self._step = 1
         self._queue: Deque[bytes] = deque()
-        self._drip: Optional["asyncio.Task[None]"] = None
+        self._drip: Optional[asyncio.Task[None]] = None
         self._severed = False
         self._closing = False
 
@@ -104,4 +104,4 @@ class Protocol(H11Protocol):
         async def with_wire(scope: Any, receive: Any, send: Any) -> None:
             await application({**scope, "byteor.wire": wire}, receive, send)
 
-        self.app = with_wire  # type: ignore[assignment]
+        self.app = with_wire

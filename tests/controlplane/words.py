@@ -46,8 +46,8 @@ class Words:
             row["revoked"], row["scopes"] = bool(key and key["revoked"]), json.loads(key["scopes"]) if key else []
         return list(rows)
 
-    def requests(self, *, after: int = 0) -> List[Dict[str, Any]]:
-        return self._plane.requests(after)
+    def requests(self, **which: Any) -> List[Dict[str, Any]]:
+        return self._plane.requests(**which)
 
     def violations(self) -> List[Dict[str, Any]]:
         return self._plane.violations()

@@ -17,7 +17,7 @@ from tests.controlplane.plain import PlainHost
 TOP = Path(__file__).parents[2]
 
 
-def run(state: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+def run(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.controlplane", "--state", str(state), *words]
     return subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=60)
 

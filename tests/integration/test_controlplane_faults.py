@@ -292,7 +292,8 @@ def test_faults_compose_and_are_recorded(control_plane: ControlPlane, host: Plai
 
 
 @pytest.mark.parametrize(
-    "words", [("healthz", "nonsense", {}), ("nonsense", "drop", {}), ("healthz", "drop", {"seconds": 1}), ("*", "tls", {"mode": "x"})]
+    "words",
+    [("healthz", "nonsense", {}), ("nonsense", "drop", {}), ("healthz", "drop", {"seconds": 1}), ("*", "tls", {"mode": "x"})],
 )
 def test_a_fault_that_makes_no_sense_is_refused(control_plane: ControlPlane, words: Any) -> None:
     """A typing error in a test must not become a test without a fault."""

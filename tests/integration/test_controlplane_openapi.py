@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import uuid
 from typing import Any, Dict, Iterator
 
 import pytest
@@ -52,6 +53,8 @@ def make_real(case: Any, host: PlainHost, made: Dict[str, Any], numbers: Iterato
     if modes.get("path_parameters", modes.get("path")) != "negative" and case.path_parameters:
         known = {**host.plane.where(), "agent_id": host.agent_id, "deployment_id": made["deployment_id"]}
         case.path_parameters = {name: known[name] for name in case.path_parameters}
+    if "Idempotency-Key" in (case.headers or {}) and modes.get("headers", modes.get("header")) != "negative":
+        case.headers["Idempotency-Key"] = str(uuid.uuid4())  # the generator likes to repeat one
     if modes.get("body") == "negative" or not isinstance(case.body, dict):
         return
     if case.operation.definition.raw["operationId"] == "heartbeat" and "sequence" in case.body:
@@ -78,3 +81,26 @@ def test_schemathesis_finds_nothing(
     headers = credential(control_plane, host, case.operation.definition.raw["operationId"])
     case.call_and_validate(base_url=control_plane.base_url, session=session, headers=headers, verify=session.verify)
     assert not [row for row in control_plane.violations() if row["rule"] == "plane_bug"]
+
+
+def test_requests_that_do_not_conform_are_seen(control_plane: ControlPlane, host: PlainHost) -> None:
+    """The check that every test's end makes over the recorded requests is able to fail."""
+    host.beat()
+    assert complaints(control_plane.requests()) == []
+    (enrollment, beat) = control_plane.requests()
+    for change in (
+        {"path": "/api/v2/agents", "operation": None}, {"body": "{}"}, {"query": "debug=1"},
+        {"headers": {**beat["headers"], "content-type": "text/plain"}},
+    ):
+        assert len(complaints([enrollment, {**beat, **change}])) == 1
+
+
+@pytest.mark.parametrize("operation", list(contract.operations()))
+def test_each_of_the_nine_requests_is_described(operation: str) -> None:
+    """Name, method and path are the contract's."""
+    found = contract.operations()[operation]
+    path = found.template.format(
+        org_id="o", project_id="p", environment_id="e", agent_id="a", deployment_id="d"
+    )
+    assert contract.which(found.method, path) is found
+    assert len(contract.operations()) == 9

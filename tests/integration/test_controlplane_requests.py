@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
+import subprocess
+import sys
 import threading
+import time
 import uuid
+from pathlib import Path
 from typing import Any, Iterator
 
+import httpx
 import pytest
 
-from tests.controlplane import ControlPlane
+from tests.controlplane import ControlPlane, PlaneError
 from tests.controlplane.plain import PlainHost
 
 
@@ -228,7 +235,7 @@ def test_heartbeats_are_kept_and_answered_with_hints(control_plane: ControlPlane
 @pytest.mark.parametrize(
     "change",
     [
-        {"status": "fine"}, {"sequence": "2"}, {"sequence": True}, {"sequence": 2.0}, {"uptime_s": -1}, {"sent_at": "now"},
+        {"status": "fine"}, {"sequence": "2"}, {"sequence": True}, {"sequence": 2.5}, {"uptime_s": -1}, {"sent_at": "now"},
         {"boot_id": ""}, {"deployment": {}}, {"spool": {"pending": 0}}, {"problems": [{"code": "Bad Code", "detail": ""}]},
         {"extra": 1}, {"agent_version": ""}, {"signing_keys_version": "1"},
     ],
@@ -328,10 +335,72 @@ def test_state_survives_a_kill(control_plane: ControlPlane, host: PlainHost) -> 
     assert [row["operation"] for row in control_plane.requests()] == ["enroll"] + ["heartbeat"] * 3
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, {"agent_id", "api_key", "name", "scopes", "signing_keys"}),
+     ({"signing_keys_in_enrollment": False, "heartbeat_interval_s": 7},
+      {"agent_id", "api_key", "name", "scopes", "heartbeat_interval_s"})],
+)
+def test_optional_members_of_the_enrollment_reply(
+    control_plane: ControlPlane, host: PlainHost, settings: Any, expected: Any
+) -> None:
+    """Key sets and the heartbeat hint come when they are configured."""
+    control_plane.configure(**settings)
+    assert set(host.enroll(control_plane.mint()).json()) == expected
+
+
+@pytest.mark.provokes_violations
+def test_a_request_without_credential_gets_none(control_plane: ControlPlane, host: PlainHost) -> None:
+    """The runtime key at /healthz is answered, and is a violation."""
+    host.enrolled()
+    assert host.http.get("/healthz", headers={"Authorization": f"Bearer {host.api_key}"}).status_code == 200
+    assert rules(control_plane) == ["credential_misplaced"]
+
+
+@pytest.mark.provokes_violations
+def test_the_admin_interface_is_not_on_the_public_port(control_plane: ControlPlane, host: PlainHost) -> None:
+    """A word said to the public origin is an unknown path; without the admin secret the admin port refuses."""
+    assert code(host.http.post("/mint", json={})) == (404, "not_found")
+    port = json.loads((control_plane.state_dir / "admin.json").read_text())["admin_port"]
+    assert httpx.post(f"http://127.0.0.1:{port}/agents", json={}, trust_env=False).status_code == 401
+    assert (control_plane.state_dir / "admin.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_switch_that_does_not_exist_is_refused(control_plane: ControlPlane) -> None:
+    """A typing error in a test must not become a plane that does nothing special."""
+    with pytest.raises(PlaneError, match="no setting heartbeat_answr"):
+        control_plane.configure(heartbeat_answr=204)
+
+
+def test_a_plane_for_guests_listens_where_no_interface_is_yet(tmp_path: Path) -> None:
+    """It starts before its address exists, and its certificate names the address and every other name."""
+    with ControlPlane(tmp_path / "plane", host="10.254.254.254") as plane:
+        assert plane.base_url == f"https://10.254.254.254:{plane.port}"
+        assert plane.running()
+    with ControlPlane(tmp_path / "named", host="127.0.0.1", names=("plane.test", "10.1.2.3")) as plane:
+        context = ssl.create_default_context(cafile=str(plane.ca_path))
+        for name in ("127.0.0.1", "plane.test", "10.1.2.3"):
+            with socket.create_connection((plane.host, plane.port)) as wire:
+                context.wrap_socket(wire, server_hostname=name).close()
+
+
+def test_a_plane_ends_with_its_parent(tmp_path: Path) -> None:
+    """Nothing stays behind a test that was killed."""
+    program = (
+        "import os, sys; from tests.controlplane import ControlPlane\n"
+        "print(ControlPlane(sys.argv[1]).start().pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    top = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=top, stdout=subprocess.PIPE, timeout=60)
+    process = Path(f"/proc/{int(done.stdout)}")
+    limit = time.monotonic() + 10
+    while process.exists() and "Z" not in (process / "stat").read_text().split():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 def test_a_plane_may_start_late(own_control_plane: ControlPlane) -> None:
     """Address and CA are known before the start; until then connections are refused."""
-    import httpx
-
     with PlainHost(own_control_plane) as host:
         with pytest.raises(httpx.ConnectError):
             host.http.get("/healthz")

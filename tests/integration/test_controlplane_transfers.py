@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import ssl
 import uuid
 from pathlib import Path
 from typing import Any, Dict, Iterator
@@ -14,9 +16,10 @@ import httpx
 import pytest
 
 from tests.controlplane import ControlPlane
-from tests.controlplane.plain import SENT_AT, PlainHost
+from tests.controlplane.plain import SENT_AT, USER_AGENT, PlainHost
 
 MIB = 1 << 20
+MULTIPART = "multipart/form-data; boundary=b"
 
 
 @pytest.fixture
@@ -168,10 +171,10 @@ def test_artifacts_are_checked(control_plane: ControlPlane, host: PlainHost, met
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
-        (b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b", 422),
-        (b"--b\r\nContent-Disposition: form-data; name=\"metadata\"\r\n\r\n{}\r\n--b--\r\n", "multipart/form-data; boundary=b", 422),
-        (b"no multipart at all", "multipart/form-data; boundary=b", 400),
-        (b"", "multipart/form-data; boundary=b", 422),
+        (b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nx\r\n--b--\r\n', MULTIPART, 422),
+        (b'--b\r\nContent-Disposition: form-data; name="metadata"\r\n\r\n{}\r\n--b--\r\n', MULTIPART, 422),
+        (b"no multipart at all", MULTIPART, 400),
+        (b"", MULTIPART, 422),
         (b"--b\r\n", "multipart/form-data", 400),
         (b"{}", "application/json", 415),
     ],
@@ -199,13 +202,26 @@ def test_uploads_need_their_scope(control_plane: ControlPlane, host: PlainHost) 
     assert host.beat().status_code == 200
 
 
+def test_a_refusal_may_come_before_the_body_is_read(control_plane: ControlPlane, host: PlainHost) -> None:
+    """With drain_refused off, the headers of an upload are enough to get the 403."""
+    control_plane.scopes(host.agent_id, [])
+    control_plane.configure(drain_refused=False)
+    context = ssl.create_default_context(cafile=str(control_plane.ca_path))
+    request = (
+        f"POST {host.path('artifacts')} HTTP/1.1\r\nHost: x\r\nUser-Agent: {USER_AGENT}\r\n"
+        f"Authorization: Bearer {host.api_key}\r\nContent-Type: {MULTIPART}\r\nContent-Length: 60000000\r\n\r\n"
+    )
+    wire = socket.create_connection((control_plane.host, control_plane.port), timeout=20)
+    with wire, context.wrap_socket(wire, server_hostname=control_plane.host) as tls:
+        tls.sendall(request.encode())
+        assert tls.recv(100).startswith(b"HTTP/1.1 403 ")
+
+
 @pytest.mark.provokes_violations
 def test_a_token_in_an_artifact_is_a_violation(control_plane: ControlPlane, host: PlainHost) -> None:
     """Also where it lies across two pieces of the stream."""
     token = control_plane.mint()
     head, body = _parts(host, b"x" * (65536 - 600) + token.encode() + b"y" * 1000)
-    for at in range(0, len(body), 997):
-        assert at >= 0
     host.ask("POST", "artifacts", content=(body[at : at + 997] for at in range(0, len(body), 997)), headers=head)
     assert "secret_misplaced" in [row["rule"] for row in control_plane.violations()]
 

@@ -9,7 +9,6 @@ import os
 import pickle
 import stat
 import subprocess
-import sys
 import zlib
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
@@ -21,6 +20,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firstboot import files
 from firstboot.erase.erasing import cloud_init_finished, erase, still_served
 from firstboot.erase.find import recognise
 from firstboot.erase.scrub import redact
@@ -196,21 +196,13 @@ def test_a_copy_that_stays_is_said(tmp_path: Path) -> None:
         subprocess.run(["chattr", "-i", str(path)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root opens any file, whatever its mode: run as another user")
 def test_a_read_only_file_of_ones_own_is_overwritten_without_root(tmp_path: Path) -> None:
     """obj.pkl is 0400: on a tree of their own people are not root, and its mode stays as it was."""
     path = tmp_path / "obj.pkl"
     path.write_bytes(TEXT)
     path.chmod(0o400)
-    user = {"user": 65534} if os.geteuid() == 0 else {}
-    if user:
-        os.chown(path, 65534, -1)
-        for directory in (tmp_path, *tmp_path.parents[:3]):
-            directory.chmod(0o755)
-    code = "import sys; from pathlib import Path; from firstboot import files; files.overwrite(Path(sys.argv[1]), b'x' * int(sys.argv[2]))"
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(len(TEXT))], capture_output=True, text=True, **user)
-    if "ModuleNotFoundError" in done.stderr or "Permission denied" in done.stderr:
-        pytest.skip("another user cannot reach this virtual environment")
-    assert done.returncode == 0, done.stderr
+    files.overwrite(path, b"x" * len(TEXT))
     assert path.read_bytes() == b"x" * len(TEXT)
     assert stat.S_IMODE(path.stat().st_mode) == 0o400
 

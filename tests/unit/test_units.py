@@ -1,0 +1,313 @@
+"""The units as systemd reads them: what is started when, what is tried again, what each may do."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+UNITS = TOP / "units"
+FIRSTBOOT, PATH, ERASE, AGENT = (
+    "byteor-firstboot.service", "byteor-firstboot.path", "byteor-erase.service", "byteor-agent.service",
+)  # fmt: skip
+ALL = (FIRSTBOOT, PATH, ERASE, AGENT)
+SERVICES = (FIRSTBOOT, ERASE, AGENT)
+
+EXPOSURE_LIMIT = 2.0
+# `systemd-analyze security --offline` came with this version
+OLDEST_OFFLINE = 250
+# Keys that systemd 247, on Debian 11, does not know: each would be a warning at every boot there.
+TOO_NEW = {"RestartSteps", "RestartMaxDelaySec", "ImportCredential", "RestartMode", "TriggerLimitIntervalSec"}
+
+
+def read(text: str) -> dict[str, dict[str, list[str]]]:
+    """Section to key to the values given for it, in order; an empty value clears the list, as in systemd.syntax(7)."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    keys: dict[str, list[str]] = {}
+    for line in text.replace("\\\n", " ").splitlines():
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        if line.startswith("["):
+            keys = sections.setdefault(line.strip("[]"), {})
+            continue
+        key, _, value = line.partition("=")
+        keys[key.strip()] = [*keys.get(key.strip(), []), value.strip()] if value.strip() else []
+    return sections
+
+
+def unit(name: str) -> dict[str, dict[str, list[str]]]:
+    """One of our units."""
+    return read((UNITS / name).read_text())
+
+
+def words(section: Mapping[str, Sequence[str]], key: str) -> list[str]:
+    """The words of a list-valued key."""
+    return " ".join(section.get(key, [])).split()
+
+
+def cycle(name: str, sections: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
+    """The ordering cycle that this unit closes, if any: leak-map section 5, units U2, U4 and U7.
+
+    cloud-final and cloud-init.target are After=multi-user.target, and a target is After= what it wants unless that is
+    itself After= the target.
+    """
+    head, install = sections.get("Unit", {}), sections.get("Install", {})
+    after, before, wanted = words(head, "After"), words(head, "Before"), words(install, "WantedBy")
+    late = {"cloud-final.service", "cloud-init.target"} & set(after)
+    first = "multi-user.target" in before or ("multi-user.target" in wanted and "multi-user.target" not in after)
+    return f"{name} waits for {sorted(late)}, which wait for multi-user.target, which waits for it" if late and first else None
+
+
+def analyze() -> str:
+    """systemd-analyze, or a skip."""
+    found = shutil.which("systemd-analyze")
+    if found is None:
+        pytest.skip("systemd-analyze is not on this machine (Debian: apt-get install systemd)")
+    return found
+
+
+def version() -> int:
+    """systemd's version."""
+    said = subprocess.run([analyze(), "--version"], capture_output=True, text=True, check=True).stdout
+    return int(said.split()[1].split(".")[0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_systemd_reads_every_line_of_it(name: str, tmp_path: Path) -> None:
+    """`systemd-analyze verify` finds no unknown key, bad value or missing unit in the commands' presence."""
+    program, copies = analyze(), tmp_path / "units"
+    copies.mkdir()
+    for other in ALL:
+        # where the package is not installed the commands are not there
+        text = (UNITS / other).read_text()
+        (copies / other).write_text(re.sub(r"^(Exec\w+=\+?)/usr/bin/byteor-\S+", r"\1/bin/true", text, flags=re.M))
+    done = subprocess.run(
+        [program, "verify", "--man=no", str(copies / name)], capture_output=True, text=True, check=False,
+        env={"SYSTEMD_UNIT_PATH": f"{copies}:", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    ours = [line for line in done.stderr.splitlines() if "byteor" in line]
+    assert ours == []
+
+
+def test_verify_would_have_said_so(tmp_path: Path) -> None:
+    """A planted unknown key is reported: the test above is able to fail."""
+    planted = tmp_path / "byteor-planted.service"
+    planted.write_text("[Service]\nExecStart=/bin/true\nNoSuchKey=1\n")
+    done = subprocess.run([analyze(), "verify", "--man=no", str(planted)], capture_output=True, text=True, check=False)
+    assert "NoSuchKey" in done.stderr
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_key_is_newer_than_debian_11(name: str) -> None:
+    """Nothing in it is a warning at every boot of the oldest systemd."""
+    assert {key for keys in unit(name).values() for key in keys} & TOO_NEW == set()
+
+
+def exposure(name: str) -> float:
+    """The overall exposure level that systemd-analyze counts for one of our units."""
+    if version() < OLDEST_OFFLINE:
+        pytest.skip(f"systemd {version()} has no `systemd-analyze security --offline` (it came with {OLDEST_OFFLINE})")
+    said = subprocess.run(
+        [analyze(), "security", "--offline=true", "--no-pager", str(UNITS / name)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = re.search(r"exposure level for \S+: (\d+\.\d+)", said)
+    assert found is not None, said
+    return float(found.group(1))
+
+
+def test_agent_is_exposed_at_most_2_0() -> None:
+    """`systemd-analyze security` counts at most 2.0 for the resident, network-facing process."""
+    assert exposure(AGENT) <= EXPOSURE_LIMIT
+
+
+@pytest.mark.parametrize("name", [FIRSTBOOT, ERASE])
+def test_root_services_are_hardened_too(name: str) -> None:
+    """What runs as root is below 3.0: far from an unhardened service's 9.6."""
+    assert exposure(name) <= 3.0
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_core_dump_holds_a_secret(name: str) -> None:
+    """The memory of every process of ours holds a token or a key at some time, and is never dumped to the disk."""
+    assert unit(name)["Service"]["LimitCORE"] == ["0"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_unit_closes_an_ordering_cycle(name: str) -> None:
+    """None waits for something that waits for it."""
+    assert cycle(name, unit(name)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Unit]\nAfter=cloud-final.service\n[Install]\nWantedBy=multi-user.target",
+        "[Unit]\nAfter=cloud-init.target\n[Install]\nWantedBy=multi-user.target",
+        "[Unit]\nAfter=cloud-final.service\nBefore=multi-user.target\n[Install]\nWantedBy=cloud-init.target",
+    ],
+)
+def test_measured_cycles_are_recognised(text: str) -> None:
+    """The check above finds the units with which a real systemd deleted jobs."""
+    assert cycle("planted.service", read(text)) is not None
+
+
+def test_first_boot_comes_after_the_user_data_and_holds_nothing_up() -> None:
+    """First boot waits for cloud-config, not cloud-final, and counts as started as soon as it runs."""
+    first = unit(FIRSTBOOT)
+    after = words(first["Unit"], "After")
+    assert "cloud-config.service" in after
+    assert not {"cloud-final.service", "cloud-init.target", "multi-user.target"} & set(after)
+    # pulling it in would make a host without a network wait for it
+    assert words(first["Unit"], "Wants") == words(first["Unit"], "Requires") == []
+    assert first["Service"]["Type"] == ["exec"]
+    assert "RemainAfterExit" not in first["Service"]
+    assert words(first["Install"], "WantedBy") == ["multi-user.target"]
+
+
+def test_erase_comes_last_at_every_boot() -> None:
+    """Erasing follows cloud-final, so that late copies are there, and runs again whenever it is started."""
+    erase = unit(ERASE)
+    assert {FIRSTBOOT, "cloud-final.service", "multi-user.target"} <= set(words(erase["Unit"], "After"))
+    assert erase["Service"]["Type"] == ["oneshot"]
+    assert "RemainAfterExit" not in erase["Service"]
+    assert words(erase["Install"], "WantedBy") == ["multi-user.target"]
+    assert erase["Service"]["PrivateNetwork"] == ["yes"]
+
+
+def test_late_settings_start_first_boot() -> None:
+    """The path unit watches the drop place for changes; mere existence would start first boot for ever."""
+    path = unit(PATH)
+    assert path["Path"] == {"PathChanged": ["/run/byteor-firstboot/settings.yaml"], "Unit": [FIRSTBOOT]}
+    assert words(path["Install"], "WantedBy") == ["paths.target"]
+
+
+def test_what_needs_a_person_is_not_tried_again_and_what_passes_is() -> None:
+    """First boot is restarted for exit 1, 6 and 7 only, for ever, with a pause; exit 3 is a success."""
+    first = unit(FIRSTBOOT)
+    assert words(first["Service"], "SuccessExitStatus") == ["3"]
+    assert first["Service"]["Restart"] == ["on-failure"]
+    assert set(words(first["Service"], "RestartPreventExitStatus")) == set("234589")
+    assert first["Service"]["RestartSec"] == ["60s"]
+    assert first["Unit"]["StartLimitIntervalSec"] == ["0"]
+
+
+def test_credentials_are_taken_without_a_path() -> None:
+    """Both credentials by name alone: with a path an absent one would fail the unit on Debian 11."""
+    loaded = unit(FIRSTBOOT)["Service"]["LoadCredential"]
+    assert loaded == ["byteor.enrollment-token", "byteor.firstboot"]
+
+
+def test_agent_is_started_by_first_boot_alone() -> None:
+    """The agent has no [Install], waits for a sealed identity, and is handed its values from outside its sandbox."""
+    agent = unit(AGENT)
+    assert "Install" not in agent
+    assert agent["Unit"]["ConditionPathExists"] == ["/var/lib/byteor/identity/credentials.sealed"]
+    assert agent["Service"]["Type"] == ["notify"]
+    assert agent["Service"]["User"] == ["byteor-agent"]
+    assert agent["Service"]["ExecStartPre"] == ["+/usr/bin/byteor-firstboot unseal"]
+    assert agent["Service"]["WatchdogSec"] == ["2min"]
+
+
+def test_agent_comes_back_whatever_ended_it() -> None:
+    """It is restarted for ever, and its status stays readable in between."""
+    agent = unit(AGENT)
+    assert agent["Service"]["Restart"] == ["always"]
+    assert agent["Unit"]["StartLimitIntervalSec"] == ["0"]
+    assert agent["Service"]["RuntimeDirectory"] == ["byteor-agent"]
+    assert agent["Service"]["RuntimeDirectoryMode"] == ["0755"]
+    assert agent["Service"]["RuntimeDirectoryPreserve"] == ["yes"]
+
+
+def test_agent_writes_its_own_directory_alone() -> None:
+    """Of the disk the agent may write one directory, and the identity is not even to be seen."""
+    service = unit(AGENT)["Service"]
+    assert service["ProtectSystem"] == ["strict"]
+    assert words(service, "ReadWritePaths") == ["/var/lib/byteor/agent"]
+    assert "-/var/lib/byteor/identity" in words(service, "InaccessiblePaths")
+    assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"] == []
+
+
+def test_agent_sees_the_boot_id_that_the_system_sees() -> None:
+    """Its /proc is the system's: a fresh one shows a container the boot id of its host, or none at all."""
+    assert {"ProtectProc", "ProcSubset"} & set(unit(AGENT)["Service"]) == set()
+
+
+def test_presets_enable_all_but_the_agent() -> None:
+    """An image's first boot enables what the package enables, and never the agent."""
+    lines = (UNITS / "50-byteor-firstboot.preset").read_text().splitlines()
+    rules = {tuple(line.split()) for line in lines if line and not line.startswith("#")}
+    assert rules == {("enable", FIRSTBOOT), ("enable", PATH), ("enable", ERASE), ("disable", AGENT)}
+    for name in ALL:
+        assert ("Install" in unit(name)) == (("enable", name) in rules)
+
+
+def test_directories_are_those_of_the_contract() -> None:
+    """tmpfiles makes each directory with the mode and owner of contract section 5, and no secret's readable by others."""
+    lines = (UNITS / "byteor-firstboot.tmpfiles.conf").read_text().splitlines()
+    made = {tuple(line.split()) for line in lines if line and not line.startswith("#")}
+    assert made == {
+        ("d", "/run/byteor-firstboot", "0700", "root", "root"),
+        ("d", "/etc/byteor", "0755", "root", "root"),
+        ("d", "/var/lib/byteor", "0755", "root", "root"),
+        ("d", "/var/lib/byteor/identity", "0700", "root", "root"),
+        ("d", "/var/lib/byteor/agent", "0700", "byteor-agent", "byteor-agent"),
+        ("d", "/var/lib/byteor/activation", "0755", "root", "root"),
+        ("d", "/var/lib/byteor/deployments", "0755", "root", "root"),
+    }
+
+
+def test_the_agents_user_is_made() -> None:
+    """sysusers makes the one user that units and tmpfiles name."""
+    assert re.search(r"^u byteor-agent ", (UNITS / "byteor-firstboot.sysusers.conf").read_text(), flags=re.M)
+
+
+@pytest.mark.parametrize("path", sorted(UNITS.iterdir()), ids=lambda path: path.name)
+def test_no_secret_and_no_older_variable_is_in_it(path: Path) -> None:
+    """No token, no environment with a value in it, and none of the generic names of old."""
+    text = path.read_text()
+    assert not re.search(r"\bbet_\w|Bearer |^SetCredential|^Environment(File)?=", text, flags=re.M)
+    assert not re.search(r"(?<!BYTEOR_)(API_BASE_URL|AGENT_ID|AGENT_API_KEY)", text)
+
+
+def test_the_packages_commands_are_setup_cfgs() -> None:
+    """Each command that setup.cfg declares is in the Debian package with the same function, isolated (-I)."""
+    config = configparser.ConfigParser()
+    config.read(TOP / "setup.cfg")
+    declared = dict(
+        line.replace(" ", "").split("=") for line in config["options.entry_points"]["console_scripts"].strip().splitlines()
+    )
+    shipped = {path.name: path.read_text() for path in (TOP / "image-build/debian/bin").iterdir()}
+    assert set(shipped) == set(declared)
+    for name, text in shipped.items():
+        module, function = declared[name].split(":")
+        assert text.startswith("#!/usr/bin/python3 -I\n")
+        assert f"from {module} import {function}\n" in text
+        assert f"sys.exit({function}())" in text
+
+
+def test_package_scripts_never_wait_for_a_job() -> None:
+    """postinst starts units with --no-block only: waiting inside cloud-final hangs the boot."""
+    text = (TOP / "image-build/debian/postinst").read_text()
+    code = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    calls = [line for line in code if re.search(r"\bsystemctl\b", line)]
+    assert len(calls) == 3
+    for line in calls:
+        assert "--no-block" in line or "is-enabled" in line or "daemon-reload" in line, line
+    assert not any("deb-systemd-invoke" in line or "invoke-rc.d" in line for line in code)
+    rules = (TOP / "image-build/debian/rules").read_text()
+    assert "dh_installsystemd --no-start --no-stop-on-upgrade --no-restart-after-upgrade" in rules
+
+
+def test_shipped_defaults_are_an_empty_mapping() -> None:
+    """The configuration file that the package ships sets nothing: every line is a comment or empty."""
+    lines = (TOP / "image-build/debian/firstboot.yaml").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+    assert not any(line.startswith("#enrollment_token") for line in lines)
