@@ -22,6 +22,7 @@ class Answer:
 
     status: int
     is_json: bool
+    is_empty: bool
     media_type: str
     problem: Optional[wire.Problem]
     retry_after: Optional[float]
@@ -111,7 +112,7 @@ class PlaneApi:
             value, is_json = None, False
         asked = wire.retry_after(reply.headers.get("retry-after"), now=self._clock.wall())
         problem = wire.Problem.parse(value) if reply.status >= 400 else None
-        return Answer(reply.status, is_json, reply.media_type, problem, asked, reply.date), value
+        return Answer(reply.status, is_json, not reply.body, reply.media_type, problem, asked, reply.date), value
 
 
 def _agents(org_id: str, project_id: str, environment_id: str) -> str:

@@ -63,7 +63,8 @@ class Reply:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-_request = threading.local()  # .limit: when this thread's request must be over, on the monotonic clock
+# This thread's request: .limit, when it must be over on the monotonic clock; .sent, whether a byte of it may be out.
+_request = threading.local()
 
 
 class _Deadlined(io.RawIOBase):
@@ -108,9 +109,17 @@ class _Response(http.client.HTTPResponse):
 class _PlainConnection(HTTPConnection):
     response_class = _Response
 
+    def putrequest(self, *arguments: Any, **keywords: Any) -> None:
+        _request.sent = True
+        super().putrequest(*arguments, **keywords)
+
 
 class _TlsConnection(HTTPSConnection):
     response_class = _Response
+
+    def putrequest(self, *arguments: Any, **keywords: Any) -> None:
+        _request.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
+        super().putrequest(*arguments, **keywords)
 
 
 class _PlainPool(HTTPConnectionPool):
@@ -189,7 +198,7 @@ class Transport:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ)
         proxies = {"http": proxy.reveal(), "https": proxy.reveal()} if proxy is not None else {}
-        _request.limit = monotonic() + deadline_s
+        _request.limit, _request.sent = monotonic() + deadline_s, False
         try:
             with self._session.request(
                 method,
@@ -208,7 +217,7 @@ class Transport:
                     date=_date(response.headers.get("Date")),
                 )
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            _translate(error, f"{host}:{port}", through_proxy=proxy is not None)
+            _translate(error, f"{host}:{port}", through_proxy=proxy is not None, sent=_request.sent)
         except (ValueError, UnicodeError) as error:
             raise NoAnswer(f"{host} answered something that is not HTTP") from error
 
@@ -256,7 +265,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _translate(error: BaseException, where: str, *, through_proxy: bool) -> NoReturn:
+def _translate(error: BaseException, where: str, *, through_proxy: bool, sent: bool) -> NoReturn:
     """Raise what a person needs to know; library messages are not quoted: they may hold a proxy's password."""
     causes = _causes(error)
 
@@ -274,14 +283,15 @@ def _translate(error: BaseException, where: str, *, through_proxy: bool) -> NoRe
             ) from error
     if has(socket.gaierror):
         raise Unreachable(f"cannot resolve the name of {way}", hint="check DNS and api_base_url") from error
-    if has(urllib3.exceptions.ConnectTimeoutError):
-        raise Unreachable(f"cannot connect to {way}: no answer within {CONNECT_S:g} s") from error
-    if has(urllib3.exceptions.ProxyError) and not has(ConnectionResetError, socket.timeout):
+    if has(urllib3.exceptions.ProxyError) and not sent:
         raise Unreachable(f"the proxy did not connect us to {where}", hint="check proxy and its password") from error
+    # Before the time-out, of which urllib3 1.26 makes it a subclass.
     if has(urllib3.exceptions.NewConnectionError):
         reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), "refused")
         raise Unreachable(f"cannot connect to {way}: {str(reason).lower()}") from error
-    if has(ssl.SSLError) and not has(socket.timeout):
+    if has(urllib3.exceptions.ConnectTimeoutError):
+        raise Unreachable(f"cannot connect to {way}: no answer within {CONNECT_S:g} s") from error
+    if not sent and has(ssl.SSLError, OSError, urllib3.exceptions.HTTPError):
         raise Unreachable(f"no TLS session with {way}") from error
     if has(socket.timeout, requests.Timeout, urllib3.exceptions.TimeoutError):
         raise NoAnswer(f"no answer from {way} in time") from error

@@ -10,6 +10,7 @@ from firstboot.api import Answer
 from firstboot.errors import Refused, TryAgain
 
 UNKNOWN_AGENT = "unknown_agent"
+PORTAL = "a proxy or a captive portal stands between this host and the plane"
 
 
 class KeyRefused(Refused):
@@ -27,11 +28,13 @@ def check(answer: Answer, *, doing: str) -> None:
     """
     status, code = answer.status, answer.problem.code if answer.problem is not None else None
     said = f" ({answer.problem.said()})" if answer.problem is not None else ""
+    if 200 <= status < 300 and not (answer.is_json or answer.is_empty):
+        raise TryAgain(f"{doing}: something answered {status} with a page, not the plane's JSON", hint=PORTAL)
     if 200 <= status < 300 or status == 304:
         return
     if not answer.is_json and 400 <= status < 500 and status not in (401, 403, 429):
         # A page of a proxy or captive portal, not the plane's word.
-        raise TryAgain(f"{doing}: something answered {status}, not the plane's JSON")
+        raise TryAgain(f"{doing}: something answered {status} with a page, not the plane's JSON", hint=PORTAL)
     if status == 401 or (status in (404, 410) and code == UNKNOWN_AGENT):
         raise KeyRefused(
             f"{doing}: the plane does not accept the runtime key: {status}{said}",

@@ -235,9 +235,12 @@ def test_agent_writes_its_own_directory_alone() -> None:
     assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"] == []
 
 
-def test_agent_sees_the_boot_id_that_the_system_sees() -> None:
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_process_sees_the_boot_id_that_the_system_sees(name: str) -> None:
     """Its /proc is the system's: a fresh one shows a container the boot id of its host, or none at all."""
-    assert {"ProtectProc", "ProcSubset"} & set(unit(AGENT)["Service"]) == set()
+    service = unit(name)["Service"]
+    assert {"ProtectProc", "ProcSubset", "ProtectKernelTunables", "ProtectControlGroups"} & set(service) == set()
+    assert {"/proc/sys", "/sys"} <= set(words(service, "ReadOnlyPaths"))
 
 
 def test_presets_enable_all_but_the_agent() -> None:

@@ -1,0 +1,223 @@
+"""The agent driven as systemd drives it: hand-over, beats, status, watchdog, orderly end; no answer costs the identity."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List
+
+import pytest
+
+from tests.integration.host import Host
+
+PERIOD_S = 5
+
+
+class Agent:
+    """A running ``byteor-agent run``, ended with the test."""
+
+    def __init__(self, host: Host, **env: str) -> None:
+        self.host = host
+        self.process = host.start("byteor-agent", "run", env=env)
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, float, str]:
+        began = time.monotonic()
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=20)
+        return self.process.returncode, time.monotonic() - began, err
+
+
+@pytest.fixture
+def host(tmp_path: Path, control_plane: Any) -> Host:
+    host = Host(tmp_path / "root", control_plane)
+    host.defaults(heartbeat_interval_s=PERIOD_S)
+    host.token(host.mint())
+    assert host.run().code == 0
+    return host
+
+
+@pytest.fixture
+def start(host: Host) -> Iterator[Callable[..., Agent]]:
+    agents: List[Agent] = []
+
+    def begin(**env: str) -> Agent:
+        agents.append(Agent(host, **env))
+        return agents[-1]
+
+    yield begin
+    for agent in agents:
+        if agent.process.poll() is None:
+            agent.process.kill()
+            agent.process.communicate()
+
+
+def beats(host: Host) -> List[Dict[str, Any]]:
+    return [json.loads(request["body"]) for request in host.plane.requests("heartbeat") if (request["status"] or 999) < 300 and not request["faults"]]
+
+
+def status(host: Host) -> Dict[str, Any]:
+    done = host.call("byteor-agent", "status", "--json")
+    assert done.code == 0, done
+    return json.loads(done.out)
+
+
+def wait_for_beats(host: Host, count: int, *, limit_s: float = 30.0) -> List[Dict[str, Any]]:
+    found = host.plane.wait_for(lambda: len(beats(host)) >= count and beats(host), limit_s=limit_s)
+    return list(found)
+
+
+def test_beats_arrive_and_the_hand_over_is_gone(host: Host, start: Callable[..., Agent]) -> None:
+    """Two beats of the contract's shape with growing sequence; no file with the key stays."""
+    start()
+    first, second = wait_for_beats(host, 2)[:2]
+    assert second["sequence"] > first["sequence"]
+    assert first["status"] == "ok" and first["problems"] == [] and first["boot_id"] == second["boot_id"]
+    assert not host.path("run/byteor-agent/handover.json").exists()
+    shown = status(host)
+    assert shown["running"] and shown["loops"]["heartbeat"]["last_success_at"]
+    assert shown["identity"]["agent_id"] == host.plane.agents()[0]["agent_id"]
+    done = host.call("byteor-firstboot", "verify", "--operator-token", "-", "--json", text=host.plane.operator_token)
+    assert done.code == 0, done
+    assert [check["result"] for check in json.loads(done.out)["checks"]] == ["ok", "ok", "not checked", "not checked"]
+
+
+def test_a_killed_agent_goes_on_with_a_higher_sequence(host: Host, start: Callable[..., Agent]) -> None:
+    """kill -9 costs nothing: the next start beats on, and the plane sees no number twice."""
+    agent = start()
+    before = wait_for_beats(host, 1)
+    agent.end(signal.SIGKILL)
+    start()
+    after = wait_for_beats(host, len(before) + 1)
+    assert after[-1]["sequence"] > before[-1]["sequence"]
+
+
+def test_sigterm_ends_it_at_once_even_in_a_request(host: Host, start: Callable[..., Agent]) -> None:
+    """A plane that hangs does not hold a shutdown; the status survives and says that it stopped."""
+    host.plane.fault("heartbeat", "hang", times=None)
+    agent = start()
+    host.plane.wait_for(lambda: any(fault["hits"] for fault in host.plane.faults()), limit_s=20)
+    code, took, err = agent.end()
+    assert code == 0, err
+    assert took < 2
+    shown = status(host)
+    assert not shown["running"]
+    assert host.call("byteor-firstboot", "verify").code == 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "outcome"),
+    [
+        ("problem", {"status": 401, "code": "key_expired"}, "refused"),
+        ("problem", {"status": 403, "code": "scope_missing"}, "refused"),
+        ("problem", {"status": 404, "code": "unknown_agent"}, "refused"),
+        ("problem", {"status": 400, "code": "invalid_request"}, "refused"),
+        ("problem", {"status": 429, "code": "rate_limited", "headers": {"Retry-After": "1"}}, "retry"),
+        ("problem", {"status": 503, "code": "x"}, "retry"),
+        ("html", {"status": 200}, "retry"),
+        ("redirect", {}, "retry"),
+        ("drop", {}, "retry"),
+    ],
+)
+def test_no_answer_costs_the_identity(
+    host: Host, start: Callable[..., Agent], kind: str, options: Dict[str, Any], outcome: str
+) -> None:
+    """Each answer is shown in status with what to do; the sealed file is untouched; afterwards it beats again."""
+    before = host.sealed()
+    host.plane.fault("heartbeat", kind, **options)
+    agent = start()
+    host.plane.wait_for(lambda: status_of_heartbeat(host) == outcome, limit_s=20)
+    shown = status(host)["loops"]["heartbeat"]
+    assert shown["problem"]
+    wait_for_beats(host, 1, limit_s=40)
+    code, _, err = agent.end()
+    assert code == 0, err
+    assert host.sealed() == before
+
+
+def status_of_heartbeat(host: Host) -> Any:
+    path = host.path("run/byteor-agent/status.json")
+    return json.loads(path.read_text())["loops"]["heartbeat"]["outcome"] if path.exists() else None
+
+
+def test_a_period_from_the_plane_is_followed_within_its_bounds(host: Host, start: Callable[..., Agent]) -> None:
+    """heartbeat_interval_s in a reply sets the period, clamped."""
+    host.plane.fault(
+        "heartbeat", "status", status=200, body='{"heartbeat_interval_s": 999999}', content_type="application/json"
+    )
+    start()
+    host.plane.wait_for(lambda: status_of_heartbeat(host) == "done", limit_s=20)
+    assert status(host)["loops"]["heartbeat"]["period_s"] == 3600
+
+
+def test_the_service_manager_hears_ready_and_the_watchdog(host: Host, start: Callable[..., Agent], tmp_path: Path) -> None:
+    """READY=1 once the loops run, WATCHDOG=1 within the period, STOPPING=1 at the end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(15)
+        agent = start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
+        assert b"READY=1" in manager.recv(1000)
+        assert b"WATCHDOG=1" in manager.recv(1000)
+        assert agent.end()[0] == 0
+        rest = []
+        while not rest or b"STOPPING=1" not in rest[-1]:
+            rest.append(manager.recv(1000))
+
+
+def test_without_an_identity_it_says_so(tmp_path: Path, control_plane: Any) -> None:
+    """No enrollment, no hand-over: the agent does not start, with a hint and no traceback."""
+    host = Host(tmp_path / "root", control_plane)
+    done = host.call("byteor-agent", "run")
+    assert done.code in (3, 7) and "hint" in done.err
+    assert host.call("byteor-agent", "status").code == 3
+
+
+def test_a_damaged_agent_state_is_set_aside_and_the_sequence_jumps_ahead(host: Host, start: Callable[..., Agent]) -> None:
+    """A corrupt state.json is kept and never repeats a number."""
+    agent = start()
+    before = wait_for_beats(host, 1)
+    agent.end()
+    host.path("var/lib/byteor/agent/state.json").write_text("{")
+    start()
+    after = wait_for_beats(host, len(before) + 1)
+    assert after[-1]["sequence"] > before[-1]["sequence"]
+    assert host.path("var/lib/byteor/agent/state.json.corrupt-1").read_text() == "{"
+
+
+def test_no_secret_is_in_the_process_or_what_it_writes(host: Host, start: Callable[..., Agent]) -> None:
+    """argv, environment, status.json and stderr of a running agent hold no key."""
+    assert host.call("byteor-firstboot", "unseal").code == 0
+    key = json.loads(host.path("run/byteor-agent/handover.json").read_text())["api_key"]
+    agent = start()
+    wait_for_beats(host, 1)
+    proc = Path("/proc") / str(agent.process.pid)
+    texts = [
+        (proc / "cmdline").read_text(),
+        (proc / "environ").read_text(),
+        host.path("run/byteor-agent/status.json").read_text(),
+    ]
+    assert os.listdir(host.path("run/byteor-agent")) == ["status.json"]
+    texts.append(agent.end()[2])
+    assert not any(key in text for text in texts)
+
+
+def test_first_boot_waits_for_a_late_token_and_uses_it(tmp_path: Path, control_plane: Any) -> None:
+    """While the plane is away a run reads all sources again before each attempt: a better token dropped late is used."""
+    host = Host(tmp_path / "root", control_plane)
+    host.defaults()
+    host.token(host.mint())
+    control_plane.fault("enroll", "problem", status=503, code="x", times=2)
+    process: subprocess.Popen[str] = host.start("byteor-firstboot", "run")
+    control_plane.wait_for(lambda: host.enrollments(), limit_s=20)
+    late = host.mint()
+    host.write("run/byteor-firstboot/new", json.dumps({"enrollment_token": late}), 0o600)
+    host.path("run/byteor-firstboot/new").rename(host.path("run/byteor-firstboot/settings.yaml"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert not host.path("run/byteor-firstboot/settings.yaml").exists()
+    assert len({request["credential"]["hash"] for request in host.enrollments()}) == 2
+    assert len(control_plane.agents()) == 1
