@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import datetime
 import random
+import re
 import time
 from dataclasses import dataclass
 from typing import Optional
 
 # A longer Retry-After is not believed (contract 2.6): the back-off's own pause is used.
 LONGEST_RETRY_AFTER_S = 3600.0
+# Not left to fromisoformat: before Python 3.11 it knows neither Z nor most fractions.
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
 class Clock:
@@ -53,10 +56,12 @@ def rfc3339(seconds: float) -> str:
 
 def from_rfc3339(text: str) -> float:
     """Seconds since the epoch of an RFC 3339 date; ValueError for anything else."""
-    moment = datetime.datetime.fromisoformat(text.strip().upper().replace("Z", "+00:00"))
-    if moment.tzinfo is None:
-        raise ValueError("a date without a time zone")
-    return moment.timestamp()
+    found = _RFC3339.fullmatch(text.strip().upper())
+    if found is None:
+        raise ValueError("not an RFC 3339 date")
+    date, fraction, zone = found.groups()
+    moment = datetime.datetime.fromisoformat(date + ("+00:00" if zone == "Z" else zone))
+    return moment.timestamp() + float(fraction or 0)
 
 
 @dataclass

@@ -104,8 +104,11 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
     interval, proxy, no_proxy = stored.get("heartbeat_interval_s"), stored.get("proxy"), stored.get("no_proxy") or []
     if isinstance(interval, bool) or not isinstance(interval, (int, float, type(None))):
         raise Corrupt("settings.json is damaged: heartbeat_interval_s is not a number")
+    keys, activation = stored.get("signing_keys") or [], stored.get("activation")
     if not isinstance(proxy, (str, type(None))) or not isinstance(no_proxy, list):
         raise Corrupt("settings.json is damaged: proxy or no_proxy")
+    if not isinstance(keys, list) or not isinstance(activation, (dict, type(None))):
+        raise Corrupt("settings.json is damaged: signing_keys or activation")
     if interval is not None:
         interval = min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, float(interval)))
     return Settings(
@@ -114,6 +117,6 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
         no_proxy=tuple(str(item) for item in no_proxy),
         heartbeat_interval_s=interval,
         seal=str(stored.get("seal") or "auto"),
-        signing_keys=tuple(stored.get("signing_keys") or ()),
-        activation=stored.get("activation"),
+        signing_keys=tuple(keys),
+        activation=activation,
     )

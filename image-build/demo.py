@@ -23,9 +23,8 @@ from typing import Any, Dict, List, Optional
 TOP = Path(__file__).resolve().parents[1]
 sys.path.append(str(TOP))  # after site-packages: firstboot is the installed wheel, tests this checkout
 
-from tests.controlplane import ControlPlane  # noqa: E402
-
 from tests.boot.scan import canary, scan_tree  # noqa: E402
+from tests.controlplane import ControlPlane  # noqa: E402
 
 BIN = Path(sys.executable).parent
 COLOUR = sys.stdout.isatty()

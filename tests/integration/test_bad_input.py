@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any, Iterator
@@ -13,6 +14,7 @@ import pytest
 from tests.integration.host import Host
 
 TOKEN = "bet_canary0123456789abcdefghij"
+NOISE = random.Random(1).randbytes(1 << 20)
 SOON_S = 20  # far from what it takes, and far from for ever
 
 
@@ -32,10 +34,10 @@ ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 
 BROKEN = {
-    "binary": os.urandom(100_000),
-    "ten MiB of noise": os.urandom(1 << 20) * 10,
+    "binary": NOISE[:100_000],
+    "ten MiB of noise": NOISE * 10,
     "ten MiB of text": b"#cloud-config\n" + b"a: b\n" * (2 << 20),
-    "gzip of garbage": b"\x1f\x8b\x08" + os.urandom(5000),
+    "gzip of garbage": b"\x1f\x8b\x08" + NOISE[:5000],
     "gzip bomb": gzip.compress(b"\0" * (200 << 20), 1),
     "unclosed quote in the block": block(f'enrollment_token: "{TOKEN}'),
     "tab in the block": block(f"\tenrollment_token: {TOKEN}"),
@@ -126,7 +128,7 @@ def test_the_callers_environment_changes_nothing(host: Host, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["marks.json", "intent.json", "credentials.sealed", "sealing.key"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 100, b'{"v": 99}', os.urandom(5000)])
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 100, b'{"v": 99}', NOISE[:5000]], ids=range(5))
 def test_a_damaged_state_file_is_set_aside_or_said_and_never_a_traceback(host: Host, name: str, content: bytes) -> None:
     """Each of our files, damaged before a run with a token: it enrolls (the old file kept) or stops with its code."""
     token = host.mint()

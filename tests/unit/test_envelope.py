@@ -68,7 +68,7 @@ def test_garbage_is_refused_in_the_same_words(garbage: bytes) -> None:
     SEALED.replace(b'"v": 1', b'"v": 2'), SEALED.replace(b'"sealed"', b'"x": 1, "sealed"'),
     SEALED.replace(b'"salt"', b'"\\u0073alt"'), SEALED[:-80] + SEALED[-80:].upper(),
     json.dumps(json.loads(SEALED)).encode(),
-])
+], ids=range(10))  # the nonce is fresh in every process that collects this
 def test_another_spelling_of_the_same_json_does_not_open(equivalent: bytes) -> None:
     """The header is bound as its bytes stand in the file; another version is not guessed at."""
     assert equivalent != SEALED

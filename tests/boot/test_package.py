@@ -1,0 +1,54 @@
+"""What installing the Debian package does to a root that is not booted, as when an image is baked."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
+
+CODE = "usr/lib/python3/dist-packages/firstboot"
+
+
+@pytest.fixture
+def installed(image: Sequence[Path]) -> Path:
+    """The layer that holds what the installation wrote."""
+    return image[0]
+
+
+def test_bytecode_is_compiled_at_installation(installed: Path) -> None:
+    """Each module has its bytecode beside it, so that no boot compiles and a read-only /usr costs nothing."""
+    modules = sorted((installed / CODE).rglob("*.py"))
+    assert modules
+    for module in modules:
+        assert list((module.parent / "__pycache__").glob(f"{module.stem}.cpython-*.pyc")), module
+
+
+def test_three_units_are_enabled_and_the_agent_is_not(installed: Path) -> None:
+    """The installation enables first boot, its path unit and erasing; nothing pulls the agent into a boot."""
+    units = installed / "etc/systemd/system"
+    wanted = {str(path.relative_to(units)) for path in units.glob("*/byteor*")}
+    assert wanted == {
+        "multi-user.target.wants/byteor-firstboot.service",
+        "multi-user.target.wants/byteor-erase.service",
+        "paths.target.wants/byteor-firstboot.path",
+    }
+
+
+def test_directories_have_their_modes_and_owners(installed: Path) -> None:
+    """The directories of contract section 5 are there, the private ones private, and one belongs to the agent."""
+    users = dict(line.split(":")[0:3:2] for line in (installed / "etc/passwd").read_text().splitlines())
+    expected = {"": 0o755, "identity": 0o700, "agent": 0o700, "activation": 0o755, "deployments": 0o755}
+    for name, mode in expected.items():
+        facts = (installed / "var/lib/byteor" / name).stat()
+        assert stat.S_IMODE(facts.st_mode) == mode, name
+        assert facts.st_uid == (int(users["byteor-agent"]) if name == "agent" else 0), name
+
+
+def test_an_image_carries_no_identity_and_no_key(installed: Path) -> None:
+    """Nothing is made at installation that two hosts from one image would share."""
+    assert list((installed / "var/lib/byteor").rglob("*.*")) == []
+    assert not (installed / "var/lib/systemd/credential.secret").exists()
