@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from firstboot.errors import LocalFault
 
@@ -16,12 +16,21 @@ OS_BUNDLES = (
 )
 
 
-def tls_context(ca_certificates: Optional[str]) -> ssl.SSLContext:
+class NamedContext(ssl.SSLContext):
+    """A context that knows whom it expects: urllib3 1.26 (Debian 11, 12) does not pass a name on that is an address."""
+
+    expected: Optional[str] = None
+
+    def wrap_socket(self, *arguments: Any, server_hostname: Any = None, **keywords: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(*arguments, server_hostname=server_hostname or self.expected, **keywords)
+
+
+def tls_context(ca_certificates: Optional[str]) -> NamedContext:
     """Names are checked; trust is `ca_certificates` (PEM) alone, else the operating system's store, or LocalFault.
 
     Not `ssl.create_default_context`, which honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_certificates is not None:
         try:

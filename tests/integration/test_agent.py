@@ -57,7 +57,8 @@ def start(host: Host) -> Iterator[Callable[..., Agent]]:
 
 
 def beats(host: Host) -> List[Dict[str, Any]]:
-    return [json.loads(request["body"]) for request in host.plane.requests("heartbeat") if (request["status"] or 999) < 300 and not request["faults"]]
+    answered = [request for request in host.plane.requests("heartbeat") if not request["faults"]]
+    return [json.loads(request["body"]) for request in answered if (request["status"] or 999) < 300]
 
 
 def status(host: Host) -> Dict[str, Any]:
