@@ -170,7 +170,8 @@ class Transport:
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.max_redirects = 0
-        adapter = _Adapter(tls_context(ca_certificates))
+        self._context = tls_context(ca_certificates)
+        adapter = _Adapter(self._context)
         self._session.mount("https://", adapter)
         self._session.mount("http://", adapter)
 
@@ -199,6 +200,7 @@ class Transport:
         proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ)
         proxies = {"http": proxy.reveal(), "https": proxy.reveal()} if proxy is not None else {}
         _request.limit, _request.sent = monotonic() + deadline_s, False
+        self._context.expected = host
         try:
             with self._session.request(
                 method,

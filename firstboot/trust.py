@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 from typing import Any, Optional
@@ -21,8 +22,10 @@ class NamedContext(ssl.SSLContext):
 
     expected: Optional[str] = None
 
-    def wrap_socket(self, *arguments: Any, server_hostname: Any = None, **keywords: Any) -> ssl.SSLSocket:
-        return super().wrap_socket(*arguments, server_hostname=server_hostname or self.expected, **keywords)
+    def wrap_socket(  # type: ignore[override]  # every caller names all but the first
+        self, sock: socket.socket, *, server_hostname: Optional[str] = None, **keywords: Any
+    ) -> ssl.SSLSocket:
+        return super().wrap_socket(sock, server_hostname=server_hostname or self.expected, **keywords)
 
 
 def tls_context(ca_certificates: Optional[str]) -> NamedContext:

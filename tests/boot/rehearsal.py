@@ -79,7 +79,7 @@ def _first_boot(story: Teller, guest: Guest, plane: ControlPlane, token: str) ->
     hosts.wait_for_beat(guest, plane, agent_id)
     hosts.wait_until_ended(guest, hosts.FIRSTBOOT)
     agent = plane.agents()[0]
-    story.say(f"the plane shows agent {agent_id} ({agent['name']}), heartbeat at {agent['last_heartbeat_at']}")
+    story.say(f"the plane shows agent {agent_id} ({agent['name']}), heartbeats accepted: {agent['heartbeats']}")
     story.took()
 
     story.step("What the host says")

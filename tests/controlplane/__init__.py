@@ -15,17 +15,20 @@ From a test::
 From a shell (the same words)::
 
     python -m tests.controlplane --state DIR serve --port 8443
-    python -m tests.controlplane --state DIR mint | agents --watch | requests --watch | violations | faults | rotate
+    python -m tests.controlplane --state DIR mint | agents --watch | requests --watch | violations
+    python -m tests.controlplane --state DIR deploy [FILE…] [--broken CODE] | rotate [--retire] | approve spec.kv | faults
     python -m tests.controlplane --state DIR faults add heartbeat problem --option status=503 --option times=3
 
 Words of `ControlPlane`: start stop kill restart close wait_stopped · base_url store_url ca_pem ca_path pid ·
 mint environment operator_token agents delete revoke expire scopes · requests violations clear_violations ·
-fault faults clear_faults configure · rotate deploy approve reports artifacts · reset close_idle wait_for.
+fault faults clear_faults configure · rotate key_sets deploy approve reports artifacts · reset close_idle wait_for.
 
 Faults are ``fault(operation, kind, **options)``. Operations: enroll list heartbeat latest bundle status signing-keys
 artifacts healthz store (the object store), or ``*``. Kinds and their options: `faults.KINDS`. Schedule: `when` (before
 or after the commit), `skip`, `times` (None: no limit), `after_s`, `for_s`, `probability` with `seed`, `agent_id`, `host`.
-Switches of ``configure(**settings)``: `plane.SETTINGS`.
+Switches of ``configure(**settings)``: `plane.SETTINGS`. What ``deploy(broken=…, variant=…)`` can break: `spoil.SPOILERS`
+and `spoil.HISTORY`; what ``rotate(broken=…)`` can: `keysets.BREAKS`. `examine` reads contract 2.5 and 3 a second time, for
+the plane's own tests; `vectors` writes tests/vectors; `plain` is a host in a few lines of plain HTTP.
 
 Needs, all in the test extra: cryptography jsonschema pyyaml python-multipart starlette trustme uvicorn; its own tests
 also httpx and schemathesis.

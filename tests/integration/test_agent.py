@@ -129,11 +129,12 @@ def test_no_answer_costs_the_identity(
 ) -> None:
     """Each answer is shown in status with what to do; the sealed file is untouched; afterwards it beats again."""
     before = host.sealed()
-    host.plane.fault("heartbeat", kind, **options)
+    host.plane.fault("heartbeat", kind, times=None, **options)
     agent = start()
     host.plane.wait_for(lambda: status_of_heartbeat(host) == outcome, limit_s=20)
     shown = status(host)["loops"]["heartbeat"]
     assert shown["problem"]
+    host.plane.clear_faults()
     wait_for_beats(host, 1, limit_s=40)
     code, _, err = agent.end()
     assert code == 0, err
