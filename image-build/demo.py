@@ -178,9 +178,8 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
         raise DemoFailed("a copy of the token stays")
 
     story.step("The agent: its own runtime key, nothing else")
-    agent = subprocess.Popen(
-        [str(BIN / "byteor-agent"), "run", "--root", str(root)], stderr=open(scratch / "agent.log", "w")
-    )
+    agent_log = stack.enter_context(open(scratch / "agent.log", "w"))
+    agent = subprocess.Popen([str(BIN / "byteor-agent"), "run", "--root", str(root)], stderr=agent_log)
     stack.callback(stop, agent)
     beat = first_beat(plane)
     story.say(f"agent {beat['agent_id']} ({beat['name']}), first heartbeat accepted at {beat['last_heartbeat_at']}")
@@ -214,10 +213,7 @@ def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None
         )),
     ):
         story.say(paint("36", f"$ {line}"))
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        print()
+    signal.pause()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -231,6 +227,7 @@ def main() -> int:
     parser.add_argument("--boot", action="store_true", help="the same on a real Debian guest (root)")
     arguments = parser.parse_args()
     story = Story()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, stops what was started
     try:
         with ExitStack() as stack:
             if arguments.boot:
@@ -242,6 +239,9 @@ def main() -> int:
     except DemoFailed as error:
         print(f"\n{paint('1;31', 'demo failed')}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped: nothing that was started is left running")
+        return 0 if arguments.keep else 130
     story.end()
     return 0
 
