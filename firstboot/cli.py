@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, NoReturn, Optional
+from types import TracebackType
+from typing import TYPE_CHECKING, Callable, List, NoReturn, Optional, Type
 
 from firstboot import __version__, log, systemd
 from firstboot.errors import USAGE, ByteorError, Invalid, NoToken
@@ -42,6 +44,7 @@ def agent_main(argv: Optional[List[str]] = None) -> int:
 def _main(program: str, parser: argparse.ArgumentParser, argv: Optional[List[str]]) -> int:
     arguments = parser.parse_args(argv)
     log.set_up(program, verbose=arguments.verbose)
+    sys.excepthook = _unexpected
     try:
         return int(arguments.handler(arguments))
     except ByteorError as error:
@@ -58,6 +61,13 @@ def _main(program: str, parser: argparse.ArgumentParser, argv: Optional[List[str
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+def _unexpected(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+    """A bug, in one line and by place alone: the message and the values of a traceback may hold a secret."""
+    places = " < ".join(f"{frame.name} {frame.filename}:{frame.lineno}" for frame in reversed(traceback.extract_tb(trace)))
+    log.error(f"unexpected {kind.__name__} in {places}")
+    log.hint("this is a bug of byteor-firstboot: please report this line")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,11 +9,9 @@ server that drips a byte a second cannot stretch, and a ceiling of bytes. Redire
 from __future__ import annotations
 
 import http.client
-import io
 import os
 import socket
 import ssl
-import threading
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Mapping, NoReturn, Optional, Sequence
@@ -27,13 +25,14 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from firstboot import __version__
 from firstboot.clock import monotonic
+from firstboot.deadline import READ_S, DeadlinedResponse, current
 from firstboot.errors import TryAgain
 from firstboot.proxies import proxy_for
 from firstboot.secret import Secret
 from firstboot.trust import tls_context
 
 CEILING_BYTES = 1 << 20  # contract 2: JSON replies
-CONNECT_S, READ_S, DEADLINE_S = 10.0, 20.0, 60.0
+CONNECT_S, DEADLINE_S = 10.0, 60.0
 CHUNK_BYTES = 64 * 1024
 USER_AGENT = f"byteor-firstboot/{__version__}"
 
@@ -63,62 +62,19 @@ class Reply:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-# This thread's request: .limit, when it must be over on the monotonic clock; .sent, whether a byte of it may be out.
-_request = threading.local()
-
-
-class _Deadlined(io.RawIOBase):
-    """What http.client reads from: every recv waits at most for what is left of the whole request's time."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)  # holds the socket open as http.client expects
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> Optional[int]:
-        left = getattr(_request, "limit", float("inf")) - monotonic()
-        if left <= 0:
-            raise socket.timeout("the deadline has passed")
-        self._sock.settimeout(min(READ_S, left))
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Makefile:
-    """Stands in for the socket in HTTPResponse, which asks it for one thing."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Deadlined(self._sock))
-
-
-class _Response(http.client.HTTPResponse):
-    """Reads status line, headers, body and a proxy's CONNECT answer under the deadline."""
-
-    def __init__(self, sock: socket.socket, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(_Makefile(sock), *arguments, **keywords)  # type: ignore[arg-type]
-
-
 class _PlainConnection(HTTPConnection):
-    response_class = _Response
+    response_class = DeadlinedResponse
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
-        _request.sent = True
+        current.sent = True
         super().putrequest(*arguments, **keywords)
 
 
 class _TlsConnection(HTTPSConnection):
-    response_class = _Response
+    response_class = DeadlinedResponse
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
-        _request.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
+        current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
         super().putrequest(*arguments, **keywords)
 
 
@@ -199,7 +155,7 @@ class Transport:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ)
         proxies = {"http": proxy.reveal(), "https": proxy.reveal()} if proxy is not None else {}
-        _request.limit, _request.sent = monotonic() + deadline_s, False
+        current.limit, current.sent = monotonic() + deadline_s, False
         self._context.expected = host
         try:
             with self._session.request(
@@ -219,7 +175,7 @@ class Transport:
                     date=_date(response.headers.get("Date")),
                 )
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            _translate(error, f"{host}:{port}", through_proxy=proxy is not None, sent=_request.sent)
+            _translate(error, f"{host}:{port}", through_proxy=proxy is not None, sent=current.sent)
         except (ValueError, UnicodeError) as error:
             raise NoAnswer(f"{host} answered something that is not HTTP") from error
 

@@ -216,6 +216,18 @@ def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None
     signal.pause()
 
 
+def boot(story: Story) -> None:
+    """The same on a real Debian guest: systemd, cloud-init, our package, and nobody at the keyboard."""
+    from tests.boot.guest import GuestError
+    from tests.boot.host import CannotBoot
+    from tests.boot.rehearsal import RehearsalFailed, rehearse
+
+    try:
+        rehearse(story)
+    except (CannotBoot, GuestError, RehearsalFailed) as error:
+        raise DemoFailed(str(error)) from error
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     process.wait(10)
@@ -231,9 +243,7 @@ def main() -> int:
     try:
         with ExitStack() as stack:
             if arguments.boot:
-                from tests.boot.rehearsal import rehearse
-
-                rehearse(story)
+                boot(story)
             else:
                 tell(story, stack, arguments.keep)
     except DemoFailed as error:

@@ -32,7 +32,7 @@ class View:
     intent: Optional[Intent]
     marks: Marks
     boot_id: str
-    invalid: Optional[Invalid] = None  # settings that a host with an identity does without
+    invalid: Optional[ByteorError] = None  # sources that a host with an identity does without
 
     @property
     def settings(self) -> Settings:
@@ -52,21 +52,23 @@ def look(
     handed_off: bool = False,
     tried: FrozenSet[Secret] = frozenset(),
     tolerant: bool = False,
+    read_only: bool = False,
 ) -> View:
     """Read identity, marks, intent and sources, and draw the facts.
 
-    Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that needs none.
+    Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that needs none. A
+    `read_only` look leaves a damaged file where it is.
     """
     seen = identity.look(layout)
-    marks = Marks.load(layout)
-    invalid = None
+    marks = Marks.load(layout, repair=not read_only)
+    invalid: Optional[ByteorError] = None
     try:
         found = gather(layout, inputs, classify=marks.classify)
-    except Invalid as error:
+    except (Invalid, LocalFault) as error:
         if not tolerant and (seen.state is not State.HERE or reenrolling):
             raise
         found, invalid = Found(), error
-    stored = intents.load(layout)
+    stored = intents.load(layout, repair=not read_only)
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
     spent = {token for _, token in found.tokens if marks.classify(token) is TokenClass.SPENT}
     token = found.token

@@ -46,13 +46,13 @@ class Intent:
         files.write_json(layout.intent, {"v": VERSION, **asdict(self)})
 
 
-def load(layout: Layout) -> Optional[Intent]:
-    """Return the intent on disk, None when there is none; a damaged one is set aside and said."""
+def load(layout: Layout, *, repair: bool = True) -> Optional[Intent]:
+    """Return the intent on disk, None when there is none; a damaged one is said, and set aside if `repair`."""
     try:
         value = files.read_json(layout.intent)
         return None if value is None else _parse(value, layout)
     except Corrupt as error:
-        aside = keeping.set_aside(layout.intent)
+        aside = keeping.set_aside(layout.intent) if repair else None
         log.warning(str(error), kept_as=aside)
         return None
 

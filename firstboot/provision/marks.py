@@ -47,15 +47,18 @@ class Marks:
         self._layout, self._key, self._marks = layout, key, marks
 
     @classmethod
-    def load(cls, layout: Layout) -> Marks:
-        """Read them; without a file a new key is drawn, and kept from the first `put` on."""
+    def load(cls, layout: Layout, *, repair: bool = True) -> Marks:
+        """Read them; without a file a new key is drawn, and kept from the first `put` on.
+
+        A damaged file is set aside (unless `repair` is False), and tokens that were seen look fresh again.
+        """
         try:
             stored = files.read_json(layout.marks, private_to=layout.owner)
             if stored is None:
                 return cls(layout, secrets.token_bytes(KEY_BYTES), {})
             return cls(layout, *_checked(stored))
         except (Corrupt, KeyError, ValueError, TypeError, AttributeError):
-            aside = keeping.set_aside(layout.marks)
+            aside = keeping.set_aside(layout.marks) if repair else None
             log.warning("marks.json is damaged: tokens that were spent or refused look fresh again", kept_as=aside)
             return cls(layout, secrets.token_bytes(KEY_BYTES), {})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple
 
 from firstboot import files
-from firstboot.errors import Invalid
+from firstboot.errors import ByteorError, Invalid, LocalFault
 from firstboot.frozen import Settings
 from firstboot.layout import Layout
 from firstboot.provision import userdata
@@ -45,13 +45,13 @@ class Found:
 
 
 def gather(layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], TokenClass]) -> Found:
-    """Read every source; Invalid when one is broken that could matter for the token that would be used."""
+    """Read every source; Invalid or LocalFault when one is broken that could matter for the token that would be used."""
     sources: List[Source] = []
-    broken: List[Tuple[Rank, Invalid]] = []
+    broken: List[Tuple[Rank, ByteorError]] = []
     for rank, read in _readers(layout, inputs):
         try:
             source = read()
-        except Invalid as error:
+        except (Invalid, LocalFault) as error:
             broken.append((rank, error))
             continue
         if source is not None:

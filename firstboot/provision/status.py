@@ -16,14 +16,22 @@ from firstboot.provision.decision import Step, next_step
 from firstboot.provision.facts import look, stop_error
 from firstboot.provision.sources import Inputs
 
-WORDS = {
-    Step.SETTLE: "enrolled; the last run was cut before it marked the token: the next run does",
-    Step.HAND_OFF: "enrolled",
-    Step.ERASE: "enrolled; a spent token is on this host: run or erase overwrites it",
-    Step.DONE: "enrolled",
-    Step.PREPARE: "a token is here and was not presented yet",
-    Step.ENROLL: "enrolling: the token is being presented, the same key is used until an answer comes",
+# Step -> (the stable word of the JSON, the sentence for people)
+STATES = {
+    Step.SETTLE: ("enrolled", "enrolled; the last run was cut before it marked the token: the next one does"),
+    Step.HAND_OFF: ("enrolled", "enrolled"),
+    Step.ERASE: ("enrolled", "enrolled; a spent token is on this host: run or erase overwrites it"),
+    Step.DONE: ("enrolled", "enrolled"),
+    Step.PREPARE: ("token_waiting", "a token is here and was not presented yet"),
+    Step.ENROLL: ("enrolling", "enrolling: the token is being presented, with one key until an answer comes"),
+    Step.STOP_REFUSED: ("refused", "not enrolled: the plane refused the token"),
+    Step.STOP_LOST: ("identity_lost", "not enrolled: the token is spent and the identity is gone"),
+    Step.STOP_PROBABLY_SPENT: ("probably_spent", "not enrolled: the token was probably spent by a lost answer"),
+    Step.STOP_NO_TOKEN: ("no_token", "not enrolled: there is no token"),
+    Step.STOP_FOREIGN: ("foreign", "the identity on this disk belongs to another host"),
+    Step.STOP_UNREADABLE: ("unreadable", "the identity on this disk does not open"),
 }
+SHOWN = ("identity", "agent_id", "name", "plane", "enrolled_at", "token", "erasure", "problem", "hint")
 
 
 def status(layout: Layout, inputs: Inputs, *, as_json: bool) -> int:
@@ -32,33 +40,37 @@ def status(layout: Layout, inputs: Inputs, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(document, indent=1, sort_keys=True))
         return 0
-    print(f"state     {document['state']}")
-    for key in ("identity", "agent_id", "name", "plane", "token", "erasure", "problem", "hint"):
+    print(f"{'state':<12} {document['summary']}")
+    for key in SHOWN:
         if document.get(key):
-            print(f"{key:<9} {document[key]}")
+            print(f"{key:<12} {document[key]}")
     return 0
 
 
 def describe(layout: Layout, inputs: Inputs) -> Dict[str, Any]:
     """Return the document that ``status --json`` prints (README, "JSON")."""
-    document: Dict[str, Any] = {"v": 1, "state": "unknown", "problem": None, "hint": None}
+    document: Dict[str, Any] = dict.fromkeys(SHOWN)
+    document["v"] = 1
     try:
-        view = look(layout, inputs, handed_off=True)
+        view = look(layout, inputs, handed_off=True, read_only=True)
+    except LocalFault as error:
+        document.update(state="unknown", summary="only root can say", problem=str(error), hint=error.hint)
+        return document
     except ByteorError as error:
-        document.update(state="stopped", problem=str(error), hint=error.hint)
+        document.update(state="invalid", summary="not enrolled: settings are invalid", problem=str(error), hint=error.hint)
         return document
     step = next_step(view.facts)
-    document["state"] = WORDS.get(step, step.value)
+    document["state"], document["summary"] = STATES[step]
     document["identity"] = view.seen.state.value
     document["token"] = view.facts.token.value if view.facts.token is not None else None
     here = view.seen.identity
     if here is not None:
         document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url, enrolled_at=here.enrolled_at)
-    if step not in WORDS:
+    stop: Optional[ByteorError] = view.invalid
+    if step.name.startswith("STOP_"):
         stop = stop_error(step, view)
+    if stop is not None:
         document.update(problem=str(stop), hint=stop.hint)
-    elif view.invalid is not None:
-        document.update(problem=str(view.invalid), hint=view.invalid.hint)
     document["erasure"] = _erasure(layout)
     return document
 
@@ -68,4 +80,7 @@ def _erasure(layout: Layout) -> Optional[str]:
         receipt = files.read_json(layout.erasure)
     except LocalFault as error:
         return str(error)
-    return None if receipt is None else f"last looked at {receipt.get('at')}: see {layout.shown(layout.erasure)}"
+    if receipt is None:
+        return None
+    left = [copy.get("path") for copy in receipt.get("copies", []) if copy.get("result") in ("remains", "pending")]
+    return f"last looked at {receipt.get('at')}" + (f", copies left in {', '.join(map(str, left))}" if left else "")

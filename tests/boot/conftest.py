@@ -56,9 +56,9 @@ def base(suite: str) -> Path:
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Debian package, as ``image-build/build-deb`` builds it from this checkout, or the one that BYTEOR_DEB names."""
-    if "BYTEOR_DEB" in os.environ:
-        return Path(os.environ["BYTEOR_DEB"])
+    """The Debian package, as ``image-build/build-deb`` builds it from this checkout, or the one that GUEST_PACKAGE names."""
+    if "GUEST_PACKAGE" in os.environ:
+        return Path(os.environ["GUEST_PACKAGE"])
     directory = tmp_path_factory.mktemp("package")
     subprocess.run([str(TOP / "image-build/build-deb"), str(directory)], check=True)
     return next(directory.glob("*.deb"))
@@ -96,5 +96,5 @@ def new_guest(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Ite
     for guest in made:
         _UP.remove(guest)
         guest.close()
-        if "BYTEOR_KEEP_GUESTS" not in os.environ:
+        if "KEEP_GUESTS" not in os.environ:
             shutil.rmtree(guest.directory, ignore_errors=True)

@@ -16,23 +16,21 @@ could talk to.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from . import host, roots
+from .facts import Boot, Unit, without_escapes
 from .network import Link
 from .scan import Findings, Hit, scan_bytes, scan_file, scan_processes, scan_tree
 
 BOOT_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 45.0
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\r")
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 _Seen = TypeVar("_Seen")
@@ -40,36 +38,6 @@ _Seen = TypeVar("_Seen")
 
 class GuestError(Exception):
     """A guest did not do what was waited for; the text ends with its console's last lines."""
-
-
-@dataclass(frozen=True)
-class Boot:
-    """What one boot left to see, once systemd had nothing more to start."""
-
-    seconds: float
-    console: str
-    cloud_status: str
-    cloud_status_code: int
-    failed_units: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A unit's properties as ``systemctl show`` prints them."""
-
-    properties: Mapping[str, str] = field(repr=False)
-
-    def __getitem__(self, name: str) -> str:
-        return self.properties[name]
-
-    def seconds(self, name: str) -> float:
-        """A ``…TimestampMonotonic`` in seconds since the boot, 0 for never."""
-        return int(self.properties[name]) / 1e6
-
-
-def ordering_cycles(console: str) -> list[str]:
-    """The console's lines about ordering cycles; systemd reports those before the journal runs: nowhere else."""
-    return [line for line in console.splitlines() if "ordering cycle" in line.lower()]
 
 
 class Guest:
@@ -242,7 +210,7 @@ class Guest:
 
     def console(self) -> str:
         """This boot's console without its colours."""
-        return _ESCAPES.sub("", self.consoles[-1].read_text(errors="replace"))
+        return without_escapes(self.consoles[-1].read_text(errors="replace"))
 
     def wait_for(self, look: Callable[[], _Seen], what: str, *, timeout: float, every: float = 0.05) -> _Seen:
         """Return the first true thing that ``look`` returns; at the deadline an error with the console's end."""
@@ -277,7 +245,7 @@ class Guest:
         for console in self.consoles:
             found.add(scan_file(console, secret, place=console.name))
             # a console that breaks or colours a line inside the secret
-            plain = _ESCAPES.sub("", console.read_text(errors="replace"))
+            plain = without_escapes(console.read_text(errors="replace"))
             forms = scan_bytes(plain.encode(), secret)
             found.hits += [Hit(f"{console.name} without escapes", form) for form in sorted(forms)]
         return found

@@ -12,7 +12,8 @@ from typing import Any
 from tests.controlplane import ControlPlane
 from tests.controlplane.conformance import complaints
 
-from .guest import Boot, Guest
+from .facts import Boot
+from .guest import Guest
 from .scan import canary
 
 FIRSTBOOT = "byteor-firstboot.service"

@@ -14,7 +14,8 @@ from typing import Protocol
 from tests.controlplane import ControlPlane
 
 from . import hosts, roots, seeds
-from .guest import Guest, ordering_cycles
+from .facts import ordering_cycles
+from .guest import Guest
 from .network import Network
 from .scan import Findings
 

@@ -11,7 +11,8 @@ import pytest
 from tests.controlplane import ControlPlane
 
 from . import hosts, seeds
-from .guest import Guest, ordering_cycles
+from .facts import ordering_cycles
+from .guest import Guest
 from .network import Network
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]

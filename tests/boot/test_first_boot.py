@@ -14,7 +14,8 @@ import pytest
 from tests.controlplane import ControlPlane
 
 from . import hosts, roots, seeds
-from .guest import Boot, Guest, Unit, ordering_cycles
+from .facts import Boot, Unit, ordering_cycles
+from .guest import Guest
 from .network import Network
 from .scan import Findings, canary
 

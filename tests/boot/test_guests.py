@@ -10,7 +10,8 @@ import pytest
 
 from . import seeds
 from .ec2 import MetadataService
-from .guest import Boot, Guest, ordering_cycles
+from .facts import Boot, ordering_cycles
+from .guest import Guest
 from .network import Network
 from .scan import Findings, canary
 

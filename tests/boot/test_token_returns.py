@@ -14,7 +14,8 @@ from tests.controlplane import ControlPlane
 
 from . import hosts, seeds
 from .ec2 import MetadataService
-from .guest import Boot, Guest
+from .facts import Boot
+from .guest import Guest
 from .network import Network
 from .scan import Findings
 

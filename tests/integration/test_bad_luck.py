@@ -179,9 +179,9 @@ def enroll_through_kills(host: Host, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("round_", range(6))
 def test_killed_at_random_moments_it_becomes_one_agent(host: Host, round_: int) -> None:
-    """SIGKILL anywhere, again and again: one agent, usable, no token (BYTEOR_TEST_SEED repeats a failure)."""
-    seed = int(os.environ.get("BYTEOR_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"BYTEOR_TEST_SEED={seed}")
+    """SIGKILL anywhere, again and again: one agent, usable, no token (TEST_SEED repeats a failure)."""
+    seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"TEST_SEED={seed}")
     host.path("etc/byteor/firstboot.yaml").unlink()
     enroll_through_kills(host, 3, seed)
     assert len(host.plane.agents()) == 1, f"seed {seed}"
@@ -191,8 +191,8 @@ def test_killed_at_random_moments_it_becomes_one_agent(host: Host, round_: int) 
 @pytest.mark.timeout(900)
 def test_a_hundred_kills(tmp_path: Path, control_plane: Any) -> None:
     """A hundred hosts, each killed once at a random moment and run again to the end: a hundred agents."""
-    seed = int(os.environ.get("BYTEOR_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"BYTEOR_TEST_SEED={seed}")
+    seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"TEST_SEED={seed}")
     for number in range(100):
         host = Host(tmp_path / f"root{number}", control_plane)
         enroll_through_kills(host, 1, seed + number)

@@ -188,6 +188,11 @@ def test_settings_that_break_later_do_not_darken_an_enrolled_host(host: Host) ->
     done = host.run()
     assert done.code == 0, done
     assert "api_base_url" in done.err  # the nearest key
+    host.defaults()
+    host.write("etc/byteor/enrollment-token", "bet_world_readable_0123456789", 0o644)
+    assert host.run().code == 0  # a file that must not be read is no reason either
+    host.path("etc/byteor/enrollment-token").unlink()
+    host.write("etc/byteor/firstboot.yaml", "api_base_ulr: https://x.example\n")
     host.path("var/lib/byteor/identity/credentials.sealed").unlink()
     assert host.run().code == 4
 

@@ -202,3 +202,16 @@ def test_systemd_is_told_through_its_socket(tmp_path: Path, monkeypatch: pytest.
     assert systemd.watchdog_s() == 2.0
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert systemd.watchdog_s() is None
+
+
+def test_a_bug_is_one_line_without_values(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that nobody foresaw: its kind and place, never its text, and exit code 1 for the process."""
+    from firstboot import cli
+
+    monkeypatch.setattr(cli, "_status", lambda arguments: {}[CANARY])
+    monkeypatch.setattr("sys.excepthook", None)
+    with pytest.raises(KeyError) as caught:
+        cli.firstboot_main(["status"])
+    cli._unexpected(KeyError, caught.value, caught.tb)
+    shown = capsys.readouterr().err
+    assert "unexpected KeyError" in shown and "test_ground.py" in shown and CANARY not in shown

@@ -16,7 +16,7 @@ TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 
 GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "settings"}
-CONVERSATION = {"wire", "proxies", "trust", "transport", "api"}
+CONVERSATION = {"wire", "proxies", "trust", "deadline", "transport", "api"}
 SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover"}
 
 # Folder -> the folders and groups that it may import from (design.md, section 1).
@@ -134,7 +134,7 @@ def test_only_the_three_environment_names_of_the_contract_appear() -> None:
     """Older generic names must not come back through an example or a unit."""
     files = subprocess.run(["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=True).stdout.split()
     allowed = {"BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY"}
-    generic = re.compile(r"(?<![A-Z_])(?:[A-Z]+_)?(?:API_BASE_URL|AGENT_API_KEY|AGENT_ID)\b")
+    generic = re.compile(r"(?<![A-Z_])(?:BYTEOR_[A-Z_]+|(?:[A-Z]+_)?(?:API_BASE_URL|AGENT_API_KEY|AGENT_ID))\b")
     for name in files:
         path = TOP / name
         if not path.is_file() or path.name in ("test_structure.py", "test_units.py"):
