@@ -111,6 +111,13 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return host, {"cert_reqs": "CERT_REQUIRED", "ssl_context": self._context}
 
 
+class _Session(requests.Session):
+    """requests' session that sees no redirect: else it would read one's body whole to learn where it leads."""
+
+    def get_redirect_target(self, resp: requests.Response) -> Optional[str]:
+        return None
+
+
 class Transport:
     """One session with one kept-alive connection; for one thread."""
 
@@ -123,9 +130,8 @@ class Transport:
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._proxy, self._no_proxy, self._environ = proxy, tuple(no_proxy), environ
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False
-        self._session.max_redirects = 0
         self._context = tls_context(ca_certificates)
         adapter = _Adapter(self._context)
         self._session.mount("https://", adapter)

@@ -1,0 +1,341 @@
+"""The one door to the network: real sockets, real TLS; what it trusts, how long it waits, what it says, what it keeps quiet."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import certifi
+import pytest
+import trustme
+
+from firstboot import trust
+from firstboot.errors import LocalFault
+from firstboot.secret import Secret
+from firstboot.transport import NoAnswer, Transport, Unreachable
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+CA = trustme.CA()
+PEM = CA.cert_pem.bytes().decode()
+Script = Callable[[socket.socket], None]
+
+
+class Server:
+    """One listening socket; each connection is handed, after TLS unless `plain`, to `script`."""
+
+    def __init__(self, script: Script, *, names: tuple[str, ...] = ("127.0.0.1", "localhost"), plain: bool = False) -> None:
+        self._script, self._context = script, None
+        if not plain:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            CA.issue_cert(*names).configure_cert(self._context)
+        self.connections, self.requests, self._ended = 0, [], False  # type: ignore[var-annotated]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"https://127.0.0.1:{self.port}/x"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            raw, _ = self._listener.accept()
+            if self._ended:
+                raw.close()
+                return
+            self.connections += 1
+            try:
+                with raw if self._context is None else self._context.wrap_socket(raw, server_side=True) as connection:
+                    connection.settimeout(10)
+                    self._script(connection)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        self._ended = True
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        self._thread.join(15)
+        self._listener.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: List[Server] = []
+
+    def begin(script: Script, **keywords: Any) -> Server:
+        servers.append(Server(script, **keywords))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.close()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = connection.recv(65536)
+        if not piece:
+            raise OSError("closed")
+        data += piece
+    return data
+
+
+def answer(data: bytes, *, times: int = 1) -> Script:
+    def script(connection: socket.socket) -> None:
+        for _ in range(times):
+            read_request(connection)
+            connection.sendall(data)
+
+    return script
+
+
+def get(server: Server, **keywords: Any) -> Any:
+    return Transport(ca_certificates=PEM, environ={}).request("GET", server.url, **keywords)
+
+
+# -- trust
+
+
+def test_exactly_the_configured_authority_is_trusted(serve: Callable[..., Server]) -> None:
+    """The plane's CA: fine; another: a sentence about the authority, and certainly nothing arrived."""
+    server = serve(answer(OK))
+    assert get(server).body == b"{}"
+    with pytest.raises(Unreachable, match="certificate") as caught:
+        Transport(ca_certificates=trustme.CA().cert_pem.bytes().decode(), environ={}).request("GET", server.url)
+    assert not caught.value.maybe_arrived
+
+
+def test_a_certificate_of_another_name_is_refused(serve: Callable[..., Server]) -> None:
+    """An address counts as a name too, also where urllib3 does not pass it on."""
+    with pytest.raises(Unreachable, match="certificate"):
+        get(serve(answer(OK), names=("10.1.2.3", "plane.example")))
+
+
+def test_bundles_of_wheels_and_of_the_environment_are_not_trusted(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither certifi nor any variable adds a root; keys are logged nowhere."""
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text(PEM)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, str(bundle))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    monkeypatch.setattr(certifi, "where", lambda: str(bundle))
+    server = serve(answer(OK))
+    with pytest.raises(Unreachable):
+        Transport(environ={}).request("GET", server.url)
+    Transport(ca_certificates=PEM, environ={}).request("GET", server.url)
+    assert not (tmp_path / "keys").exists()
+    assert trust.tls_context(PEM).minimum_version >= ssl.TLSVersion.TLSv1_2
+    with pytest.raises(LocalFault):
+        trust.tls_context("no certificate")
+
+
+# -- time and size
+
+
+def drip(prefix: bytes) -> Script:
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(prefix)
+        while True:
+            connection.sendall(b"a")
+            time.sleep(0.1)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        b"HTTP/1.1 200 ",
+        b"HTTP/1.1 200 OK\r\nX-Long: ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+    ],
+    ids=["status line", "header", "body", "endless body"],
+)
+def test_a_dripping_server_does_not_hold_a_loop(serve: Callable[..., Server], prefix: bytes) -> None:
+    """The deadline covers the whole answer, wherever it drips."""
+    began = time.monotonic()
+    with pytest.raises(NoAnswer) as caught:
+        get(serve(drip(prefix)), deadline_s=0.7)
+    assert time.monotonic() - began < 5
+    assert caught.value.maybe_arrived
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (OK.replace(b"Content-Length: 2", b"Content-Length: 9"), "cut|ended"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", "ended"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "ended"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500 + b"\r\n", "ended"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3_000_000, "larger"),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"x" * 3_000_000, "larger"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "encoding"),
+        (b"", "ended"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_no_answer(serve: Callable[..., Server], data: bytes, why: str) -> None:
+    """Cut, garbage, flooded, too large, encoded: one sentence, and the request may have arrived."""
+    with pytest.raises(NoAnswer, match=why) as caught:
+        get(serve(answer(data)))
+    assert caught.value.maybe_arrived
+
+
+def test_redirects_are_answers(serve: Callable[..., Server]) -> None:
+    """Nothing is followed."""
+    server = serve(answer(b"HTTP/1.1 307 x\r\nLocation: https://evil.example/\r\nContent-Length: 0\r\n\r\n"))
+    assert get(server).status == 307
+    assert server.connections == 1
+
+
+# -- connections
+
+
+def test_one_connection_serves_many_requests_and_a_stale_one_costs_at_most_one(serve: Callable[..., Server]) -> None:
+    """Keep-alive; what a load balancer closed meanwhile is seen before sending, and no POST goes out twice."""
+    server = serve(answer(OK, times=2))
+    transport = Transport(ca_certificates=PEM, environ={})
+    for _ in range(2):
+        assert transport.request("POST", server.url, body=b"{}").status == 200
+    assert server.connections == 1
+    failures = 0
+    for _ in range(2):
+        try:
+            transport.request("POST", server.url, body=b"{}")
+        except NoAnswer:
+            failures += 1
+    assert failures <= 1
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [("https://127.0.0.1:1/", "refused"), ("https://no-such-host.invalid/", "resolve"), ("https://[::1]:1/", "connect")],
+)
+def test_what_cannot_be_reached_certainly_got_nothing(url: str, why: str) -> None:
+    """Refused, unknown name: said, and the token was not spent."""
+    with pytest.raises(Unreachable, match=why) as caught:
+        Transport(ca_certificates=PEM, environ={}).request("GET", url)
+    assert not caught.value.maybe_arrived
+
+
+def test_no_tls_at_the_other_end_got_nothing(serve: Callable[..., Server]) -> None:
+    """Plain HTTP, or a connection that ends in the handshake."""
+
+    def hang_up(connection: socket.socket) -> None:
+        connection.recv(1000)
+
+    for script in (hang_up, lambda connection: connection.sendall(b"HTTP/1.1 400 no TLS here\r\n\r\n")):
+        with pytest.raises(Unreachable) as caught:
+            get(serve(script, plain=True))
+        assert not caught.value.maybe_arrived
+
+
+# -- proxies and secrets
+
+PROXY_USER, PROXY_PASSWORD = "user", "p@ss:w0rd-canary"
+BEARER = "brk_canary_0123456789"
+PROXY_QUOTED = "p%40ss%3Aw0rd-canary"
+
+
+class Proxy:
+    """A CONNECT proxy that keeps what it was asked."""
+
+    def __init__(self, serve: Callable[..., Server], reply: bytes = b"HTTP/1.1 200 ok\r\n\r\n") -> None:
+        self.asked: List[bytes] = []
+        self._reply = reply
+        self.server = serve(self._connect, plain=True)
+        self.url = f"http://{PROXY_USER}:{PROXY_QUOTED}@127.0.0.1:{self.server.port}"
+
+    def _connect(self, client: socket.socket) -> None:
+        head = read_request(client)
+        self.asked.append(head)
+        client.sendall(self._reply)
+        if not self._reply.startswith(b"HTTP/1.1 200"):
+            return
+        host, _, port = head.split()[1].decode().rpartition(":")
+        with socket.create_connection((host, int(port))) as upstream:
+            back = threading.Thread(target=pump, args=(upstream, client))
+            back.start()
+            pump(client, upstream)
+            back.join()
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while True:
+            data = source.recv(65536)
+            if not data:
+                break
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def test_a_proxy_gets_its_password_and_never_the_bearer(serve: Callable[..., Server]) -> None:
+    """CONNECT with the decoded password; the request itself is inside TLS."""
+    seen: List[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(OK)
+
+    server, proxy = serve(script), Proxy(serve)
+    transport = Transport(ca_certificates=PEM, proxy=Secret(proxy.url), environ={})
+    assert transport.request("GET", server.url, bearer=Secret(BEARER)).status == 200
+    transport.close()
+    expected = base64.b64encode(f"{PROXY_USER}:{PROXY_PASSWORD}".encode())
+    assert expected in proxy.asked[0] and b"canary_0123456789" not in proxy.asked[0]
+    assert f"Bearer {BEARER}".encode() in seen[0] and b"Proxy-Authorization" not in seen[0]
+
+
+def test_proxies_come_from_settings_or_two_variables_and_respect_no_proxy(serve: Callable[..., Server]) -> None:
+    """HTTPS_PROXY and NO_PROXY in capitals; settings win; everything else is ignored."""
+    server, proxy = serve(answer(OK)), Proxy(serve)
+    for environ, through in (
+        ({"HTTPS_PROXY": proxy.url}, 1),
+        ({"HTTPS_PROXY": proxy.url, "NO_PROXY": "10.0.0.0/8, 127.0.0.1"}, 0),
+        ({"https_proxy": proxy.url, "ALL_PROXY": proxy.url, "HTTP_PROXY": proxy.url}, 0),
+    ):
+        before = len(proxy.asked)
+        transport = Transport(ca_certificates=PEM, environ=environ)
+        assert transport.request("GET", server.url).status == 200
+        transport.close()
+        assert len(proxy.asked) - before == through
+
+
+@pytest.mark.parametrize(
+    "reply", [b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 502 no\r\n\r\n", b"garbage\r\n\r\n", b"HTTP/1.1 200 "]
+)
+def test_a_proxy_that_refuses_is_named_without_its_password(
+    serve: Callable[..., Server], reply: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No credential in the sentence, in any exception of the chain, or in a library's log at its most verbose."""
+    caplog.set_level(logging.DEBUG)
+    server, proxy = serve(answer(OK)), Proxy(serve, reply)
+    transport = Transport(ca_certificates=PEM, proxy=Secret(proxy.url), environ={})
+    with pytest.raises(Unreachable) as caught:
+        transport.request("GET", server.url, bearer=Secret(BEARER), deadline_s=3)
+    assert not caught.value.maybe_arrived
+    assert "proxy" in str(caught.value)
+    said = "".join(traceback.format_exception(caught.type, caught.value, caught.tb)) + caplog.text
+    assert "w0rd-canary" not in said and "brk_canary" not in said
+
+
+def test_the_library_loads_neither_yaml_nor_cryptography() -> None:
+    """The resident process imports this: it must stay small."""
+    code = "import sys, firstboot.api; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"yaml", "cryptography", "OpenSSL"} & set(modules)
