@@ -40,6 +40,12 @@ class PlaneApi:
         self._transport = transport
         self._clock = clock or Clock()
 
+    def __enter__(self) -> PlaneApi:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._transport.close()
+
     def enroll(
         self, token: Secret, *, org_id: str, project_id: str, environment_id: str, idempotency_key: str, body: bytes
     ) -> Answer:

@@ -65,12 +65,13 @@ def _listed(layout: Layout, token: Optional[Secret]) -> Check:
     agent_id = (status.get("identity") or {}).get("agent_id")
     transport = Transport(ca_certificates=settings.ca_certificates, proxy=settings.proxy, no_proxy=settings.no_proxy)
     try:
-        listing = PlaneApi(settings.api_base_url or "", transport).list_agents(
-            token,
-            org_id=settings.org_id or "",
-            project_id=settings.project_id or "",
-            environment_id=settings.environment_id or "",
-        )
+        with PlaneApi(settings.api_base_url or "", transport) as api:
+            listing = api.list_agents(
+                token,
+                org_id=settings.org_id or "",
+                project_id=settings.project_id or "",
+                environment_id=settings.environment_id or "",
+            )
     except ByteorError as error:
         return Check(name, FAILED, str(error), error.hint)
     for agent in listing:

@@ -77,7 +77,7 @@ def command(layout: Layout, inputs: Inputs) -> int:
         ("state directory", lambda: check_disk(layout)),
         ("clock", lambda: check_clock(Clock())),
         ("sealing", lambda: _check_sealing(layout, settings)),
-        ("control plane", lambda: check_plane(plane(settings)) if settings.api_base_url else require_complete(settings)),
+        ("control plane", lambda: _reach_plane(settings)),
     )
     failed: Optional[ByteorError] = None
     for name, check in checks:
@@ -91,6 +91,12 @@ def command(layout: Layout, inputs: Inputs) -> int:
     if failed is not None:
         raise failed
     return 0
+
+
+def _reach_plane(settings: Settings) -> None:
+    require_complete(settings)
+    with plane(settings) as api:
+        check_plane(api)
 
 
 def _check_sealing(layout: Layout, settings: Settings) -> None:

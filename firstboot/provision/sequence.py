@@ -101,7 +101,8 @@ class FirstBoot:
                 raise stop_error(step, view)
         # Requests happen without the lock; what they change is decided after another look.
         if step is Step.PREPARE and self._reached != view.settings.api_base_url:
-            preflight.check_plane(preflight.plane(view.settings))
+            with preflight.plane(view.settings) as api:
+                preflight.check_plane(api)
             self._reached = view.settings.api_base_url
         elif step is Step.ENROLL:
             self._enroll(view)
@@ -162,9 +163,8 @@ class FirstBoot:
     def _enroll(self, view: View) -> None:
         token, intent = self._token(view), self._intent(view)
         log.info("presenting the token", name=intent.name)
-        answer = enrollment.present(
-            preflight.plane(view.settings), self._layout, intent, settings=view.settings, token=token
-        )
+        with preflight.plane(view.settings) as api:
+            answer = enrollment.present(api, self._layout, intent, settings=view.settings, token=token)
         meaning = enrollment.meaning(answer, intent)
         log.debug("answered", status=answer.status, meaning=meaning.value)
         if meaning is Meaning.TRANSIENT:

@@ -97,8 +97,24 @@ def answer(data: bytes, *, times: int = 1) -> Script:
     return script
 
 
+OPEN: List[Transport] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """No test leaves a connection behind."""
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def connect(**keywords: Any) -> Transport:
+    OPEN.append(Transport(**{"environ": {}, **keywords}))
+    return OPEN[-1]
+
+
 def get(server: Server, **keywords: Any) -> Any:
-    return Transport(ca_certificates=PEM, environ={}).request("GET", server.url, **keywords)
+    return connect(ca_certificates=PEM).request("GET", server.url, **keywords)
 
 
 # -- trust
@@ -109,7 +125,7 @@ def test_exactly_the_configured_authority_is_trusted(serve: Callable[..., Server
     server = serve(answer(OK))
     assert get(server).body == b"{}"
     with pytest.raises(Unreachable, match="certificate") as caught:
-        Transport(ca_certificates=trustme.CA().cert_pem.bytes().decode(), environ={}).request("GET", server.url)
+        connect(ca_certificates=trustme.CA().cert_pem.bytes().decode(), environ={}).request("GET", server.url)
     assert not caught.value.maybe_arrived
 
 
@@ -132,8 +148,8 @@ def test_bundles_of_wheels_and_of_the_environment_are_not_trusted(
     monkeypatch.setattr(certifi, "where", lambda: str(bundle))
     server = serve(answer(OK))
     with pytest.raises(Unreachable):
-        Transport(environ={}).request("GET", server.url)
-    Transport(ca_certificates=PEM, environ={}).request("GET", server.url)
+        connect(environ={}).request("GET", server.url)
+    connect(ca_certificates=PEM, environ={}).request("GET", server.url)
     assert not (tmp_path / "keys").exists()
     assert trust.tls_context(PEM).minimum_version >= ssl.TLSVersion.TLSv1_2
     with pytest.raises(LocalFault):
@@ -206,7 +222,7 @@ def test_redirects_are_answers(serve: Callable[..., Server]) -> None:
 def test_one_connection_serves_many_requests_and_a_stale_one_costs_at_most_one(serve: Callable[..., Server]) -> None:
     """Keep-alive; what a load balancer closed meanwhile is seen before sending, and no POST goes out twice."""
     server = serve(answer(OK, times=2))
-    transport = Transport(ca_certificates=PEM, environ={})
+    transport = connect(ca_certificates=PEM, environ={})
     for _ in range(2):
         assert transport.request("POST", server.url, body=b"{}").status == 200
     assert server.connections == 1
@@ -226,7 +242,7 @@ def test_one_connection_serves_many_requests_and_a_stale_one_costs_at_most_one(s
 def test_what_cannot_be_reached_certainly_got_nothing(url: str, why: str) -> None:
     """Refused, unknown name: said, and the token was not spent."""
     with pytest.raises(Unreachable, match=why) as caught:
-        Transport(ca_certificates=PEM, environ={}).request("GET", url)
+        connect(ca_certificates=PEM, environ={}).request("GET", url)
     assert not caught.value.maybe_arrived
 
 
@@ -293,7 +309,7 @@ def test_a_proxy_gets_its_password_and_never_the_bearer(serve: Callable[..., Ser
         connection.sendall(OK)
 
     server, proxy = serve(script), Proxy(serve)
-    transport = Transport(ca_certificates=PEM, proxy=Secret(proxy.url), environ={})
+    transport = connect(ca_certificates=PEM, proxy=Secret(proxy.url), environ={})
     assert transport.request("GET", server.url, bearer=Secret(BEARER)).status == 200
     transport.close()
     expected = base64.b64encode(f"{PROXY_USER}:{PROXY_PASSWORD}".encode())
@@ -310,7 +326,7 @@ def test_proxies_come_from_settings_or_two_variables_and_respect_no_proxy(serve:
         ({"https_proxy": proxy.url, "ALL_PROXY": proxy.url, "HTTP_PROXY": proxy.url}, 0),
     ):
         before = len(proxy.asked)
-        transport = Transport(ca_certificates=PEM, environ=environ)
+        transport = connect(ca_certificates=PEM, environ=environ)
         assert transport.request("GET", server.url).status == 200
         transport.close()
         assert len(proxy.asked) - before == through
@@ -325,7 +341,7 @@ def test_a_proxy_that_refuses_is_named_without_its_password(
     """No credential in the sentence, in any exception of the chain, or in a library's log at its most verbose."""
     caplog.set_level(logging.DEBUG)
     server, proxy = serve(answer(OK)), Proxy(serve, reply)
-    transport = Transport(ca_certificates=PEM, proxy=Secret(proxy.url), environ={})
+    transport = connect(ca_certificates=PEM, proxy=Secret(proxy.url), environ={})
     with pytest.raises(Unreachable) as caught:
         transport.request("GET", server.url, bearer=Secret(BEARER), deadline_s=3)
     assert not caught.value.maybe_arrived
