@@ -46,6 +46,8 @@ class Layout:
         except ValueError:
             return str(path)
 
+    # A directory that others join names to is followed to its end here: joined, the kernel would follow it out of DIR.
+
     # /etc, /run
     @property
     def image_defaults(self) -> Path:
@@ -61,7 +63,7 @@ class Layout:
 
     @property
     def agent_run(self) -> Path:
-        return self.path("/run/byteor-agent")
+        return self.path("/run/byteor-agent", follow=True)
 
     @property
     def agent_status(self) -> Path:
@@ -74,7 +76,7 @@ class Layout:
     # /var/lib/byteor
     @property
     def state(self) -> Path:
-        return self.path("/var/lib/byteor")
+        return self.path("/var/lib/byteor", follow=True)
 
     @property
     def settings(self) -> Path:
@@ -82,7 +84,7 @@ class Layout:
 
     @property
     def identity(self) -> Path:
-        return self.path("/var/lib/byteor/identity")
+        return self.path("/var/lib/byteor/identity", follow=True)
 
     @property
     def intent(self) -> Path:
@@ -118,11 +120,11 @@ class Layout:
 
     @property
     def set_aside(self) -> Path:
-        return self.identity / "set-aside"
+        return self.path("/var/lib/byteor/identity/set-aside", follow=True)
 
     @property
     def agent(self) -> Path:
-        return self.path("/var/lib/byteor/agent")
+        return self.path("/var/lib/byteor/agent", follow=True)
 
     @property
     def agent_state(self) -> Path:
@@ -148,7 +150,7 @@ class Layout:
     # cloud-init
     @property
     def cloud(self) -> Path:
-        return self.path("/var/lib/cloud")
+        return self.path("/var/lib/cloud", follow=True)
 
     @property
     def cloud_instance(self) -> Path:
@@ -156,7 +158,7 @@ class Layout:
 
     @property
     def cloud_run(self) -> Path:
-        return self.path("/run/cloud-init")
+        return self.path("/run/cloud-init", follow=True)
 
 
 def _resolve(root: Path, absolute: str, follow: bool) -> Path:

@@ -152,6 +152,19 @@ def test_a_lock_excludes_and_gives_up_in_time(tmp_path: Path) -> None:
         assert (tmp_path / "lock").exists()
 
 
+@pytest.mark.parametrize("name", ["/var/lib/byteor", "/var/lib/byteor/identity", "/var/lib/cloud", "/run/byteor-agent"])
+def test_a_root_that_links_our_directories_away_is_not_left(tmp_path: Path, name: str) -> None:
+    """A hostile image with /var/lib/byteor -> /etc gets DIR/etc written, never the system's."""
+    root = tmp_path / "root"
+    path = root / name.lstrip("/")
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "outside")
+    (tmp_path / "outside").mkdir()
+    layout = Layout(root)
+    for place in (layout.settings, layout.intent, layout.set_aside, layout.agent_state, layout.agent_status, layout.cloud):
+        assert root in place.resolve().parents or not str(place).startswith(str(path)), place
+
+
 def test_links_inside_a_root_stay_inside(tmp_path: Path) -> None:
     """An absolute link and a climbing one resolve under the root, as chroot would; a loop is an error."""
     (tmp_path / "var/real").mkdir(parents=True)

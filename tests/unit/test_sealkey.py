@@ -102,7 +102,7 @@ def test_a_key_that_is_missing_is_not_made_by_fetching(layout: Layout) -> None:
 def test_a_full_or_readonly_disk_is_a_local_fault(layout: Layout) -> None:
     """No key, no traceback: the token is not presented yet."""
     layout.state.mkdir(parents=True)
-    layout.identity.symlink_to("/dev/full")
+    layout.identity.write_text("a file where the directory belongs")
     with pytest.raises(LocalFault) as caught:
         sealkey.obtain(layout, "file")
     assert not isinstance(caught.value, Corrupt)
