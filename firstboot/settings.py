@@ -116,7 +116,7 @@ def _plain(node: yaml.Node, where: str, budget: List[int], depth: int) -> Any:
 
 def _shown(key: str) -> str:
     """A key for a message: one that looks like a token's text is not quoted."""
-    return key if re.fullmatch(r"[a-z_.-]{1,40}", key) else "a key"
+    return key if re.fullmatch(r"[A-Za-z_.-]{1,40}", key) else "a key"
 
 
 # -- the schema: key -> (check, ranks that may name it)
