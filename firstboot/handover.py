@@ -83,12 +83,12 @@ def _parse(data: bytes, layout: Layout) -> Handover:
         if document["v"] != VERSION:
             raise ValueError("another version")
         return Handover(
-            **{name: _text(document[name]) for name in _TEXTS},
-            name=_optional(document.get("name")),
-            expires_at=_optional(document.get("expires_at")),
-            api_key=Secret(_text(document["api_key"])),
-            proxy=None if document.get("proxy") is None else Secret(_text(document["proxy"])),
-            scopes=tuple(_text(scope) for scope in document.get("scopes") or ()),
+            **{name: text(document[name]) for name in _TEXTS},
+            name=optional_text(document.get("name")),
+            expires_at=optional_text(document.get("expires_at")),
+            api_key=Secret(text(document["api_key"])),
+            proxy=None if document.get("proxy") is None else Secret(text(document["proxy"])),
+            scopes=tuple(text(scope) for scope in document.get("scopes") or ()),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         # `from None`: a JSON error carries the whole text, and the key is in it.
@@ -97,11 +97,13 @@ def _parse(data: bytes, layout: Layout) -> Handover:
         ) from None
 
 
-def _optional(value: object) -> Optional[str]:
-    return None if value is None else _text(value)
+def optional_text(value: object) -> Optional[str]:
+    """`value` if it is a text that is not empty, or None; ValueError otherwise."""
+    return None if value is None else text(value)
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """`value` if it is a text that is not empty; ValueError otherwise."""
     if not isinstance(value, str) or not value:
         raise ValueError("not a text")
     return value

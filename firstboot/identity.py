@@ -19,6 +19,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from firstboot import envelope, files, hostfacts, keeping, log, sealkey
 from firstboot.errors import Corrupt, LocalFault
+from firstboot.handover import optional_text, text
 from firstboot.hostfacts import host_facts, hostname
 from firstboot.layout import Layout
 from firstboot.secret import Secret
@@ -218,26 +219,16 @@ def _from_content(plain: bytes) -> Identity:
         document = json.loads(plain)
         if document["v"] != CONTENT_VERSION:
             raise Corrupt(f"its content has version {document['v']}, and this program knows {CONTENT_VERSION}")
-        proxy = _optional(document.get("proxy"))
+        proxy = optional_text(document.get("proxy"))
         return Identity(
-            **{name: _text(document[name]) for name in _TEXTS},
-            name=_optional(document.get("name")),
-            expires_at=_optional(document.get("expires_at")),
-            idempotency_key=_optional(document.get("idempotency_key")),
-            api_key=Secret(_text(document["api_key"])),
-            scopes=tuple(_text(scope) for scope in document.get("scopes") or ()),
+            **{name: text(document[name]) for name in _TEXTS},
+            name=optional_text(document.get("name")),
+            expires_at=optional_text(document.get("expires_at")),
+            idempotency_key=optional_text(document.get("idempotency_key")),
+            api_key=Secret(text(document["api_key"])),
+            scopes=tuple(text(scope) for scope in document.get("scopes") or ()),
             proxy=None if proxy is None else Secret(proxy),
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         # `from None`: a JSON error carries the whole text, and the key is in it.
         raise Corrupt("its content is not what this program seals") from None
-
-
-def _optional(value: object) -> Optional[str]:
-    return None if value is None else _text(value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("not a text")
-    return value

@@ -91,8 +91,13 @@ def command(story: Story, arguments: List[str], *, stdin: str = "", shown: Optio
 def compose(plane: ControlPlane, token: str) -> str:
     ca = "\n".join(f"#    {line}" for line in plane.ca_pem.strip().splitlines())
     return USER_DATA.format(
-        base_url=plane.base_url, org=plane.org_id, project=plane.project_id, environment=plane.environment_id,
-        period=PERIOD_S, token=token, ca=ca,
+        base_url=plane.base_url,
+        org=plane.org_id,
+        project=plane.project_id,
+        environment=plane.environment_id,
+        period=PERIOD_S,
+        token=token,
+        ca=ca,
     )
 
 
@@ -177,21 +182,33 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     if show_places(story, root, token):
         raise DemoFailed("a copy of the token stays")
 
+    run_agent(story, stack, plane, scratch)
+    run_again(story, plane, root)
+    if keep:
+        linger(story, plane, root, scratch)
+
+
+def run_agent(story: Story, stack: ExitStack, plane: ControlPlane, scratch: Path) -> None:
+    root = scratch / "root"
     story.step("The agent: its own runtime key, nothing else")
-    agent_log = stack.enter_context(open(scratch / "agent.log", "w"))
+    agent_log = stack.enter_context((scratch / "agent.log").open("w"))
     agent = subprocess.Popen([str(BIN / "byteor-agent"), "run", "--root", str(root)], stderr=agent_log)
     stack.callback(stop, agent)
     beat = first_beat(plane)
-    story.say(f"agent {beat['agent_id']} ({beat['name']}), first heartbeat accepted at {beat['last_heartbeat_at']}")
+    story.say(f"agent {beat['agent_id']} ({beat['name']}), heartbeats accepted: {beat['heartbeats']}")
     command(story, ["byteor-agent", "status", "--root", str(root)], shown="byteor-agent status --root ROOT")
     story.took()
 
     story.step("The install guide's four validation checks")
     command(
-        story, ["byteor-firstboot", "verify", "--root", str(root), "--operator-token", "-"],
-        stdin=plane.operator_token, shown="byteor-firstboot verify --root ROOT --operator-token -",
+        story,
+        ["byteor-firstboot", "verify", "--root", str(root), "--operator-token", "-"],
+        stdin=plane.operator_token,
+        shown="byteor-firstboot verify --root ROOT --operator-token -",
     )
 
+
+def run_again(story: Story, plane: ControlPlane, root: Path) -> None:
     story.step("A second run: nothing to do, and no request with the token")
     before = len(plane.requests())
     command(story, ["byteor-firstboot", "run", "--root", str(root)], shown="byteor-firstboot run --root ROOT")
@@ -200,17 +217,23 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     story.say(f"enrollment requests: {len(posts)}; violations that the plane recorded: {len(violations)}")
     if posts or violations:
         raise DemoFailed("the plane recorded what should not have happened")
-    if keep:
-        linger(story, plane, root, scratch)
 
 
 def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None:
     story.step("Left running until Ctrl-C; play with it from another terminal in the checkout")
     for line in (
         f"{BIN / 'byteor-agent'} status --root {root}",
-        *(f"{sys.executable} -m tests.controlplane --state {scratch / 'plane'} {words}" for words in (
-            "agents --watch", "requests", "mint", "deploy", "rotate", "faults",
-        )),
+        *(
+            f"{sys.executable} -m tests.controlplane --state {scratch / 'plane'} {words}"
+            for words in (
+                "agents --watch",
+                "requests",
+                "mint",
+                "deploy",
+                "rotate",
+                "faults",
+            )
+        ),
     ):
         story.say(paint("36", f"$ {line}"))
     signal.pause()
