@@ -178,7 +178,7 @@ def retry_after(header: Optional[str], *, now: float) -> Optional[float]:
         return None
     text = header.strip()
     try:
-        seconds = float(int(text)) if text.isdigit() else parsedate_to_datetime(text).timestamp() - now
+        seconds = float(int(text)) if text.isascii() and text.isdigit() else parsedate_to_datetime(text).timestamp() - now
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return seconds if 0 <= seconds <= LONGEST_RETRY_AFTER_S else None
