@@ -1,6 +1,6 @@
 """What this machine needs before it can boot guests: checked, named with the exact command, installed when asked.
 
-``python3 -m boot.host`` (from ``tests/``) says what is missing, ``python3 -m boot.host --install`` installs it (root).
+``python3 -m tests.boot.host`` says what is missing, with ``--install`` it is installed (root).
 """
 
 from __future__ import annotations
