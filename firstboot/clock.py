@@ -80,6 +80,3 @@ class Backoff:
         if retry_after is not None and 0 <= retry_after <= LONGEST_RETRY_AFTER_S:
             return retry_after + jitter
         return jitter
-
-    def reset(self) -> None:
-        self.failures = 0

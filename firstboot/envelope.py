@@ -24,7 +24,6 @@ from firstboot.errors import Corrupt
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-TAG_BYTES = 16
 SEALED_LIMIT = 1 << 18  # bytes of a sealed file; an identity takes about 2 KiB
 
 # ASCII on purpose: json.dumps escapes the rest, and a line end inside a header cannot be forged.

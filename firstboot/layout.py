@@ -153,10 +153,6 @@ class Layout:
         return self.path("/var/lib/cloud", follow=True)
 
     @property
-    def cloud_instance(self) -> Path:
-        return self.path("/var/lib/cloud/instance", follow=True)
-
-    @property
     def cloud_run(self) -> Path:
         return self.path("/run/cloud-init", follow=True)
 

@@ -61,7 +61,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class EnrollmentReply:
-    """What enrollment gives (contract 2.1); `signing_keys` are envelopes, unverified."""
+    """What enrollment gives (contract 2.1). `signing_keys` is not read yet: it comes with the key sets."""
 
     agent_id: str
     api_key: Secret
@@ -69,7 +69,6 @@ class EnrollmentReply:
     scopes: Tuple[str, ...]
     expires_at: Optional[str]
     heartbeat_interval_s: Optional[float]
-    unverified_signing_keys: Tuple[Any, ...] = ()
 
     @classmethod
     def parse(cls, value: Any) -> EnrollmentReply:
@@ -82,7 +81,7 @@ class EnrollmentReply:
         key = _text(value, "api_key", "runtime_api_key", "agent_api_key")
         if key is None or len(key) not in KEY_LENGTHS or not all("!" <= c <= "~" for c in key):
             raise ValueError("the answer has no well-formed api_key")
-        scopes, keys = value.get("scopes"), value.get("signing_keys")
+        scopes = value.get("scopes")
         return cls(
             agent_id=agent_id,
             api_key=Secret(key),
@@ -90,7 +89,6 @@ class EnrollmentReply:
             scopes=tuple(s for s in scopes if isinstance(s, str)) if isinstance(scopes, list) else (),
             expires_at=_text(value, "expires_at"),
             heartbeat_interval_s=interval(value.get("heartbeat_interval_s")),
-            unverified_signing_keys=tuple(keys) if isinstance(keys, list) else (),
         )
 
 

@@ -28,6 +28,7 @@ from firstboot.provision.marks import TokenClass
 from firstboot.provision.patience import Patience
 from firstboot.provision.sources import Inputs
 from firstboot.secret import Secret
+from firstboot.wire import enrollment_body
 
 # A success without a usable id or key is repeated after these pauses: three times over ten minutes (contract 2.1).
 MALFORMED_PAUSES_S = (60.0, 180.0, 360.0)
@@ -144,9 +145,8 @@ class FirstBoot:
     def _new_intent(self, view: View, *, nameless: bool = False) -> Intent:
         token = self._token(view)
         asked = view.settings.name or identity.hostname(self._layout)
-        body = {} if nameless else {"name": view.settings.name} if view.settings.name else {"hostname": asked}
         fresh = Intent.new(
-            body=body,
+            body={} if nameless else enrollment_body(name=view.settings.name, hostname=asked),
             name=asked,
             token_mark=view.marks.mark(token),
             token_length=len(token.reveal()),
