@@ -11,6 +11,7 @@ import random
 import re
 import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Optional
 
 # A longer Retry-After is not believed (contract 2.6): the back-off's own pause is used.
@@ -62,6 +63,17 @@ def from_rfc3339(text: str) -> float:
     date, fraction, zone = found.groups()
     moment = datetime.datetime.fromisoformat(date + ("+00:00" if zone == "Z" else zone))
     return moment.timestamp() + float(fraction or 0)
+
+
+def from_http_date(text: str) -> float:
+    """Seconds since the epoch of an HTTP date in any of its three forms (RFC 9110); ValueError for anything else."""
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # the asctime form: GMT all the same
+            moment = moment.replace(tzinfo=datetime.timezone.utc)
+        return moment.timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise ValueError("not an HTTP date") from error
 
 
 @dataclass

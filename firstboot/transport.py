@@ -13,7 +13,6 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Mapping, NoReturn, Optional, Sequence
 from urllib.parse import urlsplit
 
@@ -24,7 +23,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from firstboot import __version__
-from firstboot.clock import monotonic
+from firstboot.clock import from_http_date, monotonic
 from firstboot.deadline import READ_S, DeadlinedResponse, current
 from firstboot.errors import TryAgain
 from firstboot.proxies import proxy_for
@@ -211,8 +210,8 @@ def _body(response: requests.Response, host: str, ceiling: int) -> bytes:
 
 def _date(text: Optional[str]) -> Optional[float]:
     try:
-        return parsedate_to_datetime(text).timestamp() if text else None
-    except (ValueError, TypeError, IndexError, OverflowError):
+        return from_http_date(text) if text else None
+    except ValueError:
         return None
 
 

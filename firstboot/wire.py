@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from firstboot.clock import LONGEST_RETRY_AFTER_S
+from firstboot.clock import LONGEST_RETRY_AFTER_S, from_http_date
 from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
 from firstboot.secret import Secret
 
@@ -56,7 +55,7 @@ class Problem:
     def said(self) -> str:
         """One line of what the plane said."""
         words = ": ".join(word for word in (self.code, self.detail or self.title) if word)
-        return "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID] or "no reason given"
+        return "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID].strip() or "no reason given"
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def retry_after(header: Optional[str], *, now: float) -> Optional[float]:
         return None
     text = header.strip()
     try:
-        seconds = float(int(text)) if text.isascii() and text.isdigit() else parsedate_to_datetime(text).timestamp() - now
-    except (ValueError, TypeError, IndexError, OverflowError):
+        seconds = float(int(text)) if text.isascii() and text.isdigit() else from_http_date(text) - now
+    except (ValueError, OverflowError):
         return None
     return seconds if 0 <= seconds <= LONGEST_RETRY_AFTER_S else None

@@ -89,7 +89,7 @@ def test_enrollment_is_read_by_every_alias(id_name: str, key_name: str) -> None:
     """The aliases of contract 2.1; what is unknown is ignored; what is optional may be missing or malformed."""
     reply = wire.EnrollmentReply.parse({id_name: ID, key_name: KEY, "unknown": [1], "scopes": ["a", 1], "signing_keys": 7})
     assert (reply.agent_id, reply.api_key.reveal(), reply.scopes) == (ID, KEY, ("a",))
-    assert (reply.name, reply.expires_at, reply.heartbeat_interval_s, reply.unverified_signing_keys) == (None, None, None, ())
+    assert (reply.name, reply.expires_at, reply.heartbeat_interval_s) == (None, None, None)
     assert KEY not in repr(reply)
 
 

@@ -1,0 +1,102 @@
+"""The answer tables of contract 2.1 and 2.6 as data: every status, with the plane's JSON and with somebody else's page."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from firstboot import wire
+from firstboot.agent.answers import KeyRefused, RequestRefused, check
+from firstboot.api import Answer
+from firstboot.errors import TryAgain
+from firstboot.provision.enrollment import Meaning, meaning, refusal
+from firstboot.provision.intent import Intent
+
+
+def answer(status: int, body: Any = None, *, text: bytes = b"", **more: Any) -> Answer:
+    is_json = body is not None
+    problem = wire.Problem.parse(body) if status >= 400 else None
+    return Answer(
+        status,
+        is_json,
+        not is_json and not text,
+        "application/json" if is_json else "text/html",
+        problem,
+        more.get("retry_after"),
+        None,
+        enrolled=more.get("enrolled"),
+    )
+
+
+INTENT = Intent(key="k", body='{"name": "n"}', name="n", token_mark="m", token_length=20, host={})
+LOST = Intent(key="k", body='{"name": "n"}', name="n", token_mark="m", token_length=20, host={}, unanswered=True)
+HOSTNAME = Intent(key="k", body='{"hostname": "n"}', name="n", token_mark="m", token_length=20, host={})
+
+
+@pytest.mark.parametrize("status", range(100, 600))
+def test_every_status_has_the_meaning_of_contract_2_1(status: int) -> None:
+    """The table, row by row, for JSON and for a page of somebody else's."""
+    found = meaning(answer(status, {"code": "x"}), INTENT)
+    if status in (200, 201):
+        assert found is Meaning.MALFORMED
+    elif status in (400, 401, 403, 404, 410, 413, 422):
+        assert found is Meaning.REFUSED
+        assert refusal(answer(status, {"code": "x"}), INTENT, lost=False).hint
+    else:
+        assert found is Meaning.TRANSIENT
+    assert meaning(answer(status, text=b"<html>"), INTENT) is Meaning.TRANSIENT
+    lost = meaning(answer(status, {"code": "token_used"}), LOST)
+    assert (lost is Meaning.PROBABLY_SPENT) == (status in (401, 409, 410))
+    assert (meaning(answer(status, {"code": "x"}), HOSTNAME) is Meaning.ASK_WITHOUT_NAME) == (status in (400, 422))
+
+
+@pytest.mark.parametrize("code", ["token_used", "name_taken", "in_progress", None])
+def test_a_conflict_is_a_refusal_only_with_its_codes(code: Optional[str]) -> None:
+    """Any other 409 is the first attempt still at work."""
+    found = meaning(answer(409, {"code": code}), INTENT)
+    assert found is (Meaning.REFUSED if code in ("token_used", "name_taken") else Meaning.TRANSIENT)
+
+
+RUNTIME: List[tuple[Dict[str, Any], Optional[type]]] = [
+    ({"status": 200, "body": {}}, None),
+    ({"status": 201, "body": {}}, None),
+    ({"status": 204}, None),
+    ({"status": 304}, None),
+    ({"status": 200, "text": b"<html>"}, TryAgain),
+    ({"status": 401, "body": {"code": "key_expired"}}, KeyRefused),
+    ({"status": 401}, KeyRefused),
+    ({"status": 404, "body": {"code": "unknown_agent"}}, KeyRefused),
+    ({"status": 410, "body": {"code": "unknown_agent"}}, KeyRefused),
+    ({"status": 404, "body": {"code": "no_deployment"}}, RequestRefused),
+    ({"status": 404, "text": b"<html>"}, TryAgain),
+    ({"status": 403, "body": {"code": "scope_missing"}}, RequestRefused),
+    ({"status": 400, "body": {}}, RequestRefused),
+    ({"status": 409, "body": {}}, RequestRefused),
+    ({"status": 418, "body": {}}, RequestRefused),
+    ({"status": 451, "body": {}}, RequestRefused),
+    ({"status": 407, "text": b"x"}, TryAgain),
+    ({"status": 408, "body": {}}, TryAgain),
+    ({"status": 425, "body": {}}, TryAgain),
+    ({"status": 429, "body": {}, "retry_after": 9.0}, TryAgain),
+    ({"status": 429, "text": b"slow down"}, TryAgain),
+    ({"status": 500, "body": {}}, TryAgain),
+    ({"status": 503, "text": b"<html>"}, TryAgain),
+    ({"status": 599}, TryAgain),
+    ({"status": 302}, TryAgain),
+    ({"status": 301, "text": b"x"}, TryAgain),
+]
+
+
+@pytest.mark.parametrize(("given_", "error"), RUNTIME, ids=str)
+def test_every_runtime_answer_has_the_meaning_of_contract_2_6(given_: Dict[str, Any], error: Optional[type]) -> None:
+    """Success, try again, key refused, request refused; the plane's Retry-After is kept."""
+    found = answer(**given_)
+    if error is None:
+        check(found, doing="heartbeat")
+        return
+    with pytest.raises(error) as caught:
+        check(found, doing="heartbeat")
+    assert "heartbeat" in str(caught.value) and type(caught.value) is error
+    if isinstance(caught.value, TryAgain):
+        assert caught.value.retry_after == given_.get("retry_after")
