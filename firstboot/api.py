@@ -82,8 +82,8 @@ class PlaneApi:
                 raise TryAgain(f"the agent list could not be had: {answer.status}") from error
             rows.extend(page)
             if cursor is None:
-                break
-        return rows
+                return rows
+        raise TryAgain(f"the agent list does not end within {LONGEST_LISTING_PAGES} pages")
 
     def heartbeat(self, agent_id: str, key: Secret, beat: wire.Heartbeat) -> Answer:
         """Request 3."""

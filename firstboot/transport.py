@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Mapping, NoReturn, Optional, Sequence
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from firstboot import __version__
 from firstboot.clock import from_http_date, monotonic
 from firstboot.deadline import READ_S, DeadlinedResponse, current
 from firstboot.errors import TryAgain
-from firstboot.proxies import proxy_for
+from firstboot.proxies import proxy_for, usable
 from firstboot.secret import Secret
 from firstboot.trust import tls_context
 
@@ -131,6 +132,7 @@ class Transport:
         self._proxy, self._no_proxy, self._environ = proxy, tuple(no_proxy), environ
         self._session = _Session()
         self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # none is kept, none is sent
         self._context = tls_context(ca_certificates)
         adapter = _Adapter(self._context)
         self._session.mount("https://", adapter)
@@ -155,11 +157,17 @@ class Transport:
             **(headers or {}),
         }
         if bearer is not None:
+            if not all("!" <= c <= "~" for c in bearer.reveal()):  # requests would quote it
+                raise Unreachable("the credential holds characters that no header can carry")
             sent["Authorization"] = f"Bearer {bearer.reveal()}"
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ)
-        proxies = {"http": proxy.reveal(), "https": proxy.reveal()} if proxy is not None else {}
+        # Never for http, which goes to loopback only: a proxy would read the credential.
+        https = parts.scheme == "https"
+        proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ) if https else None
+        if proxy is not None and not usable(proxy):
+            raise Unreachable("the proxy is not a usable URL", hint="give proxy or HTTPS_PROXY like http://proxy.example:3128")
+        proxies = {"https": proxy.reveal()} if proxy is not None else {}
         current.limit, current.sent = monotonic() + deadline_s, False
         self._context.expected = host
         try:
@@ -181,7 +189,9 @@ class Transport:
                 )
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             _translate(error, f"{host}:{port}", through_proxy=proxy is not None, sent=current.sent)
-        except (ValueError, UnicodeError) as error:
+        except ValueError as error:
+            if not current.sent:
+                raise Unreachable(f"the address of {host}:{port} is not usable") from error
             raise NoAnswer(f"{host} answered something that is not HTTP") from error
 
     def close(self) -> None:
@@ -245,7 +255,8 @@ def _translate(error: BaseException, where: str, *, through_proxy: bool, sent: b
                 hint="check the host's clock, api_base_url and ca_certificates",
             ) from error
     if has(socket.gaierror):
-        raise Unreachable(f"cannot resolve the name of {way}", hint="check DNS and api_base_url") from error
+        unknown = "the proxy" if through_proxy else where  # the proxy resolves the plane's name itself
+        raise Unreachable(f"cannot resolve the name of {unknown}", hint="check DNS, api_base_url and proxy") from error
     if has(urllib3.exceptions.ProxyError) and not sent:
         raise Unreachable(f"the proxy did not connect us to {where}", hint="check proxy and its password") from error
     # Before the time-out, of which urllib3 1.26 makes it a subclass.
@@ -254,10 +265,10 @@ def _translate(error: BaseException, where: str, *, through_proxy: bool, sent: b
         raise Unreachable(f"cannot connect to {way}: {str(reason).lower()}") from error
     if has(urllib3.exceptions.ConnectTimeoutError):
         raise Unreachable(f"cannot connect to {way}: no answer within {CONNECT_S:g} s") from error
+    if has(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
+        raise Unreachable(f"the address of {where} is not usable") from error
     if not sent and has(ssl.SSLError, OSError, urllib3.exceptions.HTTPError):
         raise Unreachable(f"no TLS session with {way}") from error
     if has(socket.timeout, requests.Timeout, urllib3.exceptions.TimeoutError):
         raise NoAnswer(f"no answer from {way} in time") from error
-    if has(requests.exceptions.InvalidURL, requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema):
-        raise Unreachable(f"the address of {way} or its proxy is not usable") from error
     raise NoAnswer(f"the connection with {way} ended before the answer was whole") from error

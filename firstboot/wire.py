@@ -16,14 +16,21 @@ from firstboot.secret import Secret
 
 LONGEST_SAID = 200  # characters of a server's prose that we repeat
 KEY_LENGTHS = range(8, 4097)
+LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time, on Pythons that do not refuse it themselves
 
 
 def load(body: bytes) -> Any:
     """Parse JSON from outside; ValueError for anything that is not strict JSON of reasonable depth."""
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise ValueError("not JSON") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_INTEGER:
+        raise ValueError("too many digits")
+    return int(digits)
 
 
 def _refuse_constant(word: str) -> None:

@@ -355,3 +355,19 @@ def test_the_library_loads_neither_yaml_nor_cryptography() -> None:
     code = "import sys, firstboot.api; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"yaml", "cryptography", "OpenSSL"} & set(modules)
+
+
+def test_no_cookie_is_kept(serve: Callable[..., Server]) -> None:
+    """What a portal sets is not sent to the plane with the next request."""
+    seen: List[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        for _ in range(2):
+            seen.append(read_request(connection))
+            connection.sendall(OK.replace(b"\r\n\r\n", b"\r\nSet-Cookie: portal=canary; Path=/\r\n\r\n"))
+
+    server = serve(script)
+    transport = connect(ca_certificates=PEM)
+    for _ in range(2):
+        assert transport.request("GET", server.url).status == 200
+    assert b"canary" not in seen[1]
