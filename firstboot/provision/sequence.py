@@ -98,7 +98,9 @@ class FirstBoot:
                 self._erase(view)
             elif step is Step.PREPARE:
                 self._prepare_locally(view)
-            elif step is not Step.ENROLL:
+            elif step is Step.ENROLL:
+                settings.require_complete(view.settings)
+            else:
                 raise stop_error(step, view)
         # Requests happen without the lock; what they change is decided after another look.
         if step is Step.PREPARE and self._reached != view.settings.api_base_url:
@@ -175,17 +177,19 @@ class FirstBoot:
             self._malformed += 1
             raise enrollment.MalformedSuccess(answer, pause_s=MALFORMED_PAUSES_S[self._malformed - 1])
         with self._lock():
+            # Sources may say something else by now; the answer is to what was presented. The intent must be the same.
+            stored = intents.load(self._layout)
+            if stored is None or stored.key != intent.key:
+                raise LocalFault("the intent changed while the plane answered", hint="run again")
             if meaning is Meaning.ENROLLED:
-                self._seal(self._look(), answer, intent, token)
+                self._seal(view, answer, intent)
             elif meaning is Meaning.ASK_WITHOUT_NAME:
                 # Another body means another key; the refusal proves that the first one enrolled nothing.
                 self._new_intent(replace(view, intent=None), nameless=True).save(self._layout)
             else:
-                raise self._refused(self._look(), answer, intent, token, lost=meaning is Meaning.PROBABLY_SPENT)
+                raise self._refused(view, answer, stored, token, lost=meaning is Meaning.PROBABLY_SPENT)
 
-    def _seal(self, view: View, answer: Answer, intent: Intent, token: Secret) -> None:
-        if view.intent is None or view.intent.key != intent.key:
-            raise LocalFault("the intent changed while the plane answered", hint="run again")
+    def _seal(self, view: View, answer: Answer, intent: Intent) -> None:
         found = view.settings
         reply = answer.enrolled
         assert reply is not None  # noqa: S101 - what ENROLLED means

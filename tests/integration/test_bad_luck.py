@@ -153,6 +153,21 @@ def test_a_success_without_a_key_is_not_sealed(host: Host) -> None:
     assert len({request["headers"]["idempotency-key"] for request in host.enrollments()}) == 1
 
 
+def test_an_address_that_is_gone_after_the_first_attempt_is_said(host: Host) -> None:
+    """An intent stands, and somebody emptied the settings: exit 4 naming them; put back, the same key goes on."""
+    host.token(host.mint())
+    host.plane.fault("enroll", "drop", when="after", times=None)
+    assert host.run("--give-up-after", "1").code == 6
+    host.plane.clear_faults()
+    defaults = host.path("etc/byteor/firstboot.yaml").read_text()
+    host.write("etc/byteor/firstboot.yaml", "{}")
+    done = host.run()
+    assert done.code == 4 and "api_base_url" in done.err, done
+    host.write("etc/byteor/firstboot.yaml", defaults)
+    assert host.run().code == 0
+    assert len(host.plane.agents()) == 1
+
+
 # -- kills
 
 

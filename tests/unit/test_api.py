@@ -6,10 +6,14 @@ import json
 from typing import Any, List
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from firstboot import api as requests_of_contract_2
 from firstboot import wire
 from firstboot.api import PlaneApi
 from firstboot.errors import Refused, TryAgain
+from firstboot.frozen import IDENTIFIER
 from firstboot.secret import Secret
 from firstboot.transport import Reply
 
@@ -17,13 +21,16 @@ from firstboot.transport import Reply
 class Recorder:
     """A transport that answers 200 with `body` and keeps what was asked."""
 
-    def __init__(self, body: bytes = b'{"agents": [], "next": null}') -> None:
+    def __init__(self, *bodies: bytes, status: int = 200) -> None:
         self.asked: List[str] = []
-        self._body = body
+        self.sent: List[Any] = []
+        self._bodies, self._status = bodies or (b'{"agents": [], "next": null}',), status
 
     def request(self, method: str, url: str, **keywords: Any) -> Reply:
         self.asked.append(f"{method} {url}")
-        return Reply(200, {"content-type": "application/json"}, self._body, None)
+        self.sent.append(keywords)
+        body = self._bodies[min(len(self.asked), len(self._bodies)) - 1]
+        return Reply(self._status, {"content-type": "application/json"}, body, None)
 
     def close(self) -> None:
         pass
@@ -65,17 +72,75 @@ def test_the_paths_are_those_of_the_contract() -> None:
 @pytest.mark.parametrize("bad", ["", "a/b", "..", "a b", "a\n", "%2e", "é", "a" * 129])
 def test_an_id_of_another_shape_never_reaches_a_url(bad: str) -> None:
     """Refused before anything is sent."""
+    assert_refused(bad)
+
+
+@given(st.text().filter(lambda text: not IDENTIFIER.match(text)))
+def test_no_text_of_another_shape_reaches_a_url(bad: str) -> None:
+    """Whatever it is, in whichever place of whichever path."""
+    assert_refused(bad)
+
+
+def assert_refused(bad: str) -> None:
     recorder = Recorder()
-    with pytest.raises(ValueError):
-        PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **{**ENVIRONMENT, "org_id": bad})  # type: ignore[arg-type]
+    api = PlaneApi("https://plane", recorder)  # type: ignore[arg-type]
+    for place in ENVIRONMENT:
+        with pytest.raises(ValueError, match="not an id"):
+            api.list_agents(Secret("t" * 20), **{**ENVIRONMENT, place: bad})
+        with pytest.raises(ValueError, match="not an id"):
+            api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **{**ENVIRONMENT, place: bad})
+    with pytest.raises(ValueError, match="not an id"):
+        api.heartbeat(bad, Secret("k" * 20), wire.Heartbeat("ok", "1", "b", 1, 1, "t"))
     assert not recorder.asked
 
 
-def test_an_endless_list_ends() -> None:
-    """A plane that always names a next page does not hold us."""
+def test_each_request_carries_its_own_credential_and_headers() -> None:
+    """The token and the idempotency key in request 1 only, the runtime key in request 3, none in request 9."""
+    recorder = Recorder(b"{}")
+    api = PlaneApi("https://plane", recorder)  # type: ignore[arg-type]
+    api.enroll(Secret("token" * 4), idempotency_key="k-1", body=b'{"name": "n"}', **ENVIRONMENT)
+    api.heartbeat("agt_1", Secret("runtime" * 4), wire.Heartbeat("ok", "1", "b", 1, 1, "t"))
+    api.health()
+    enroll, beat, health = recorder.sent
+    assert enroll["bearer"] == Secret("token" * 4) and enroll["body"] == b'{"name": "n"}'
+    assert enroll["headers"] == {"Idempotency-Key": "k-1", "Content-Type": "application/json"}
+    assert beat["bearer"] == Secret("runtime" * 4) and beat["headers"] == {"Content-Type": "application/json"}
+    assert (health["bearer"], health["body"], health["headers"]) == (None, None, {})
+
+
+def test_a_list_of_several_pages_is_read_to_its_end() -> None:
+    """The cursor is a query value, whatever characters it holds."""
+    recorder = Recorder(b'{"agents": [{"agent_id": "a"}], "next": "p&2=/#\\n"}', b'{"agents": [{"agent_id": "b"}]}')
+    rows = PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **ENVIRONMENT)  # type: ignore[arg-type]
+    assert [row.agent_id for row in rows] == ["a", "b"]
+    assert recorder.asked[1].endswith("/agents?next=p%262%3D%2F%23%0A")
+
+
+def test_an_endless_list_ends_and_is_not_taken_for_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plane that always names a next page does not hold us, and what is missing is not called absent."""
+    monkeypatch.setattr(requests_of_contract_2, "LONGEST_LISTING_PAGES", 5)
     recorder = Recorder(b'{"agents": [{"agent_id": "a"}], "next": "again"}')
-    try:
+    with pytest.raises(TryAgain, match="does not end"):
         PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **ENVIRONMENT)  # type: ignore[arg-type]
-    except (TryAgain, Refused):
-        pass
-    assert len(recorder.asked) <= 1000
+    assert len(recorder.asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, Refused), (403, Refused), (302, TryAgain), (404, TryAgain), (500, TryAgain), (200, TryAgain)]
+)
+def test_a_list_that_cannot_be_had_is_an_error(status: int, error: type) -> None:
+    """Never an empty list."""
+    recorder = Recorder(b'{"agents": []}' if status != 200 else b"<html>", status=status)
+    with pytest.raises(error, match=str(status)):
+        PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **ENVIRONMENT)  # type: ignore[arg-type]
+
+
+@given(st.integers(100, 599), st.binary(max_size=100))
+def test_any_answer_is_parsed_as_far_as_it_goes(status: int, body: bytes) -> None:
+    """No status with no body raises; a 2xx to enrollment that is no enrollment says why."""
+    api = PlaneApi("https://plane", Recorder(body, status=status))  # type: ignore[arg-type]
+    api.health()
+    api.heartbeat("agt_1", Secret("k" * 20), wire.Heartbeat("ok", "1", "b", 1, 1, "t"))
+    found = api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **ENVIRONMENT)
+    assert found.enrolled is None and found.is_empty == (body == b"")
+    assert (found.complaint is not None) == (found.is_json and status in (200, 201))

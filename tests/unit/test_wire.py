@@ -70,6 +70,9 @@ def test_any_bytes_are_json_or_a_value_error(body: bytes) -> None:
         b"[" * 200_000,
         b'{"a":' * 200_000,
         b"9" * 100_000,
+        b"9" * 4000,
+        b'{"a":}',
+        b'"\xed\xa0\x80"',
         b"<html>",
     ],
     ids=lambda body: repr(body[:12]),
@@ -102,6 +105,8 @@ def test_enrollment_is_read_by_every_alias(id_name: str, key_name: str) -> None:
         {"agent_id": "é"},
         {"agent_id": 7},
         {"agent_id": None},
+        {"agent_id": ""},
+        {"agent_id": "a/b"},
         {"api_key": "short"},
         {"api_key": KEY + "\r\nX: y"},
         {"api_key": KEY + " "},
@@ -116,6 +121,16 @@ def test_a_malformed_id_or_key_is_named_and_not_repeated(wrong: dict[str, Any]) 
     with pytest.raises(ValueError, match=f"well-formed {next(iter(wrong))}") as caught:
         wire.EnrollmentReply.parse({"agent_id": ID, "api_key": KEY, **wrong})
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "missing"),
+    [([], "object"), (None, "object"), ({}, "agent_id"), ({"agent_id": ID}, "api_key"), ({"api_key": KEY}, "agent_id")],
+)
+def test_what_is_missing_is_named(value: Any, missing: str) -> None:
+    """For the sentence that ends an enrollment which never becomes whole."""
+    with pytest.raises(ValueError, match=missing):
+        wire.EnrollmentReply.parse(value)
 
 
 def test_what_enrollment_sends() -> None:
