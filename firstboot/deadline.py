@@ -16,7 +16,8 @@ from firstboot.clock import monotonic
 
 READ_S = 20.0  # the longest silence within an answer
 
-# This thread's request: .limit, when it must be over on the monotonic clock; .sent, whether a byte of it may be out.
+# This thread's request: .limit, when it must be over on the monotonic clock; .sent, whether a byte of it may be out;
+# .response, the latest one begun.
 current = threading.local()
 
 
@@ -57,3 +58,4 @@ class DeadlinedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *arguments: Any, **keywords: Any) -> None:
         super().__init__(_Makefile(sock), *arguments, **keywords)  # type: ignore[arg-type]
+        current.response = self

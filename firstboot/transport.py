@@ -168,7 +168,7 @@ class Transport:
         if proxy is not None and not usable(proxy):
             raise Unreachable("the proxy is not a usable URL", hint="give proxy or HTTPS_PROXY like http://proxy.example:3128")
         proxies = {"https": proxy.reveal()} if proxy is not None else {}
-        current.limit, current.sent = monotonic() + deadline_s, False
+        current.limit, current.sent, current.response = monotonic() + deadline_s, False, None
         self._context.expected = host
         try:
             with self._session.request(
@@ -193,6 +193,9 @@ class Transport:
             if not current.sent:
                 raise Unreachable(f"the address of {host}:{port} is not usable") from error
             raise NoAnswer(f"{host} answered something that is not HTTP") from error
+        finally:
+            if current.response is not None:  # Python 3.9 leaves a refusing proxy's, which holds the socket open
+                current.response.close()
 
     def close(self) -> None:
         """Close the kept-alive connection."""

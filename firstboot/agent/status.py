@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional
 
 from firstboot import files
 from firstboot.clock import Clock, from_rfc3339
-from firstboot.errors import NoToken
+from firstboot.errors import LocalFault, NoToken
 from firstboot.layout import Layout
 
 
@@ -28,13 +28,12 @@ def read(layout: Layout, clock: Clock) -> Optional[Dict[str, Any]]:
 
 
 def status(layout: Layout, *, as_json: bool) -> int:
-    """Print the status; NoToken (exit 3) when the agent has not run since boot."""
+    """Print the status; LocalFault when the agent has not run since boot, NoToken when it has nothing to run with."""
     document = read(layout, Clock())
+    if document is None and layout.settings.exists():
+        raise LocalFault("the agent has not run since boot", hint="byteor-firstboot status says where this host is")
     if document is None:
-        raise NoToken(
-            "the agent has not run since boot",
-            hint="byteor-firstboot status says where this host is; systemctl status byteor-agent why it does not run",
-        )
+        raise NoToken("this host is not enrolled", hint="byteor-firstboot status says where it is")
     if as_json:
         print(json.dumps(document, sort_keys=True, indent=1))
     else:

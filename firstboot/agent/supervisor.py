@@ -138,10 +138,11 @@ def connect(handed: Handover, settings: Settings) -> PlaneApi:
 
 def start(layout: Layout) -> int:
     """What ``byteor-agent run`` does: hand-over, frozen settings, supervise."""
+    if not layout.is_host:
+        code = _unseal(layout)
+        if code:
+            return code  # the child has said why
     handed = take(layout)
-    if handed is None and not layout.is_host:
-        _unseal(layout)
-        handed = take(layout)
     if handed is None:
         raise LocalFault(
             "no identity was handed over",
@@ -153,9 +154,7 @@ def start(layout: Layout) -> int:
     return Supervisor(layout, handed, settings).run()
 
 
-def _unseal(layout: Layout) -> None:
+def _unseal(layout: Layout) -> int:
     """Without systemd the privileged pre-start step is a child: the key it uses never enters this process."""
     command = [sys.executable, "-m", "firstboot", "unseal", "--root", str(layout.root)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=UNSEAL_TIMEOUT_S, check=False)
-    if done.returncode:
-        raise LocalFault(f"the identity was not opened (byteor-firstboot unseal: exit {done.returncode})")
+    return subprocess.run(command, stdin=subprocess.DEVNULL, timeout=UNSEAL_TIMEOUT_S, check=False).returncode

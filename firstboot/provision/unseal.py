@@ -9,7 +9,7 @@ from __future__ import annotations
 import pwd
 from typing import Optional, Tuple
 
-from firstboot import handover, identity
+from firstboot import files, handover, identity
 from firstboot.errors import Foreign, LocalFault, NoToken
 from firstboot.identity import State
 from firstboot.layout import Layout
@@ -19,6 +19,7 @@ AGENT_USER = "byteor-agent"
 
 def unseal(layout: Layout) -> int:
     """Write the hand-over file; the error says why there is nothing to hand over (exit 3, 7 or 8)."""
+    files.remove(layout.handover)  # one that no agent took must not outlive the identity that it came from
     seen = identity.look(layout)
     if seen.state is State.NONE:
         raise NoToken("this host is not enrolled", hint="byteor-firstboot status")

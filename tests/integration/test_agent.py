@@ -174,8 +174,18 @@ def test_without_an_identity_it_says_so(tmp_path: Path, control_plane: Any) -> N
     """No enrollment, no hand-over: the agent does not start, with a hint and no traceback."""
     host = Host(tmp_path / "root", control_plane)
     done = host.call("byteor-agent", "run")
-    assert done.code in (3, 7) and "hint" in done.err
+    assert done.code == 3 and done.err.count("error:") == 1 and "hint" in done.err
     assert host.call("byteor-agent", "status").code == 3
+
+
+def test_a_hand_over_that_nobody_took_does_not_outlive_its_identity(host: Host) -> None:
+    """Unsealed, then the disk is cloned: the agent does not start as somebody else from what lay there."""
+    assert host.call("byteor-agent", "status").code == 7  # enrolled, and it has not run yet
+    assert host.call("byteor-firstboot", "unseal").code == 0
+    host.write("etc/machine-id", "f" * 32 + "\n")
+    done = host.call("byteor-agent", "run")
+    assert done.code == 8 and done.err.count("error:") == 1, done
+    assert not host.path("run/byteor-agent/handover.json").exists()
 
 
 def test_a_damaged_agent_state_is_set_aside_and_the_sequence_jumps_ahead(host: Host, start: Callable[..., Agent]) -> None:
