@@ -10,10 +10,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from firstboot.clock import LONGEST_RETRY_AFTER_S, from_http_date
+from firstboot.clock import LONGEST_RETRY_AFTER_S, from_http_date, from_rfc3339
 from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
 from firstboot.secret import Secret
 
+LONGEST_LIST = 64  # scopes that we keep
 LONGEST_SAID = 200  # characters of a server's prose that we repeat
 KEY_LENGTHS = range(8, 4097)
 LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time, on Pythons that do not refuse it themselves
@@ -91,11 +92,25 @@ class EnrollmentReply:
         return cls(
             agent_id=agent_id,
             api_key=Secret(key),
-            name=_text(value, "name"),
-            scopes=tuple(s for s in scopes if isinstance(s, str)) if isinstance(scopes, list) else (),
-            expires_at=_text(value, "expires_at"),
+            name=_plain(value.get("name")),
+            scopes=tuple(filter(None, map(_plain, scopes[:LONGEST_LIST]))) if isinstance(scopes, list) else (),
+            expires_at=_date(value.get("expires_at")),
             heartbeat_interval_s=interval(value.get("heartbeat_interval_s")),
         )
+
+
+def _plain(value: Any) -> Optional[str]:
+    """An optional text that is sealed and shown to people: short visible ASCII, or as if it were not there."""
+    short = isinstance(value, str) and 0 < len(value) <= LONGEST_SAID
+    return value if short and all(" " <= c <= "~" for c in value) else None
+
+
+def _date(value: Any) -> Optional[str]:
+    try:
+        from_rfc3339(value if isinstance(value, str) else "")
+    except (ValueError, OverflowError):
+        return None
+    return _plain(value)
 
 
 def interval(value: Any) -> Optional[float]:

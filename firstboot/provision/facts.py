@@ -105,6 +105,11 @@ def _came_from(seen: Look, intent: Optional[Intent]) -> bool:
 def stop_error(step: Step, view: View) -> ByteorError:
     """Return the error that ends a run at `step`: its exit code, one sentence, and what to do."""
     name = view.intent.name if view.intent is not None else "this host"
+    if step is Step.STOP_REFUSED and view.intent is not None and view.intent.unanswered:
+        return Refused(
+            "the control plane refused this token after an answer was lost: it was probably spent by that one",
+            hint=f"look for {name} in the agent list, delete it, mint a new token, provide it and run again",
+        )
     if step is Step.STOP_REFUSED:
         return Refused(
             "the control plane refused this token, and it was presented in this boot already",

@@ -185,7 +185,7 @@ class FirstBoot:
                 self._seal(view, answer, intent)
             elif meaning is Meaning.ASK_WITHOUT_NAME:
                 # Another body means another key; the refusal proves that the first one enrolled nothing.
-                self._new_intent(replace(view, intent=None), nameless=True).save(self._layout)
+                self._new_intent(view, nameless=True).save(self._layout)
             else:
                 raise self._refused(view, answer, stored, token, lost=meaning is Meaning.PROBABLY_SPENT)
 

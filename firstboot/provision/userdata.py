@@ -28,6 +28,8 @@ PARTS_LIMIT = 1000
 BLOCK = re.compile(rb"^#byteor-firstboot:[ \t]*\r?\n((?:#  [^\n]*(?:\n|\Z))*)", re.MULTILINE)
 OURS = re.compile(rb"^(?!\s*#).*byteor", re.MULTILINE)
 GZIP = b"\x1f\x8b"
+# A whole document in base64, as some platforms store it.
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]{32,}={0,2}\s*")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ def _parts(data: bytes, where: str, depth: int) -> Iterator[bytes]:
         unpacked = gunzip(data, where=where)
         if unpacked is not None:
             yield from _parts(unpacked, where, depth + 1)
+        return
+    encoded = b"".join(data.split()) if _BASE64.match(data) else b""
+    if encoded and len(encoded) % 4 == 0 and _BASE64.fullmatch(encoded):
+        yield from _parts(base64.b64decode(encoded), where, depth + 1)
         return
     head = data[:4096].lower()
     if not (b"content-type:" in head and b"multipart/" in head or head.startswith((b"mime-version:", b"content-type:"))):

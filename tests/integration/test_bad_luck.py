@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -137,6 +138,19 @@ def test_a_lost_answer_and_a_plane_that_forgets_names_the_agent_to_delete(host: 
     done = host.run("--give-up-after", "40")
     assert done.code == 5, done
     assert "edge-lost" in done.err and "delete" in done.err
+    assert "edge-lost" in host.call("byteor-firstboot", "status").out
+    assert "edge-lost" in host.run().err
+
+
+def test_what_is_optional_in_a_reply_and_makes_no_sense_is_left_out(host: Host) -> None:
+    """A name with escapes, endless scopes, a date that is none: the host enrolls, and nothing of it reaches a terminal."""
+    host.token(host.mint())
+    odd = {"name": "a\n\x1b[31m\ud800", "scopes": ["s" * 5000] * 1000, "expires_at": "never"}
+    body = {"agent_id": "a1", "api_key": "k" * 40, **odd}
+    host.plane.fault("enroll", "status", status=201, body=json.dumps(body), content_type="application/json")
+    assert host.run().code == 0
+    done = host.call("byteor-firstboot", "status", "--json")
+    assert done.code == 0 and json.loads(done.out)["name"] == "edge-node-01"
 
 
 def test_a_success_without_a_key_is_not_sealed(host: Host) -> None:

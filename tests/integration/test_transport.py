@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -32,11 +34,13 @@ Script = Callable[[socket.socket], None]
 class Server:
     """One listening socket; each connection is handed, after TLS unless `plain`, to `script`."""
 
-    def __init__(self, script: Script, *, names: tuple[str, ...] = ("127.0.0.1", "localhost"), plain: bool = False) -> None:
+    def __init__(
+        self, script: Script, *, names: tuple[str, ...] = ("127.0.0.1", "localhost"), plain: bool = False, **issued: Any
+    ) -> None:
         self._script, self._context = script, None
         if not plain:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            CA.issue_cert(*names).configure_cert(self._context)
+            CA.issue_cert(*names, **issued).configure_cert(self._context)
         self.connections, self.requests, self._ended = 0, [], False  # type: ignore[var-annotated]
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -79,12 +83,14 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
+    data, length = b"", 0
+    while b"\r\n\r\n" not in data or len(data.split(b"\r\n\r\n", 1)[1]) < length:
         piece = connection.recv(65536)
         if not piece:
             raise OSError("closed")
         data += piece
+        announced = re.search(rb"(?i)\r\ncontent-length: *(\d+)\r\n", data)
+        length = int(announced.group(1)) if announced else 0
     return data
 
 
@@ -156,6 +162,72 @@ def test_bundles_of_wheels_and_of_the_environment_are_not_trusted(
         trust.tls_context("no certificate")
 
 
+def test_an_expired_certificate_is_refused(serve: Callable[..., Server]) -> None:
+    """The sentence says so, and the hint thinks of the host's clock."""
+    yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    with pytest.raises(Unreachable, match="expired") as caught:
+        get(serve(answer(OK), not_after=yesterday))
+    assert not caught.value.maybe_arrived and "clock" in str(caught.value.hint)
+
+
+@pytest.mark.filterwarnings("ignore:.*TLSv1:DeprecationWarning")
+def test_tls_before_1_2_is_refused(serve: Callable[..., Server]) -> None:
+    """A server that can do no better got nothing; the very same server with 1.2 is answered."""
+    server = serve(answer(OK))
+    assert server._context is not None
+    server._context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    server._context.minimum_version = ssl.TLSVersion.TLSv1
+    server._context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(Unreachable, match="no TLS session") as caught:
+        get(server)
+    assert not caught.value.maybe_arrived
+    server._context.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert get(server).status == 200
+
+
+def test_without_configured_certificates_the_systems_store_is_trusted_alone(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled-in file first, then where systems keep it, then the directory; without any of them: said."""
+    store, none = tmp_path / "store.pem", str(tmp_path / "none")
+    store.write_text(PEM)
+    server, compiled = serve(answer(OK)), ssl.get_default_verify_paths()
+
+    def system(cafile: str, bundles: tuple[str, ...], capath: str) -> Transport:
+        paths = compiled._replace(openssl_cafile=cafile, openssl_capath=capath)
+        monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
+        monkeypatch.setattr(trust, "OS_BUNDLES", bundles)
+        return connect()
+
+    for transport in (system(str(store), (), none), system(none, (none, str(store)), none)):
+        assert transport.request("GET", server.url).status == 200
+        transport.close()
+    with pytest.raises(Unreachable, match="certificate"):
+        system(none, (), str(tmp_path)).request("GET", server.url)
+    with pytest.raises(LocalFault, match="no trust store"):
+        system(none, (), none)
+
+
+def test_netrc_is_not_read(serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither adds a credential nor replaces ours."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login canary password canary\ndefault login canary password canary\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    seen: List[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        for _ in range(2):
+            seen.append(read_request(connection))
+            connection.sendall(OK)
+
+    server, transport = serve(script), connect(ca_certificates=PEM)
+    transport.request("GET", server.url)
+    transport.request("GET", server.url, bearer=Secret(BEARER))
+    assert b"authorization" not in seen[0].lower()
+    assert f"Authorization: Bearer {BEARER}\r\n".encode() in seen[1]
+
+
 # -- time and size
 
 
@@ -200,13 +272,64 @@ def test_a_dripping_server_does_not_hold_a_loop(serve: Callable[..., Server], pr
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"x" * 3_000_000, "larger"),
         (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "encoding"),
         (b"", "ended"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "ended"),
+        (b"HTTP/1.1 " + b"2" * 70_000 + b"\r\n\r\n", "ended"),
+        (b"HTTP/1.1 abc OK\r\n\r\n", "ended"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n", "ended"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "ended"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\n{}", "ended|not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Encoding: br\r\n\r\n{}", "encoding"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\nConnection: close\r\n\r\n{}", "not HTTP|ended"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
 def test_an_answer_that_is_not_whole_is_no_answer(serve: Callable[..., Server], data: bytes, why: str) -> None:
     """Cut, garbage, flooded, too large, encoded: one sentence, and the request may have arrived."""
     with pytest.raises(NoAnswer, match=why) as caught:
         get(serve(answer(data)))
     assert caught.value.maybe_arrived
+
+
+def test_a_body_longer_than_announced_is_cut_there_and_the_rest_is_no_answer(serve: Callable[..., Server]) -> None:
+    """Nobody slips the answer to the next request in behind the answer to this one."""
+    smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ncanary!"
+    server, transport = serve(answer(OK + smuggled)), connect(ca_certificates=PEM)
+    assert transport.request("GET", server.url).body == b"{}"
+    try:
+        assert transport.request("GET", server.url).body == b"{}"
+    except NoAnswer:
+        pass
+
+
+def test_answers_before_the_answer_end_with_the_deadline(serve: Callable[..., Server]) -> None:
+    """An endless flood of 100 Continue is neither an answer nor a reason to stay."""
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        while True:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    began = time.monotonic()
+    with pytest.raises(NoAnswer):
+        get(serve(script), deadline_s=0.7)
+    assert time.monotonic() - began < 5
+
+
+def test_chunks_and_an_empty_answer_are_whole(serve: Callable[..., Server]) -> None:
+    """Pieces are put together; 204 has no body and keeps the connection."""
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;x=y\r\n}\r\n0\r\nTrailer: x\r\n\r\n"
+    empty = b"HTTP/1.1 204 No Content\r\nDate: Tue, 14 Nov 2023 22:13:20 GMT\r\n\r\n"
+
+    def script(connection: socket.socket) -> None:
+        for data in (chunked, empty, OK):
+            read_request(connection)
+            connection.sendall(data)
+
+    server, transport = serve(script), connect(ca_certificates=PEM)
+    replies = [transport.request("GET", server.url) for _ in range(3)]
+    assert [reply.body for reply in replies] == [b"{}", b"", b"{}"]
+    assert (replies[1].status, replies[1].date, replies[2].media_type) == (204, 1_700_000_000.0, "application/json")
+    assert server.connections == 1
 
 
 def test_redirects_are_answers(serve: Callable[..., Server]) -> None:
@@ -233,6 +356,30 @@ def test_one_connection_serves_many_requests_and_a_stale_one_costs_at_most_one(s
         except NoAnswer:
             failures += 1
     assert failures <= 1
+
+
+@pytest.mark.parametrize("read_first", [True, False], ids=["after reading", "before reading"])
+def test_no_request_is_sent_twice(serve: Callable[..., Server], read_first: bool) -> None:
+    """A connection closed under the second request costs that request; nobody repeats it behind our back."""
+    seen: List[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(OK)
+        if server.connections == 1:
+            seen.append(read_request(connection) if read_first else connection.recv(1))
+
+    server: Server = serve(script)
+    transport = connect(ca_certificates=PEM)
+    outcomes = []
+    for number in range(3):
+        try:
+            outcomes.append(transport.request("POST", server.url, body=b"{}", headers={"X-Number": str(number)}).status)
+        except NoAnswer as error:
+            assert error.maybe_arrived
+            outcomes.append(0)
+    assert outcomes == [200, 0, 200]
+    assert [number for number in range(3) if sum(f"X-Number: {number}".encode() in one for one in seen) > 1] == []
 
 
 @pytest.mark.parametrize(
@@ -371,3 +518,92 @@ def test_no_cookie_is_kept(serve: Callable[..., Server]) -> None:
     for _ in range(2):
         assert transport.request("GET", server.url).status == 200
     assert b"canary" not in seen[1]
+
+
+def spoken(caught: pytest.ExceptionInfo[BaseException], caplog: pytest.LogCaptureFixture) -> str:
+    """Everything that the failure says anywhere: the whole chain, suppressed or not, and every log record."""
+    texts, todo = [caplog.text], [caught.value]
+    while todo:
+        error = todo.pop()
+        texts += [str(error), repr(error), str(getattr(error, "hint", ""))]
+        todo += [inner for inner in (error.__cause__, error.__context__) if inner is not None]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("prefix", [b"HTTP/1.1 200 ", b"HTTP/1.1 407 no\r\nX: ", b"HTTP/1.1 200 ok\r\nX: "], ids=repr)
+def test_a_dripping_proxy_does_not_hold_a_loop(serve: Callable[..., Server], prefix: bytes) -> None:
+    """The deadline covers the answer to CONNECT; nothing has arrived at the plane."""
+    proxy, began = serve(drip(prefix), plain=True), time.monotonic()
+    transport = connect(ca_certificates=PEM, proxy=Secret(f"http://127.0.0.1:{proxy.port}"))
+    with pytest.raises(Unreachable, match="proxy") as caught:
+        transport.request("GET", "https://127.0.0.1:1/x", deadline_s=0.7)
+    assert time.monotonic() - began < 5 and not caught.value.maybe_arrived
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["[bad", "", "h:99999", "h:port", "no-such-host.invalid:3128", "127.0.0.1:1", "127.0.0.1:1 "],
+    ids=lambda place: place or "no host",
+)
+def test_a_proxy_that_cannot_be_used_is_not_quoted(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A malformed address, an unknown name, nobody there: one sentence about the proxy, its password nowhere."""
+    caplog.set_level(logging.DEBUG)
+    transport = connect(proxy=Secret(f"http://user:{PROXY_QUOTED}@{place}"))
+    with pytest.raises(Unreachable, match="proxy") as caught:
+        transport.request("GET", "https://127.0.0.1:1/x", bearer=Secret(BEARER))
+    assert not caught.value.maybe_arrived
+    assert "w0rd-canary" not in spoken(caught, caplog) and BEARER not in spoken(caught, caplog)
+
+
+@pytest.mark.parametrize("bearer", [f"{BEARER}\r\nX: y", f"{BEARER}é", f"{BEARER}\u20ac", f" {BEARER}"], ids=repr)
+def test_a_credential_that_no_header_can_carry_is_not_quoted(bearer: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is sent, and no library gets to complain about its characters."""
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(Unreachable, match="credential") as caught:
+        connect().request("GET", "https://127.0.0.1:1/x", bearer=Secret(bearer))
+    assert "brk_canary" not in spoken(caught, caplog)
+
+
+def test_no_failure_and_no_success_speaks_of_the_credential(
+    serve: Callable[..., Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    """At DEBUG, over a good answer and every kind of bad one."""
+    caplog.set_level(logging.DEBUG)
+    for data in (OK, b"", b"garbage\r\n\r\n", OK.replace(b"Length: 2", b"Length: 9"), OK.replace(b"Length: 2", b"Length: x")):
+        server = serve(answer(data))
+        transport = connect(ca_certificates=PEM)
+        try:
+            transport.request("POST", server.url, bearer=Secret(BEARER), body=b"{}")
+        except NoAnswer:
+            assert "brk_canary" not in spoken(pytest.ExceptionInfo.from_current(), caplog)
+        transport.close()
+    with pytest.raises(Unreachable) as caught:
+        connect(ca_certificates=PEM).request("GET", "https://127.0.0.1:1/", bearer=Secret(BEARER))
+    assert "brk_canary" not in spoken(caught, caplog)
+    assert "127.0.0.1" in caplog.text, "nothing was logged: the test proves nothing"
+
+
+def test_plain_http_goes_through_no_proxy(serve: Callable[..., Server]) -> None:
+    """It is for loopback: a proxy would read the credential."""
+    server, proxy = serve(answer(OK), plain=True), Proxy(serve)
+    transport = connect(proxy=Secret(proxy.url), environ={"HTTPS_PROXY": proxy.url})
+    assert transport.request("GET", f"http://127.0.0.1:{server.port}/x", bearer=Secret(BEARER)).status == 200
+    assert not proxy.asked
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 200 "], ids=["refused", "stalled"])
+def test_a_proxy_that_failed_is_let_go_at_once(serve: Callable[..., Server], reply: bytes) -> None:
+    """Its socket does not live as long as the error that tells of it."""
+    ended = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(reply)
+        if connection.recv(1) == b"":
+            ended.set()
+
+    proxy = serve(script, plain=True)
+    transport = connect(ca_certificates=PEM, proxy=Secret(f"http://127.0.0.1:{proxy.port}"))
+    with pytest.raises(Unreachable) as caught:
+        transport.request("GET", "https://127.0.0.1:1/x", deadline_s=0.5)
+    assert ended.wait(5), f"still connected while {caught.value!r} lives"

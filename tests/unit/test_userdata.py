@@ -75,6 +75,9 @@ FORMS = {
     "MIME nested": multipart(MIMEText("echo", "x-shellscript"), inner(MIMEText(BLOCK, "cloud-config"))),
     "MIME with a gzip part": multipart(MIMEApplication(gzip.compress(BLOCK.encode()), "gzip")),
     "gzip": gzip.compress(BLOCK.encode()),
+    "base64": base64.b64encode(BLOCK.encode()),
+    "base64 wrapped": base64.encodebytes(BLOCK.encode()),
+    "base64 of gzip": base64.encodebytes(gzip.compress(BLOCK.encode())),
     "gzip of MIME": gzip.compress(multipart(MIMEText(BLOCK, "cloud-config", "utf-8"))),
     "script with the block": b"#!/bin/sh\n" + BLOCK.split("\n", 1)[1].rsplit("hostname", 1)[0].encode() + b"echo byteor\n",
 }
