@@ -159,7 +159,7 @@ def _firstboot_parser() -> argparse.ArgumentParser:
     erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
     verify = _command(commands, "verify", _verify, "the install guide's four validation checks", json=True)
     verify.add_argument(
-        "--operator-token", choices=["-"], metavar="-", help="read an operator token from stdin for the agent-list check"
+        "--operator-token", type=_from_stdin, metavar="-", help="read an operator token from stdin for the agent-list check"
     )
     _command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
     _command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
@@ -174,6 +174,12 @@ def _token_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="exit 6 when a transient failure lasts longer (default: never)",
     )
+
+
+def _from_stdin(text: str) -> str:
+    if text != "-":  # argparse's own message would quote the secret
+        raise argparse.ArgumentTypeError("a token is never an argument: give - and the token on stdin")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -48,12 +48,12 @@ def read(path: Path, *, limit: int, private_to: Optional[int] = None) -> Optiona
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         if error.errno == errno.ELOOP:
-            raise LocalFault(f"{path} is a symbolic link, and is not followed") from error
+            raise Corrupt(f"{path} is a symbolic link, and is not followed") from error
         fail("read", path, error)
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
-            raise LocalFault(f"{path} is not a regular file")
+            raise Corrupt(f"{path} is not a regular file")
         if private_to is not None:
             _require_private(path, facts, private_to)
         with open(fd, "rb", closefd=False) as stream:
@@ -63,7 +63,7 @@ def read(path: Path, *, limit: int, private_to: Optional[int] = None) -> Optiona
     finally:
         os.close(fd)
     if len(data) > limit:
-        raise LocalFault(f"{path} is larger than {limit} bytes")
+        raise Corrupt(f"{path} is larger than {limit} bytes")
     return data
 
 

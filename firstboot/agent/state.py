@@ -8,6 +8,7 @@ from firstboot.errors import Corrupt
 from firstboot.layout import Layout
 
 BLOCK = 4096  # contract 2.2
+LARGEST = 2**52  # JSON numbers are exact up to 2^53: what is above was never ours
 
 
 class Sequence:
@@ -31,7 +32,7 @@ class Sequence:
         try:
             value = files.read_json(self._path)
             stored = value.get("sequence_reserved") if value is not None else 0
-            if not isinstance(stored, int) or isinstance(stored, bool) or stored < 0:
+            if not isinstance(stored, int) or isinstance(stored, bool) or not 0 <= stored <= LARGEST:
                 raise Corrupt(f"{self._path} is damaged: no sequence number")
             return stored
         except Corrupt as error:

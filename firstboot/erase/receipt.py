@@ -73,6 +73,11 @@ class Receipt:
         }
 
 
+def _rows(stored: Dict[str, Any], key: str) -> List[Dict[str, Any]]:
+    rows = stored.get(key)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
 def earlier(layout: Layout) -> Tuple[Dict[str, Any], ...]:
     """The history for the next receipt: what earlier ones did, newest last; a damaged receipt is set aside."""
     try:
@@ -82,8 +87,8 @@ def earlier(layout: Layout) -> Tuple[Dict[str, Any], ...]:
         return ()
     if stored is None:
         return ()
-    last = [{**copy, "at": stored.get("at")} for copy in stored.get("copies", []) if isinstance(copy, dict)]
-    return tuple((list(stored.get("history", [])) + last)[-HISTORY_LIMIT:])
+    last = [{**copy, "at": stored.get("at")} for copy in _rows(stored, "copies")]
+    return tuple((_rows(stored, "history") + last)[-HISTORY_LIMIT:])
 
 
 def save(layout: Layout, receipt: Receipt) -> None:

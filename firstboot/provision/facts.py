@@ -105,6 +105,11 @@ def _came_from(seen: Look, intent: Optional[Intent]) -> bool:
 def stop_error(step: Step, view: View) -> ByteorError:
     """Return the error that ends a run at `step`: its exit code, one sentence, and what to do."""
     name = view.intent.name if view.intent is not None else "this host"
+    if view.seen.identity is not None:  # only reenroll stops with an identity here: it must not speak as if none were
+        return NoToken(
+            f"reenroll needs a fresh token; this host stays enrolled as {view.seen.identity.agent_id}",
+            hint="mint a new token for this environment, provide it and run byteor-firstboot reenroll",
+        )
     if step is Step.STOP_REFUSED and view.intent is not None and view.intent.unanswered:
         return Refused(
             "the control plane refused this token after an answer was lost: it was probably spent by that one",

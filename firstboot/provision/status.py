@@ -82,5 +82,7 @@ def _erasure(layout: Layout) -> Optional[str]:
         return str(error)
     if receipt is None:
         return None
-    left = [copy.get("path") for copy in receipt.get("copies", []) if copy.get("result") in ("remains", "pending")]
+    copies = receipt.get("copies")
+    rows = [copy for copy in copies if isinstance(copy, dict)] if isinstance(copies, list) else []
+    left = [copy.get("path") for copy in rows if copy.get("result") in ("remains", "pending")]
     return f"last looked at {receipt.get('at')}" + (f", copies left in {', '.join(map(str, left))}" if left else "")

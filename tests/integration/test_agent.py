@@ -188,16 +188,19 @@ def test_a_hand_over_that_nobody_took_does_not_outlive_its_identity(host: Host) 
     assert not host.path("run/byteor-agent/handover.json").exists()
 
 
-def test_a_damaged_agent_state_is_set_aside_and_the_sequence_jumps_ahead(host: Host, start: Callable[..., Agent]) -> None:
+@pytest.mark.parametrize("content", ["{", " " * (3 << 20), '{"v": 1, "sequence_reserved": ' + "9" * 400 + "}"], ids=range(3))
+def test_a_damaged_agent_state_is_set_aside_and_the_sequence_jumps_ahead(
+    host: Host, start: Callable[..., Agent], content: str
+) -> None:
     """A corrupt state.json is kept and never repeats a number."""
     agent = start()
     before = wait_for_beats(host, 1)
     agent.end()
-    host.path("var/lib/byteor/agent/state.json").write_text("{")
+    host.path("var/lib/byteor/agent/state.json").write_text(content)
     start()
     after = wait_for_beats(host, len(before) + 1)
     assert after[-1]["sequence"] > before[-1]["sequence"]
-    assert host.path("var/lib/byteor/agent/state.json.corrupt-1").read_text() == "{"
+    assert host.path("var/lib/byteor/agent/state.json.corrupt-1").read_text() == content
 
 
 def test_no_secret_is_in_the_process_or_what_it_writes(host: Host, start: Callable[..., Agent]) -> None:

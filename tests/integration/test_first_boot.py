@@ -83,7 +83,13 @@ def test_another_token_in_user_data_does_not_replace_an_identity(host: Host) -> 
     assert host.sealed() != first
     assert len(host.plane.agents()) == 2
     assert not host.path("etc/byteor/enrollment-token").exists()
-    assert host.call("byteor-firstboot", "reenroll").code == 3
+    sealed = host.sealed()
+    for token in (None, second):
+        if token is not None:
+            host.token(token)
+        done = host.call("byteor-firstboot", "reenroll")
+        assert done.code == 3 and "stays enrolled" in done.err and "delete" not in done.err, done
+    assert host.sealed() == sealed
 
 
 def test_a_name_is_sent_and_otherwise_the_host_name(tmp_path: Path, control_plane: Any) -> None:
@@ -237,3 +243,35 @@ def test_no_secret_anywhere_it_does_not_belong(host: Host, tmp_path: Path) -> No
     assert not scan_tree(host.root, token)
     kept = [path for path in host.root.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
     assert not kept
+
+
+@pytest.mark.parametrize("name", ["marks.json", "intent.json", "erasure.json", "../settings.json"])
+@pytest.mark.parametrize("kind", ["huge", "directory", "fifo", "link", "types"])
+def test_no_damage_to_a_state_file_keeps_an_enrolled_host_from_its_agent(host: Host, name: str, kind: str) -> None:
+    """Set aside, never deleted: run hands off, erase and status work, and the agent beats on its own state likewise."""
+    host.defaults()
+    host.token(host.mint())
+    assert host.run().code == 0
+    path = host.path("var/lib/byteor/identity") / name
+    path.unlink(missing_ok=True)
+    if kind == "huge":
+        path.write_bytes(b" " * (3 << 20))
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("elsewhere")
+    else:
+        path.write_text('{"v":1,"marks":5,"key":7,"copies":3,"history":{}}')
+    if path.is_file() and not path.is_symlink():
+        path.chmod(0o600)
+    for command in (["status"], ["run"], ["erase"], ["status", "--json"]):
+        done = host.call("byteor-firstboot", *command)
+        assert done.code == 0, (command, done)
+
+
+def test_an_operator_token_as_an_argument_is_not_repeated(host: Host) -> None:
+    """Usage, exit 2, and the secret is not printed once more."""
+    done = host.call("byteor-firstboot", "verify", "--operator-token", "bop_canary_0123456789")
+    assert done.code == 2 and "canary" not in done.err
