@@ -116,7 +116,9 @@ class PlaneApi:
             value, is_json = wire.load(reply.body), True
         except ValueError:
             value, is_json = None, False
-        asked = wire.retry_after(reply.headers.get("retry-after"), now=self._clock.wall())
+        # A date is the plane's: its own clock judges it, for a host's may be years off at first boot.
+        now = reply.date if reply.date is not None else self._clock.wall()
+        asked = wire.retry_after(reply.headers.get("retry-after"), now=now)
         problem = wire.Problem.parse(value) if reply.status >= 400 else None
         return Answer(reply.status, is_json, not reply.body, reply.media_type, problem, asked, reply.date), value
 

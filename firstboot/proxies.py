@@ -38,6 +38,12 @@ def usable(proxy: Secret) -> bool:
         return False
 
 
+def place(proxy: Secret) -> str:
+    """Host and port of a usable proxy for people to read: never its user or password."""
+    parts = urlsplit(proxy.reveal())
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
 def _is_metadata(host: str) -> bool:
     try:
         address = _address(host) or ipaddress.IPv4Address(socket.inet_aton(host))  # 0xa9fea9fe, as a resolver reads it

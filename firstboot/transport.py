@@ -8,13 +8,14 @@ server that drips a byte a second cannot stretch, and a ceiling of bytes. Redire
 
 from __future__ import annotations
 
+import functools
 import http.client
 import os
 import socket
 import ssl
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Mapping, NoReturn, Optional, Sequence
+from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence
 from urllib.parse import urlsplit
 
 import requests
@@ -27,13 +28,14 @@ from firstboot import __version__
 from firstboot.clock import from_http_date, monotonic
 from firstboot.deadline import READ_S, DeadlinedResponse, current
 from firstboot.errors import TryAgain
-from firstboot.proxies import proxy_for, usable
+from firstboot.proxies import place, proxy_for, usable
 from firstboot.secret import Secret
-from firstboot.trust import tls_context
+from firstboot.trust import NamedContext, tls_context
 
 CEILING_BYTES = 1 << 20  # contract 2: JSON replies
 CONNECT_S, DEADLINE_S = 10.0, 60.0
 CHUNK_BYTES = 64 * 1024
+BODILESS = (204, 304)  # their Content-Length, if any, is that of the body which another answer would have (RFC 9110, 8.6)
 USER_AGENT = f"byteor-firstboot/{__version__}"
 
 
@@ -77,6 +79,14 @@ class _TlsConnection(HTTPSConnection):
         current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
         super().putrequest(*arguments, **keywords)
 
+    def _connect_tls_proxy(self, hostname: str, *arguments: Any) -> Any:
+        """An https proxy answers to its own name, also where that is an address (see NamedContext), not to the plane's."""
+        context: Any = self.ssl_context
+        context.expected, plane = hostname, context.expected  # `request` sets it anew, should this fail
+        connected = super()._connect_tls_proxy(hostname, *arguments)
+        context.expected = plane
+        return connected
+
 
 class _PlainPool(HTTPConnectionPool):
     ConnectionCls = _PlainConnection
@@ -85,21 +95,26 @@ class _PlainPool(HTTPConnectionPool):
 class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
+    def __init__(self, context: NamedContext, *arguments: Any, **keywords: Any) -> None:
+        # Whatever requests asks for: 2.32.0 and 2.32.1 insist on a context of theirs, which trusts certifi's bundle.
+        super().__init__(*arguments, **{**keywords, "ssl_context": context})
+
 
 class _Adapter(requests.adapters.HTTPAdapter):
     """requests' adapter with our TLS context and connections, and without its habit of adding certifi's bundle."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: NamedContext) -> None:
         self._context = context
+        self._pools: Dict[str, Any] = {"http": _PlainPool, "https": functools.partial(_TlsPool, context)}
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
         super().init_poolmanager(*arguments, ssl_context=self._context, **keywords)
-        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+        self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
         manager = super().proxy_manager_for(proxy, ssl_context=self._context, proxy_ssl_context=self._context, **keywords)
-        manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+        manager.pool_classes_by_scheme = self._pools
         return manager
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
@@ -109,6 +124,12 @@ class _Adapter(requests.adapters.HTTPAdapter):
         parts = urlsplit(request.url)
         host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
         return host, {"cert_reqs": "CERT_REQUIRED", "ssl_context": self._context}
+
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        """Without the parameters of Content-Type: requests (2.25 to 2.32 were tried) crashes on a bare ``charset``."""
+        if "Content-Type" in resp.headers:
+            resp.headers["Content-Type"] = resp.headers["Content-Type"].split(";")[0]
+        return super().build_response(req, resp)
 
 
 class _Session(requests.Session):
@@ -177,7 +198,7 @@ class Transport:
                 headers=sent,
                 data=body,
                 proxies=proxies,
-                timeout=(CONNECT_S, READ_S),
+                timeout=(min(CONNECT_S, deadline_s), READ_S),
                 allow_redirects=False,
                 stream=True,
             ) as response:
@@ -188,7 +209,7 @@ class Transport:
                     date=_date(response.headers.get("Date")),
                 )
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            _translate(error, f"{host}:{port}", through_proxy=proxy is not None, sent=current.sent)
+            _translate(error, f"{host}:{port}", proxy=place(proxy) if proxy is not None else None, sent=current.sent)
         except ValueError as error:
             if not current.sent:
                 raise Unreachable(f"the address of {host}:{port} is not usable") from error
@@ -216,7 +237,7 @@ def _body(response: requests.Response, host: str, ceiling: int) -> bytes:
         pieces.append(piece)
     # A body cut short raises for a read without a size only (performance.md, section 3): count.
     announced = response.headers.get("Content-Length", "")
-    if announced.isdigit() and int(announced) != size and response.request.method != "HEAD":
+    if announced.isdigit() and int(announced) != size and response.status_code not in BODILESS:
         raise NoAnswer(f"the answer of {host} was cut after {size} of {announced} bytes")
     return b"".join(pieces)
 
@@ -241,14 +262,15 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _translate(error: BaseException, where: str, *, through_proxy: bool, sent: bool) -> NoReturn:
+def _translate(error: BaseException, where: str, *, proxy: Optional[str], sent: bool) -> NoReturn:
     """Raise what a person needs to know; library messages are not quoted: they may hold a proxy's password."""
     causes = _causes(error)
 
     def has(*kinds: type) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    way = f"{where} (through the proxy)" if through_proxy else where
+    way = f"{where} (through the proxy {proxy})" if proxy else where
+    first = f"the proxy {proxy}" if proxy else where  # whom we connect to; a proxy resolves the plane's name itself
     for cause in causes:
         if isinstance(cause, NoAnswer):
             raise cause
@@ -258,16 +280,17 @@ def _translate(error: BaseException, where: str, *, through_proxy: bool, sent: b
                 hint="check the host's clock, api_base_url and ca_certificates",
             ) from error
     if has(socket.gaierror):
-        unknown = "the proxy" if through_proxy else where  # the proxy resolves the plane's name itself
-        raise Unreachable(f"cannot resolve the name of {unknown}", hint="check DNS, api_base_url and proxy") from error
-    if has(urllib3.exceptions.ProxyError) and not sent:
-        raise Unreachable(f"the proxy did not connect us to {where}", hint="check proxy and its password") from error
+        raise Unreachable(f"cannot resolve the name of {first}", hint="check DNS, api_base_url and proxy") from error
     # Before the time-out, of which urllib3 1.26 makes it a subclass.
     if has(urllib3.exceptions.NewConnectionError):
         reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), "refused")
-        raise Unreachable(f"cannot connect to {way}: {str(reason).lower()}") from error
+        raise Unreachable(f"cannot connect to {first}: {str(reason).lower()}") from error
     if has(urllib3.exceptions.ConnectTimeoutError):
-        raise Unreachable(f"cannot connect to {way}: no answer within {CONNECT_S:g} s") from error
+        raise Unreachable(f"cannot connect to {first}: no answer in time") from error
+    if any(str(cause).startswith("Tunnel connection failed: 407") for cause in causes):  # http.client's sentence
+        raise Unreachable(f"{first} does not accept our credentials: 407", hint="check proxy and its password") from error
+    if has(urllib3.exceptions.ProxyError) and not sent:
+        raise Unreachable(f"{first} did not connect us to {where}", hint="check proxy and its password") from error
     if has(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
         raise Unreachable(f"the address of {where} is not usable") from error
     if not sent and has(ssl.SSLError, OSError, urllib3.exceptions.HTTPError):

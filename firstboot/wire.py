@@ -7,14 +7,16 @@ Parsers take bytes of a server that may lie and return a value, None where the m
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from firstboot.clock import LONGEST_RETRY_AFTER_S, from_http_date, from_rfc3339
 from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
 from firstboot.secret import Secret
 
 LONGEST_LIST = 64  # scopes that we keep
+LONGEST_CURSOR = 2048  # characters
 LONGEST_SAID = 200  # characters of a server's prose that we repeat
 KEY_LENGTHS = range(8, 4097)
 LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time, on Pythons that do not refuse it themselves
@@ -23,9 +25,30 @@ LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time, on Pythons 
 def load(body: bytes) -> Any:
     """Parse JSON from outside; ValueError for anything that is not strict JSON of reasonable depth."""
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_int=_integer)
+        return json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_number,
+            parse_int=_integer,
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError("not JSON") from error
+
+
+def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """Two members of one name: whoever looked at the answer before us may have read the other one."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member twice")
+    return members
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("beyond what a float holds")
+    return value
 
 
 def _integer(digits: str) -> int:
@@ -184,11 +207,14 @@ def agent_page(value: Any) -> Tuple[Tuple[ListedAgent, ...], Optional[str]]:
     if not isinstance(value, dict) or not isinstance(value.get("agents"), list):
         raise ValueError("the answer is not an agent list")
     rows = tuple(
-        ListedAgent(row["agent_id"], _text(row, "name"), _text(row, "last_heartbeat_at"))
+        ListedAgent(row["agent_id"], _plain(row.get("name")), _plain(row.get("last_heartbeat_at")))
         for row in value["agents"]
         if isinstance(row, dict) and isinstance(row.get("agent_id"), str)
     )
-    return rows, _text(value, "next")
+    cursor = _text(value, "next")
+    if cursor is not None and (len(cursor) > LONGEST_CURSOR or any("\ud800" <= c <= "\udfff" for c in cursor)):
+        raise ValueError("the answer's next page has no name that a URL can carry")
+    return rows, cursor
 
 
 def retry_after(header: Optional[str], *, now: float) -> Optional[float]:

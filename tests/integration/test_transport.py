@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import datetime
 import logging
+import os
 import re
+import select
 import socket
 import ssl
 import subprocess
@@ -607,3 +609,99 @@ def test_a_proxy_that_failed_is_let_go_at_once(serve: Callable[..., Server], rep
     with pytest.raises(Unreachable) as caught:
         transport.request("GET", "https://127.0.0.1:1/x", deadline_s=0.5)
     assert ended.wait(5), f"still connected while {caught.value!r} lives"
+
+
+CERTIFI_IS_OURS = """
+import sys, certifi
+certifi.where = lambda: sys.argv[2]
+import requests.certs
+assert requests.certs.where() == sys.argv[2]
+from firstboot.errors import TryAgain
+from firstboot.transport import Transport
+transport = Transport(environ={})
+try:
+    print(transport.request("GET", sys.argv[1]).status)
+except TryAgain as error:
+    print(error)
+finally:
+    transport.close()
+"""
+
+
+def test_a_root_that_only_certifi_holds_is_not_trusted(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """Not even where requests loads the bundle as it is imported (2.32.0 and later do); no session key is logged."""
+    bundle, keys = tmp_path / "certifi.pem", tmp_path / "keys"
+    bundle.write_text(PEM)
+    command = [sys.executable, "-c", CERTIFI_IS_OURS, serve(answer(OK)).url, str(bundle)]
+    environ = {**os.environ, "REQUESTS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": str(bundle), "SSLKEYLOGFILE": str(keys)}
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
+    assert "certificate" in ran.stdout, ran.stdout
+    assert not keys.exists() or b"SECRET" not in keys.read_bytes()  # importing some versions of requests makes the file
+
+
+def test_a_content_type_without_sense_crashes_nothing(serve: Callable[..., Server]) -> None:
+    """requests looks for a charset in it, which nobody needs, and trips over one without a value."""
+    for parameters in (b"; charset", b";charset;", b"; charset=", b";;=;", b""):
+        reply = get(serve(answer(OK.replace(b"/json", b"/json" + parameters))))
+        assert (reply.status, reply.body, reply.media_type) == (200, b"{}", "application/json")
+
+
+@pytest.mark.parametrize("status", [b"304 Not Modified", b"204 No Content"])
+def test_an_answer_without_a_body_may_say_how_long_another_would_be(serve: Callable[..., Server], status: bytes) -> None:
+    """Its Content-Length announces nothing that could be cut; the connection is kept."""
+    server = serve(answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 500\r\n\r\n", times=2))
+    transport = connect(ca_certificates=PEM)
+    for _ in range(2):
+        reply = transport.request("GET", server.url)
+        assert (reply.status, reply.body) == (int(status[:3]), b"")
+
+
+def test_a_silent_handshake_ends_with_the_deadline(serve: Callable[..., Server]) -> None:
+    """Somebody accepts and says nothing: the time for connecting is never longer than that for all."""
+
+    def script(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            pass
+
+    began = time.monotonic()
+    with pytest.raises(Unreachable) as caught:
+        get(serve(script, plain=True), deadline_s=0.7)
+    assert time.monotonic() - began < 5 and not caught.value.maybe_arrived
+
+
+def relay(client: socket.socket) -> None:
+    """CONNECT over TLS: one thread for both directions, since one TLS session is not for two."""
+    host, _, port = read_request(client).split()[1].decode().rpartition(":")
+    client.sendall(b"HTTP/1.1 200 ok\r\n\r\n")
+    with socket.create_connection((host, int(port))) as upstream:
+        while True:
+            for source in select.select([client, upstream], [], [], 10)[0]:
+                data = source.recv(65536)
+                if not data:
+                    return
+                (upstream if source is client else client).sendall(data)
+
+
+@pytest.mark.parametrize(("name", "accepted"), [("127.0.0.1", True), ("localhost", False)])
+def test_a_proxy_behind_tls_answers_to_its_own_name(serve: Callable[..., Server], name: str, accepted: bool) -> None:
+    """Reached by its address, it must show that address; the plane's name does not make it a proxy."""
+    server, proxy = serve(answer(OK), names=("localhost",)), serve(relay, names=(name,))
+    transport = connect(ca_certificates=PEM, proxy=Secret(f"https://user:password@127.0.0.1:{proxy.port}"))
+    url = f"https://localhost:{server.port}/x"
+    if accepted:
+        assert transport.request("GET", url).status == 200
+        transport.close()
+    else:
+        with pytest.raises(Unreachable, match="certificate"):
+            transport.request("GET", url)
+
+
+def test_a_proxy_is_named_with_what_is_wrong_with_it(serve: Callable[..., Server]) -> None:
+    """Refused credentials, another refusal and nobody there are three sentences, each with the proxy's host and port."""
+    refusing = [Proxy(serve, reply) for reply in (b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 502 no\r\n\r\n")]
+    wrong = ["does not accept our credentials", "did not connect us to 127.0.0.1:1", "cannot connect to"]
+    urls = [*(proxy.url for proxy in refusing), f"http://{PROXY_USER}:{PROXY_QUOTED}@127.0.0.1:1"]
+    for url, sentence in zip(urls, wrong):
+        with pytest.raises(Unreachable, match=sentence) as caught:
+            connect(ca_certificates=PEM, proxy=Secret(url)).request("GET", "https://127.0.0.1:1/x")
+        assert f"the proxy {url.rpartition('@')[2]}" in str(caught.value)

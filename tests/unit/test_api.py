@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, List
+from email.utils import formatdate
+from typing import Any, List, Optional
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from firstboot import api as requests_of_contract_2
 from firstboot import wire
 from firstboot.api import PlaneApi
+from firstboot.clock import Clock
 from firstboot.errors import Refused, TryAgain
 from firstboot.frozen import IDENTIFIER
 from firstboot.secret import Secret
@@ -144,3 +146,50 @@ def test_any_answer_is_parsed_as_far_as_it_goes(status: int, body: bytes) -> Non
     found = api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **ENVIRONMENT)
     assert found.enrolled is None and found.is_empty == (body == b"")
     assert (found.complaint is not None) == (found.is_json and status in (200, 201))
+
+
+class Answering(Recorder):
+    """A transport that gives one reply to everything."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self._reply = reply
+
+    def request(self, method: str, url: str, **keywords: Any) -> Reply:
+        super().request(method, url, **keywords)
+        return self._reply
+
+
+class YearsOff(Clock):
+    """A host whose clock was never set."""
+
+    def wall(self) -> float:
+        return 1000.0
+
+
+@pytest.mark.parametrize(("date", "expected"), [(1_700_000_000.0, 90.0), (None, None)])
+def test_a_retry_after_date_is_judged_by_the_planes_own_clock(date: Optional[float], expected: Optional[float]) -> None:
+    """A first boot's clock may be years off; without a Date header it is all there is."""
+    reply = Reply(429, {"retry-after": formatdate(1_700_000_090, usegmt=True)}, b"{}", date)
+    assert PlaneApi("https://plane", Answering(reply), clock=YearsOff()).health().retry_after == expected  # type: ignore[arg-type]
+
+
+def test_a_portals_page_is_told_from_the_planes_word() -> None:
+    """No problem, no JSON, and the media type to say so; the plane's own 403 has its code."""
+    portal = Reply(403, {"content-type": "text/html; charset=utf-8"}, b"<html>pay here</html>", None)
+    plane = Reply(403, {"content-type": "application/problem+json"}, b'{"code": "scope_missing"}', None)
+    answers = [PlaneApi("https://plane", Answering(reply)).health() for reply in (portal, plane)]  # type: ignore[arg-type]
+    assert [(answer.is_json, answer.media_type) for answer in answers] == [
+        (False, "text/html"),
+        (True, "application/problem+json"),
+    ]
+    assert answers[0].problem is None
+    assert answers[1].problem is not None and answers[1].problem.code == "scope_missing"
+
+
+def test_a_cursor_that_no_url_can_carry_is_an_answer_to_try_again() -> None:
+    """Half a surrogate pair is a text of JSON, and none of UTF-8: not a crash, and not a request."""
+    recorder = Recorder(b'{"agents": [], "next": "\\ud800"}')
+    with pytest.raises(TryAgain, match="agent list"):
+        PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **ENVIRONMENT)  # type: ignore[arg-type]
+    assert len(recorder.asked) == 1

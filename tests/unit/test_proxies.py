@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.proxies import proxy_for, usable
+from firstboot.proxies import place, proxy_for, usable
 from firstboot.secret import Secret
 
 PROXY = "http://proxy:3128"
@@ -82,7 +82,6 @@ def test_a_net_excludes_exactly_its_addresses(address: ipaddress.IPv4Address, le
     net = ipaddress.ip_network((address, length), strict=False)
     shown = str(net) if address.version == 4 else f"[{net}]"
 
-
     def is_direct(*no_proxy: str) -> bool:
         return proxy_for(str(address), port, proxy=Secret(PROXY), no_proxy=no_proxy, environ={}) is None
 
@@ -141,3 +140,17 @@ def test_settings_win_over_the_environment() -> None:
 def test_what_is_no_url_of_a_proxy_is_known_before_a_library_quotes_it(url: str, expected: bool) -> None:
     """Scheme, host, port and characters."""
     assert usable(Secret(url)) is expected
+
+
+@pytest.mark.parametrize(
+    ("proxy", "shown"),
+    [
+        ("http://user:p%40ss@proxy.example:3128", "proxy.example:3128"),
+        ("http://user:p@ss@proxy.example:3128/path", "proxy.example:3128"),
+        ("http://proxy.example", "proxy.example:80"),
+        ("https://u@proxy.example", "proxy.example:443"),
+    ],
+)
+def test_a_proxy_is_shown_without_user_and_password(proxy: str, shown: str) -> None:
+    """Host and port, with the scheme's own port where none is given."""
+    assert usable(Secret(proxy)) and place(Secret(proxy)) == shown

@@ -73,12 +73,16 @@ def test_any_bytes_are_json_or_a_value_error(body: bytes) -> None:
         b"9" * 4000,
         b'{"a":}',
         b'"\xed\xa0\x80"',
+        b"1e400",
+        b'{"a": -1e400}',
+        b'{"a": 1, "a": 2}',
+        b'[{"b": {"a": 1, "\\u0061": 1}}]',
         b"<html>",
     ],
     ids=lambda body: repr(body[:12]),
 )
 def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
-    """Constants that JSON does not have, trailing text, endless nesting and endless numbers."""
+    """Constants that JSON does not have, trailing text, endless nesting, endless numbers, a member twice."""
     with pytest.raises(ValueError, match="not JSON"):
         wire.load(body)
 
@@ -280,3 +284,13 @@ def test_a_heartbeat_is_written_as_the_contract_shows() -> None:
         "spool": {"pending": 1, "quarantined": 2},
         "problems": [{"code": "code", "detail": "detail"}],
     }
+
+
+def test_what_a_list_says_is_fit_for_a_terminal_and_a_url() -> None:
+    """A name with control characters or half a surrogate pair reads as none; such a cursor is never asked for."""
+    rows = [{"agent_id": ID, "name": name} for name in ("\x1b[2J", "\ud800", "é", "n" * 201, "edge 1")]
+    page, _ = wire.agent_page({"agents": rows})
+    assert [row.name for row in page] == [None, None, None, None, "edge 1"]
+    for cursor in ("\ud800", "a\udfffb", "c" * 2049):
+        with pytest.raises(ValueError, match="next page"):
+            wire.agent_page({"agents": [], "next": cursor})
