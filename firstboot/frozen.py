@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Tuple
 from urllib.parse import urlsplit
 
@@ -13,7 +13,8 @@ from firstboot.secret import Secret
 
 VERSION = 1
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-_HOST = re.compile(r"(?:[A-Za-z0-9_.-]{1,253}|[0-9a-fA-F:.%]+)\Z")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\Z")
+_LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 3600.0
 
 
@@ -34,10 +35,14 @@ class Settings:
     signing_keys: Tuple[Mapping[str, str], ...] = ()
     signing_keys_trust: Optional[str] = None
     activation: Optional[Mapping[str, Any]] = None
+    # Keys that a source above the image's defaults gave: a later boot does not take them from there.
+    pinned: Tuple[str, ...] = field(default=(), compare=False)
 
 
 def base_url(text: str, *, under_systemd: bool) -> str:
     """Return the origin in `text` without a trailing slash, ``/v1`` or ``/api/v1``; ValueError saying what is wrong."""
+    if not re.fullmatch(r"[!-~]+", text.strip()):  # urlsplit drops tabs and line ends without a word
+        raise ValueError("is not a URL")
     try:
         parts = urlsplit(text.strip())
         host, port = parts.hostname, parts.port
@@ -55,9 +60,10 @@ def base_url(text: str, *, under_systemd: bool) -> str:
             raise ValueError("must be https (http only towards loopback)")
         if under_systemd:
             raise ValueError("must be https (under systemd http is refused, even towards loopback)")
-    if not _HOST.match(host):
-        raise ValueError("has no usable host name")
-    shown = f"[{host}]" if ":" in host else host
+    bracketed = parts.netloc.startswith("[")
+    if port == 0 or not (_is_ipv6(host) if bracketed else _HOST.match(host)):
+        raise ValueError("has no usable host name or port")
+    shown = f"[{host}]" if bracketed else host
     return f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
 
 
@@ -65,7 +71,16 @@ def _loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    # Not `is_loopback`: Python 3.13 counts ::ffff:127.0.0.1 in, older ones do not.
+    return address in _LOOPBACK if address.version == 4 else host == "::1"
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return "%" not in host and ipaddress.ip_address(host).version == 6
     except ValueError:
         return False
 
@@ -92,6 +107,7 @@ def freeze(settings: Settings) -> Dict[str, Any]:
         "signing_keys": [dict(key) for key in settings.signing_keys],
         "signing_keys_trust": settings.signing_keys_trust,
         "activation": dict(settings.activation) if settings.activation is not None else None,
+        "pinned": list(settings.pinned),
     }
 
 
@@ -109,6 +125,9 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
         raise Corrupt("settings.json is damaged: proxy or no_proxy")
     if not isinstance(keys, list) or not isinstance(activation, (dict, type(None))):
         raise Corrupt("settings.json is damaged: signing_keys or activation")
+    pinned = stored.get("pinned") or []
+    if not isinstance(pinned, list) or not all(isinstance(key, str) for key in pinned):
+        raise Corrupt("settings.json is damaged: pinned")
     if interval is not None:
         interval = min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, float(interval)))
     return Settings(
@@ -119,4 +138,5 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
         seal=str(stored.get("seal") or "auto"),
         signing_keys=tuple(keys),
         activation=activation,
+        pinned=tuple(pinned),
     )

@@ -5,32 +5,27 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
-from urllib.parse import urlsplit
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import yaml
 
-from firstboot import systemd
 from firstboot.errors import Invalid
-from firstboot.frozen import (
-    IDENTIFIER,
-    LONGEST_INTERVAL_S,
-    SHORTEST_INTERVAL_S,
-    Settings,
-    base_url,
-    freeze,
-    thaw,
-)
+from firstboot.frozen import Settings, freeze, has_password, thaw
 from firstboot.secret import Secret
+from firstboot.shapes import CHECKS
 
-__all__ = ["Rank", "Settings", "Source", "freeze", "load_yaml", "merge", "parse", "refreeze", "require_complete", "thaw"]
+__all__ = [
+    "CHECKS", "Rank", "Settings", "Source", "freeze", "load_yaml", "merge", "parse", "refreeze", "require_complete", "thaw",
+]
 
 YAML_LIMIT = 1 << 20
 DEPTH_LIMIT = 32
 NODE_LIMIT = 20_000
+LONGEST_NUMBER = 64  # characters; a longer one takes quadratic time
+COLLECTIONS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
+SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "timestamp"))
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -96,6 +91,8 @@ def _plain(node: yaml.Node, where: str, budget: List[int], depth: int) -> Any:
     budget[0] -= 1
     if budget[0] < 0 or depth > DEPTH_LIMIT:
         raise Invalid(f"{where} holds more than {NODE_LIMIT} values")
+    if isinstance(node, yaml.CollectionNode) and node.tag not in COLLECTIONS:
+        raise Invalid(f"{where} holds a value of a kind that is not plain YAML")
     if isinstance(node, yaml.MappingNode):
         found: Dict[Any, Any] = {}
         for key_node, value_node in node.value:
@@ -108,135 +105,26 @@ def _plain(node: yaml.Node, where: str, budget: List[int], depth: int) -> Any:
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, where, budget, depth + 1) for item in node.value]
-    try:
-        return yaml.constructor.SafeConstructor().construct_object(node)
-    except (yaml.YAMLError, ValueError, OverflowError):
-        raise Invalid(f"{where} holds a value of a kind that is not plain YAML") from None
+    return _scalar(node, where)
+
+
+def _scalar(node: yaml.Node, where: str) -> Any:
+    if node.tag == "tag:yaml.org,2002:str":
+        return node.value
+    if node.tag in SCALARS and len(node.value) <= LONGEST_NUMBER:
+        try:
+            return yaml.constructor.SafeConstructor().construct_object(node)
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError):
+            pass  # `!!bool maybe` is a KeyError in there, an empty `!!int` an IndexError, `!!timestamp x` an AttributeError
+    raise Invalid(f"{where} holds a value of a kind that is not plain YAML")
 
 
 def _shown(key: str) -> str:
-    """A key for a message: one that looks like a token's text is not quoted."""
-    return key if re.fullmatch(r"[A-Za-z_.-]{1,40}", key) else "a key"
+    """A key for a message. One that may be a token's text (long, and no words) is not quoted."""
+    words = re.fullmatch(r"[a-z]{1,14}(?:[_.-][a-z]{1,14})*", key) and len(key) <= 40
+    return key if words or re.fullmatch(r"[A-Za-z_.-]{1,15}", key) else "a key"
 
 
-# -- the schema: key -> (check, ranks that may name it)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be a text (quote it)")
-    if not value:
-        raise ValueError("must not be empty")
-    return value
-
-
-def _identifier(value: Any) -> str:
-    if not IDENTIFIER.match(_text(value)):
-        raise ValueError("must be letters, digits, dot, underscore and dash, at most 128")
-    return str(value)
-
-
-def _label(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", _text(value)):
-        raise ValueError("must be one DNS label: letters, digits and dashes, at most 63")
-    return str(value)
-
-
-def _url(value: Any) -> str:
-    return base_url(_text(value), under_systemd=systemd.under_systemd())
-
-
-def _pem(value: Any) -> str:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=_text(value))
-    except (ssl.SSLError, ValueError):
-        raise ValueError("must be certificates in PEM form") from None
-    return str(value)
-
-
-def _proxy(value: Any) -> Secret:
-    try:
-        parts = urlsplit(_text(value))
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("must be a URL such as http://proxy.example:3128")
-    return Secret(value)
-
-
-def _texts(value: Any) -> Tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError("must be a list of texts")
-    return tuple(value)
-
-
-def _interval(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("must be a number of seconds")
-    if not SHORTEST_INTERVAL_S <= value <= LONGEST_INTERVAL_S:
-        raise ValueError(f"must be from {SHORTEST_INTERVAL_S:g} to {LONGEST_INTERVAL_S:g} seconds")
-    return float(value)
-
-
-def _one_of(*words: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in words:
-            raise ValueError("must be one of " + ", ".join(words))
-        return str(value)
-
-    return check
-
-
-def _keys(value: Any) -> Tuple[Mapping[str, str], ...]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list of {kid, public_key}")
-    for key in value:
-        if not isinstance(key, dict) or set(key) != {"kid", "public_key"} or not all(map(_is_text, key.values())):
-            raise ValueError("must be a list of {kid, public_key}")
-    return tuple(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _activation(value: Any) -> Mapping[str, Any]:
-    checks: Dict[str, Callable[[Any], Any]] = {"unit": _text, "command": _texts, "health": _texts, "window_s": _window}
-    if not isinstance(value, dict) or not set(value) <= set(checks):
-        raise ValueError("must be a mapping of unit, command, health, window_s")
-    return {key: checks[key](item) for key, item in value.items()}
-
-
-def _window(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 3600:
-        raise ValueError("window_s must be from 0 to 3600 seconds")
-    return float(value)
-
-
-def _token(value: Any) -> Optional[Secret]:
-    text = _text(value)
-    if not re.fullmatch(r"[!-~]{16,4096}", text):
-        raise ValueError("must be 16 to 4096 visible ASCII characters")
-    return None if set(text) == {"x"} else Secret(text)  # all x is what erasing leaves behind
-
-
-CHECKS: Dict[str, Callable[[Any], Any]] = {
-    "enrollment_token": _token,
-    "api_base_url": _url,
-    "org_id": _identifier,
-    "project_id": _identifier,
-    "environment_id": _identifier,
-    "name": _label,
-    "ca_certificates": _pem,
-    "proxy": _proxy,
-    "no_proxy": _texts,
-    "heartbeat_interval_s": _interval,
-    "seal": _one_of("auto", "host", "file"),
-    "signing_keys": _keys,
-    "signing_keys_trust": _one_of("chained", "tls"),
-    "activation": _activation,
-}
 IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation"})
 ROUTING = ("api_base_url", "org_id", "project_id", "environment_id", "ca_certificates", "proxy", "no_proxy")
 
@@ -260,7 +148,7 @@ def parse(raw: Any, *, where: str, rank: Rank) -> Dict[str, Any]:
             found[key] = CHECKS[key](value)
         except ValueError as error:
             raise Invalid(f"{where}: {key} {error}") from None
-    if rank is Rank.IMAGE and "proxy" in found and urlsplit(found["proxy"].reveal()).password is not None:
+    if rank is Rank.IMAGE and has_password(found.get("proxy")):
         raise Invalid(f"{where}: proxy must not hold a password here: the file is readable by everybody")
     return found
 
@@ -268,16 +156,25 @@ def parse(raw: Any, *, where: str, rank: Rank) -> Dict[str, Any]:
 def merge(sources: Sequence[Source], *, chosen: Optional[Source]) -> Tuple[Settings, Tuple[str, ...]]:
     """Merge by rank; routing comes from `chosen` or from the environment and the image beneath it (one-source rule)."""
     values: Dict[str, Any] = {}
-    warnings = []
+    given: Dict[str, Rank] = {}
+    ignored: List[Tuple[str, Source]] = []
     for source in sorted(sources, key=lambda source: source.rank):
+        # By rank and not by identity: the two systemd credentials are one source.
+        trusted = chosen is None or source.rank in (chosen.rank, Rank.ENVIRONMENT, Rank.IMAGE)
         for key, value in source.values.items():
-            routes = key in ROUTING
-            trusted = chosen is None or source is chosen or source.rank in (Rank.ENVIRONMENT, Rank.IMAGE)
-            if routes and not trusted:
-                warnings.append(f"{key} in {source.where} is ignored: the token came from {chosen.where if chosen else ''}")
+            if key in ROUTING and not trusted:
+                ignored.append((key, source))
             elif key not in values:
-                values[key] = value
-    return Settings(**values), tuple(warnings)
+                values[key], given[key] = value, source.rank
+    pinned = tuple(sorted(key for key, rank in given.items() if rank is not Rank.IMAGE))
+    because = f"the token came from {chosen.where}" if chosen is not None else ""
+    warnings = tuple(
+        # What says the same misleads nobody: write_files is read from the drop place and from user data.
+        f"{key} in {source.where} is ignored: {because}"
+        for key, source in ignored
+        if source.values[key] != values.get(key)
+    )
+    return Settings(**values, pinned=pinned), warnings
 
 
 def require_complete(settings: Settings) -> None:
@@ -291,8 +188,7 @@ def require_complete(settings: Settings) -> None:
 
 
 def refreeze(frozen: Settings, image: Mapping[str, Any]) -> Settings:
-    """Later boots: only the image's own file may change what was frozen, and never where an enrolled host reports to."""
-    changed = {
-        key: value for key, value in image.items() if key not in ("api_base_url", "org_id", "project_id", "environment_id")
-    }
-    return replace(frozen, **changed)
+    """Later boots: only the image's own file changes what was frozen: never where an enrolled host reports to, nor what
+    a source above the image gave (else the first hand-off would undo it). A key that the file no longer names stays."""
+    kept = {"api_base_url", "org_id", "project_id", "environment_id", *frozen.pinned}
+    return replace(frozen, **{key: value for key, value in image.items() if key not in kept})

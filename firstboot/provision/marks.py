@@ -20,6 +20,7 @@ from firstboot.secret import Secret
 VERSION = 1
 KEY_BYTES = 32
 MARK_BYTES = 8
+LONGEST_TOKEN = 4096  # characters (contract 4.1)
 
 
 class TokenClass(enum.Enum):
@@ -35,7 +36,8 @@ def _checked(stored: Dict[str, Any]) -> Tuple[bytes, Dict[str, Dict[str, Any]]]:
         raise ValueError("not a key of ours")
     for mark in stored["marks"].values():
         TokenClass(mark["class"])
-        if not isinstance(mark["length"], int):
+        # `erase` looks for texts of these lengths: a damaged one must not send it over the whole disk.
+        if not (isinstance(mark["length"], int) and 0 < mark["length"] <= LONGEST_TOKEN):
             raise ValueError("not a mark of ours")
     return key, dict(stored["marks"])
 

@@ -60,7 +60,8 @@ def gather(layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], Token
     warnings = []
     for rank, fault in broken:
         # A broken place below the token's cannot redirect it, and may be beyond anybody's reach on this host.
-        if chosen is None or rank < chosen.rank or rank in (Rank.ENVIRONMENT, Rank.IMAGE):
+        # One of the same rank is the same source (the two credentials).
+        if chosen is None or rank <= chosen.rank or rank in (Rank.ENVIRONMENT, Rank.IMAGE):
             raise fault
         warnings.append(str(fault))
     settings, ignored = merge(sources, chosen=chosen)
@@ -93,9 +94,10 @@ def _readers(layout: Layout, inputs: Inputs) -> Iterator[Tuple[Rank, Reader]]:
     yield Rank.DROP_PLACE, lambda: _drop_place(layout)
     if not layout.is_host or _cloud_init_ran(layout):
         yield Rank.USER_DATA, lambda: _stored(layout, Rank.USER_DATA, "user data", ("user-data.txt",))
+        # In cloud-init's own order of precedence.
         yield (
             Rank.VENDOR_DATA,
-            lambda: _stored(layout, Rank.VENDOR_DATA, "vendor data", ("vendor-data.txt", "vendor-data2.txt")),
+            lambda: _stored(layout, Rank.VENDOR_DATA, "vendor data", ("vendor-data2.txt", "vendor-data.txt")),
         )
     yield (
         Rank.ETC_TOKEN,
@@ -173,7 +175,8 @@ def _cloud_init_ran(layout: Layout) -> bool:
 
 
 def _stored(layout: Layout, rank: Rank, where: str, names: Tuple[str, ...]) -> Optional[Source]:
-    for name in names:
+    """Read what cloud-init stored: as received, then (``.i``) with what `#include` fetched and archives held."""
+    for name in [name + suffix for name in names for suffix in ("", ".i")]:
         path = layout.path(f"/var/lib/cloud/instance/{name}")
         data = files.read(path, limit=USER_DATA_LIMIT, private_to=layout.owner)
         found = userdata.read(data, where=where) if data is not None else None
@@ -191,7 +194,9 @@ def _environment(inputs: Inputs) -> Optional[Source]:
 
 def _image(layout: Layout, inputs: Inputs) -> Optional[Source]:
     path = inputs.config or layout.image_defaults
-    data = files.read(path.resolve() if inputs.config or layout.is_host else path, limit=YAML_LIMIT)
+    # realpath and not resolve(): the latter raises a RuntimeError of its own for a loop of links before Python 3.13.
+    target = Path(os.path.realpath(path)) if inputs.config or layout.is_host else path
+    data = files.read(target, limit=YAML_LIMIT)
     if data is None and inputs.config is not None:
         raise Invalid(f"there is no file {path}")
     return _mapping(data, Rank.IMAGE, layout.shown(path), path)

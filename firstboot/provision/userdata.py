@@ -1,35 +1,44 @@
-"""User-data bytes to the settings in them: comment block, `write_files` or `byteor:` mapping; plain, MIME or gzip.
+"""User-data bytes to the settings in them: comment block, `write_files` or `byteor:` mapping, in any part.
 
-The forms are measured in leak-map, section 2.1. A part is searched for the comment block whatever its type; its YAML is
-parsed only where a line that is no comment says "byteor", so that other people's user data costs nothing and cannot
-stop us. Errors name a part and a line, and never quote one. Jinja is not rendered.
+The forms are measured in leak-map, section 2.1. A part is searched for the comment block whatever its type (a script may
+carry it). Its YAML is composed only where a line that is no comment has our key or our path, and of the tree only our own
+nodes become values: other people's user data costs nothing and cannot stop us. Jinja is not rendered, `#include` not
+fetched (cloud-init's ``user-data.txt.i`` has what it fetched). Errors name a part and a line, and never quote one.
+
+The marker stands alone on its line. `#byteor-firstboot: {…}` on one line, and a line of the block that names a key of
+ours but does not begin with `#` and two spaces, are errors, since whoever wrote them meant something by them.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import email
-import email.policy
+import posixpath
 import re
-import zlib
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import yaml
 
 from firstboot.errors import Invalid
-from firstboot.settings import compose, load_yaml, plain
+from firstboot.provision.parts import Unpacking, gunzip
+from firstboot.settings import CHECKS, compose, load_yaml, plain
 
 DROP_PLACE = "/run/byteor-firstboot/settings.yaml"
-UNPACKED_LIMIT = 32 << 20
-PART_DEPTH = 8
-PARTS_LIMIT = 1000
-BLOCK = re.compile(rb"^#byteor-firstboot:[ \t]*\r?\n((?:#  [^\n]*(?:\n|\Z))*)", re.MULTILINE)
-OURS = re.compile(rb"^(?!\s*#).*byteor", re.MULTILINE)
-GZIP = b"\x1f\x8b"
-# A whole document in base64, as some platforms store it.
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]{32,}={0,2}\s*")
+MAPPING_LIMIT = 256 << 10  # bytes of one mapping of ours
+COPIES_LIMIT = 8  # the same mapping may stand in several places
+ARCHIVE_LIMIT = 100  # parts of one cloud-config-archive
+UTF8_MARK = b"\xef\xbb\xbf"
+
+_BLOCK = re.compile(rb"^#byteor-firstboot:[ \t]*(?:\r?\n|\Z)((?:#  [^\n]*(?:\n|\Z))*)", re.MULTILINE)
+_ONE_LINE = re.compile(rb"^#byteor-firstboot:[ \t]*\{", re.MULTILINE)
+_ESCAPED = re.compile(rb"#[ \t]*(?:" + "|".join(CHECKS).encode() + rb")[ \t]*:")
+# Our key or our path on a line that is no comment. Within one line: `\s` would run on and cost quadratic time.
+_OURS = re.compile(
+    rb"^(?![ \t]*#)[^\n]*?(?:byteor[\"']?[ \t]*:|\?[ \t]*[\"']?byteor|byteor-firstboot/+settings\.yaml)", re.MULTILINE
+)
+_NO_YAML = (b"#!", b"#cloud-boothook", b"#include", b"#part-handler")
+_JINJA = re.compile(rb"##[ \t]*template:[^\n]*\n")
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,14 @@ class Found:
 
 def read(data: bytes, *, where: str) -> Optional[Found]:
     """Return what `data` carries for us, None for nothing; Invalid when it is broken or carries two different mappings."""
+    unpacking = Unpacking(where)
     found: List[Found] = []
-    for part in _parts(data, where, 0):
-        found.extend(_in_part(part, where))
+    for part in unpacking.parts(data):
+        for one in _in_part(part, unpacking):
+            if one.raw is not None:
+                found.append(one)
+            if len(found) > COPIES_LIMIT:
+                raise Invalid(f"{where} carries more than {COPIES_LIMIT} settings for byteor-firstboot", hint="keep one")
     if not found:
         return None
     if any(other.raw != found[0].raw for other in found[1:]):
@@ -52,63 +66,59 @@ def read(data: bytes, *, where: str) -> Optional[Found]:
     return found[0]
 
 
-def _parts(data: bytes, where: str, depth: int) -> Iterator[bytes]:
-    if depth > PART_DEPTH:
-        raise Invalid(f"{where} is packed more than {PART_DEPTH} times")
-    if data.startswith(GZIP):
-        unpacked = gunzip(data, where=where)
-        if unpacked is not None:
-            yield from _parts(unpacked, where, depth + 1)
+def _in_part(part: bytes, unpacking: Unpacking) -> Iterator[Found]:
+    if b"byteor" not in part:
         return
-    encoded = b"".join(data.split()) if _BASE64.match(data) else b""
-    if encoded and len(encoded) % 4 == 0 and _BASE64.fullmatch(encoded):
-        yield from _parts(base64.b64decode(encoded), where, depth + 1)
-        return
-    head = data[:4096].lower()
-    if not (b"content-type:" in head and b"multipart/" in head or head.startswith((b"mime-version:", b"content-type:"))):
-        yield data
-        return
-    message = email.message_from_bytes(data, policy=email.policy.compat32)
-    for number, part in enumerate(message.walk()):
-        if number > PARTS_LIMIT:
-            raise Invalid(f"{where} has more than {PARTS_LIMIT} parts")
-        if part.is_multipart():
-            continue
-        payload = part.get_payload(decode=True)
-        if isinstance(payload, bytes) and payload != data:
-            yield from _parts(payload, where, depth + 1)
+    where = unpacking.where
+    part = part[len(UTF8_MARK):] if part.startswith(UTF8_MARK) else part
+    blocks = False
+    for match in _BLOCK.finditer(part):
+        if _ESCAPED.match(part, match.end()):
+            raise Invalid(
+                f"a line of the comment block in {where} is not part of it", hint="begin each line with # and two spaces"
+            )
+        lines = [line[1:].rstrip(b"\r") for line in match.group(1).split(b"\n") if line]
+        if lines:
+            blocks = True
+            yield Found("comment", _mapping(b"\n".join(lines), f"the comment block in {where}"))
+    if _ONE_LINE.search(part):
+        raise Invalid(
+            f"the comment block in {where} must begin on the line after its marker",
+            hint="#byteor-firstboot: alone on a line, then lines that begin with # and two spaces",
+        )
+    body = _JINJA.sub(b"", part.lstrip(), count=1) if part.lstrip().startswith(b"##") else part.lstrip()
+    if body.startswith(b"#cloud-config-archive"):
+        yield from _in_archive(part, unpacking)
+    elif not body.startswith(_NO_YAML) and _OURS.search(part):
+        try:
+            yield from _in_cloud_config(part, where)
+        except Invalid:
+            if not blocks:
+                raise  # else the block has what we need, and cloud-init will complain about the rest
 
 
-def gunzip(data: bytes, *, where: str) -> Optional[bytes]:
-    """Unpack within a bound; None when it is not gzip after all."""
-    unpacker = zlib.decompressobj(wbits=31)
-    try:
-        out = unpacker.decompress(data, UNPACKED_LIMIT)
-    except zlib.error:
-        return None
-    if unpacker.unconsumed_tail:
-        raise Invalid(f"{where} unpacks to more than {UNPACKED_LIMIT} bytes")
-    return out
+def _mapping(data: bytes, where: str) -> Any:
+    if len(data) > MAPPING_LIMIT:
+        raise Invalid(f"{where} is larger than {MAPPING_LIMIT} bytes")
+    return load_yaml(data, where=where)
 
 
-def _in_part(part: bytes, where: str) -> Iterator[Found]:
-    part = part[3:] if part.startswith(b"\xef\xbb\xbf") else part
-    blocks = [match.group(1) for match in BLOCK.finditer(part)]
-    for block in blocks:
-        lines = [line[1:].rstrip(b"\r") for line in block.split(b"\n") if line]
-        yield Found("comment", load_yaml(b"\n".join(lines), where=f"the comment block in {where}"))
-    if not OURS.search(part):
-        return
-    try:
-        yield from _in_yaml(part, where)
-    except Invalid:
-        if not blocks:
-            raise  # else the block has what we need, and cloud-init will complain about the rest
+def _in_archive(part: bytes, unpacking: Unpacking) -> Iterator[Found]:
+    """Search the parts of a ``#cloud-config-archive``: a list of texts, or of mappings with the text in `content`."""
+    root = compose(part, where=unpacking.where)
+    items = root.value if isinstance(root, yaml.SequenceNode) else []
+    if len(items) > ARCHIVE_LIMIT:
+        raise Invalid(f"{unpacking.where} has more than {ARCHIVE_LIMIT} parts")
+    for item in items:
+        content = _fields(item).get("content") if isinstance(item, yaml.MappingNode) else item
+        if isinstance(content, yaml.ScalarNode):
+            text = _bytes(content, unpacking.where)
+            unpacking.charge(len(text))
+            if not text.lstrip().startswith(b"#cloud-config-archive"):  # nested ones are not unpacked
+                yield from _in_part(text, unpacking)
 
 
-def _in_yaml(part: bytes, where: str) -> Iterator[Found]:
-    if part.lstrip().startswith((b"#!", b"#cloud-boothook", b"#include", b"#part-handler")):
-        return
+def _in_cloud_config(part: bytes, where: str) -> Iterator[Found]:
     root = compose(part, where=where)
     if not isinstance(root, yaml.MappingNode):
         return
@@ -121,25 +131,44 @@ def _in_yaml(part: bytes, where: str) -> Iterator[Found]:
 
 
 def _in_entry(entry: yaml.Node, where: str) -> Iterator[Found]:
-    if not isinstance(entry, yaml.MappingNode):
-        return
-    scalars = {key.value: value.value for key, value in entry.value if isinstance(value, yaml.ScalarNode)}
-    if scalars.get("path") != DROP_PLACE:
+    fields = _fields(entry)
+    path, content = fields.get("path"), fields.get("content")
+    if not isinstance(path, yaml.ScalarNode) or posixpath.normpath(path.value) != DROP_PLACE or content is None:
         return
     where = f"the content of {DROP_PLACE} in {where}"
-    yield Found("write_files", load_yaml(_decoded(scalars, where), where=where))
+    if not isinstance(content, yaml.ScalarNode):
+        raise Invalid(f"{where} is not a text")
+    encoding = fields.get("encoding")
+    named = encoding.value if isinstance(encoding, yaml.ScalarNode) else ""
+    yield Found("write_files", _mapping(_decoded(_bytes(content, where), named, where), where))
 
 
-def _decoded(entry: Any, where: str) -> bytes:
-    content, steps = str(entry.get("content", "")).encode(), str(entry.get("encoding", "text/plain")).lower()
-    names = [name for name in re.split(r"[+]", steps) if name not in ("text/plain", "")]
-    if any(name in ("b64", "base64") for name in names):
-        try:
-            content = base64.b64decode(b"".join(content.split()), validate=True)
-        except binascii.Error:
-            raise Invalid(f"{where} is not base64") from None
-    if any(name in ("gz", "gzip") for name in names):
-        unpacked = gunzip(content, where=where)
+def _fields(node: yaml.Node) -> Dict[str, yaml.Node]:
+    """The entries of a mapping by their text keys; keys of other shapes are none of ours."""
+    entries = node.value if isinstance(node, yaml.MappingNode) else []
+    return {key.value: value for key, value in entries if isinstance(key, yaml.ScalarNode)}
+
+
+def _bytes(node: yaml.ScalarNode, where: str) -> bytes:
+    """The bytes that cloud-init would see: those of a ``!!binary`` are decoded by YAML itself."""
+    data: bytes = node.value.encode()
+    return _unbase64(data, where) if node.tag == "tag:yaml.org,2002:binary" else data
+
+
+def _unbase64(data: bytes, where: str) -> bytes:
+    try:
+        return base64.b64decode(b"".join(data.split()), validate=True)
+    except binascii.Error:
+        raise Invalid(f"{where} is not base64") from None
+
+
+def _decoded(content: bytes, encoding: str, where: str) -> bytes:
+    """Undo an `encoding` of write_files (cc_write_files.canonicalize_extraction; what it does not know is plain text)."""
+    steps = set(encoding.strip().lower().split("+"))
+    if steps & {"b64", "base64"}:
+        content = _unbase64(content, where)
+    if steps & {"gz", "gzip"}:
+        unpacked = gunzip(content, limit=MAPPING_LIMIT)
         if unpacked is None:
             raise Invalid(f"{where} is not gzip")
         content = unpacked

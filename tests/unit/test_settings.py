@@ -1,9 +1,9 @@
-"""The schema, the merge and the one-source rule; what is frozen; marks."""
+"""The schema, the merge and the one-source rule; YAML from anywhere; what is frozen."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import time
 from typing import Any
 
 import pytest
@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from firstboot import frozen
 from firstboot.errors import Corrupt, Invalid
-from firstboot.layout import Layout
-from firstboot.provision.marks import Marks, TokenClass
 from firstboot.secret import Secret
 from firstboot.settings import CHECKS, Rank, Settings, Source, load_yaml, merge, parse, refreeze, require_complete
 
+SOON_S = 5.0
 TOKEN = "bet_canary0123456789abcdef"
 PEM = trustme.CA().cert_pem.bytes().decode()
 
@@ -66,7 +65,15 @@ def test_an_address_is_normalised_to_its_origin(given_: str, origin: str) -> Non
         True,
         ["https://x"],
         "http://127.0.0.1.nip.io",
+        "http://[::ffff:127.0.0.1]",
         "https://a b",
+        "https://api.exa\nmple",
+        "https://api\t.example",
+        "https://api.example:0",
+        "https://[v1.x]",
+        "https://[fe80::1%25eth0]",
+        "https://.",
+        "https://api.example\\@evil.example",
     ],
 )
 def test_an_address_of_another_shape_is_refused(wrong: Any) -> None:
@@ -103,10 +110,15 @@ WRONG = [
     ("ca_certificates", "not PEM"),
     ("ca_certificates", ""),
     ("ca_certificates", ["x"]),
+    ("ca_certificates", "zertifikät"),
+    ("ca_certificates", PEM + PEM[:200]),
+    ("ca_certificates", PEM + "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
     ("proxy", "proxy.other:3128"),
     ("proxy", "ftp://x"),
     ("proxy", 3128),
     ("proxy", "http://proxy:99999"),
+    ("proxy", "http://proxy:0"),
+    ("proxy", "http://pro\nxy:3128"),
     ("no_proxy", "a,b"),
     ("no_proxy", [1]),
     ("heartbeat_interval_s", 4),
@@ -153,6 +165,15 @@ def test_an_unknown_key_names_the_nearest(typo: str, meant: str) -> None:
     assert meant in f"{caught.value} {caught.value.hint}"
 
 
+@pytest.mark.parametrize("key", [TOKEN, "bet_abcdefghijklmnopqrst", "AbCdEfGhIjKlMnOpQrSt", "a" * 60, "two words", "a\nb"])
+def test_a_key_that_may_be_a_token_is_not_quoted(key: str) -> None:
+    """Whoever puts the token before the colon finds it in no journal."""
+    for text in (json.dumps({key: "x"}), f"{json.dumps(key)}: 1\n{json.dumps(key)}: 2"):
+        with pytest.raises(Invalid) as caught:
+            parse(load_yaml(text.encode(), where="f"), where="f", rank=Rank.IMAGE)
+        assert key not in f"{caught.value} {caught.value.hint}"
+
+
 @pytest.mark.parametrize("key", ["seal", "signing_keys", "signing_keys_trust", "activation"])
 def test_what_runs_as_root_comes_from_the_image_alone(key: str) -> None:
     """User data must not be able to name a command."""
@@ -189,6 +210,23 @@ def test_the_address_comes_from_the_source_of_the_token_or_from_beneath() -> Non
     assert any("vendor data" in word for word in warnings) and any("drop" in word for word in warnings)
     merged, _ = merge([image, vendor, Source(Rank.ETC_TOKEN, "etc", {}, Secret(TOKEN))], chosen=Source(Rank.ETC_TOKEN, "etc"))
     assert merged.api_base_url == "https://image"
+
+
+def test_the_two_credentials_are_one_source() -> None:
+    """A bare token and the mapping beside it: the mapping's address is not another source's."""
+    token = Source(Rank.CREDENTIAL, "credential byteor.enrollment-token", {}, Secret(TOKEN))
+    mapping = Source(Rank.CREDENTIAL, "credential byteor.firstboot", {"api_base_url": "https://here", "org_id": "o"})
+    merged, warnings = merge([token, mapping], chosen=token)
+    assert merged == Settings(api_base_url="https://here", org_id="o")
+    assert not warnings
+
+
+def test_what_says_the_same_is_no_warning() -> None:
+    """The write_files form is read twice, from the drop place and from user data: nobody is to be warned of that."""
+    values = {"api_base_url": "https://here", "proxy": Secret("http://proxy:1")}
+    drop, user = Source(Rank.DROP_PLACE, "drop", values, Secret(TOKEN)), Source(Rank.USER_DATA, "user data", values)
+    assert merge([drop, user], chosen=drop)[1] == ()
+    assert len(merge([drop, Source(Rank.USER_DATA, "user data", {"org_id": "other"})], chosen=drop)[1]) == 1
 
 
 def test_what_is_missing_is_named() -> None:
@@ -231,6 +269,18 @@ def test_a_later_boot_takes_only_what_the_image_may_change() -> None:
     assert new == Settings(api_base_url="https://a", org_id="o", heartbeat_interval_s=60.0, seal="file")
 
 
+def test_a_later_boot_keeps_what_a_source_above_the_image_gave() -> None:
+    """Else the first hand-off after an enrollment would put the image's CA in place of the one from user data."""
+    image = {"heartbeat_interval_s": 60.0, "name": "image", "no_proxy": ("i",)}
+    user = Source(Rank.USER_DATA, "user data", {"heartbeat_interval_s": 10.0, "ca_certificates": PEM}, Secret(TOKEN))
+    merged, _ = merge([user, Source(Rank.IMAGE, "image", image)], chosen=user)
+    again = frozen.thaw(json.loads(json.dumps(frozen.freeze(merged))))
+    assert refreeze(again, image) == merged
+    later = refreeze(again, {"heartbeat_interval_s": 99.0, "ca_certificates": "other", "name": "new"})
+    assert (later.heartbeat_interval_s, later.ca_certificates, later.name) == (10.0, PEM, "new")
+    assert frozen.freeze(refreeze(later, {}))["pinned"] == ["ca_certificates", "heartbeat_interval_s"]
+
+
 @given(st.binary(max_size=400))
 def test_yaml_from_anywhere_is_a_value_or_our_error(data: bytes) -> None:
     """No exception of the library, whatever the bytes."""
@@ -250,54 +300,36 @@ def test_yaml_from_anywhere_is_a_value_or_our_error(data: bytes) -> None:
         "a: 2020-99-99",
         "a: &a [*a]",
         "- " * 50000,
+        "? " * 50000,
+        "{" * 500000,
+        "a: !!bool maybe",
+        "a: !!int ''",
+        "a: !!float ''",
+        "a: !!timestamp x",
+        "a: !!map x",
+        "a: !!set {x}",
+        "a: !!omap [x: 1]",
+        "a: !!binary '*'",
+        "a: !own x",
+        "a: =",
+        "<<: {a: 1}",
+        "a: " + "1" * 100_000,
+        "a: 0x" + "f" * 500_000,
+        "a: 1" + ":1" * 300_000,
+        "a: &x [" + "y," * 9000 + "]\nb: [*x, *x, *x]",
+        "a: 1\n---\nb: 2",
+        "a: *x",
+        "a: \x00",
+        "%YAML 9.9\n---\na: 1",
+        "? {a: b}\n: c",
+        "1: a",
+        "[" + "a," * 30000 + "]",
+        "#" * (1 << 20) + "\na: 1",
     ],
 )
 def test_hostile_yaml_is_refused(text: str) -> None:
-    """Duplicate keys, depth, tags, impossible dates, recursion."""
+    """Duplicate keys, depth, tags, impossible dates, recursion, numbers without end, soon."""
+    began = time.monotonic()
     with pytest.raises(Invalid):
         load_yaml(text.encode(), where="f")
-
-
-# -- marks
-
-
-def test_a_mark_survives_and_says_nothing(tmp_path: Path) -> None:
-    """Classes and boot ids are durable; the file holds neither token nor anything that equals it elsewhere."""
-    (tmp_path / "var/lib/byteor/identity").mkdir(parents=True)
-    layout = Layout(tmp_path)
-    marks, token, other = Marks.load(layout), Secret(TOKEN), Secret(TOKEN + "x")
-    assert marks.classify(token) is TokenClass.FRESH
-    marks.put(token, TokenClass.REFUSED, boot_id="b1")
-    marks.put(other, TokenClass.SPENT, boot_id="b2")
-    again = Marks.load(layout)
-    assert (again.classify(token), again.presented_in(token)) == (TokenClass.REFUSED, "b1")
-    assert again.classify(Secret("bet_never_seen_before_00")) is TokenClass.FRESH
-    assert again.lengths(TokenClass.SPENT) == {len(TOKEN) + 1}
-    assert again.recognises(other.reveal().encode(), TokenClass.SPENT)
-    assert not again.recognises(TOKEN.encode(), TokenClass.SPENT)
-    text = layout.marks.read_text()
-    assert TOKEN not in text and len(again.mark(token)) == 16
-    (tmp_path / "second/var/lib/byteor/identity").mkdir(parents=True)
-    assert Marks.load(Layout(tmp_path / "second")).mark(token) != again.mark(token)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{}",
-        '{"v":1}',
-        '{"v":1,"key":"zz","marks":{}}',
-        '{"v":1,"key":"","marks":{"a":1}}',
-        '{"v":1,"key":"00","marks":[]}',
-        '{"v":1,"key":"00","marks":{"a":{"class":"?"}}}',
-    ],
-)
-def test_damaged_marks_are_set_aside(tmp_path: Path, content: str) -> None:
-    """The file is kept under another name; tokens look fresh again."""
-    (tmp_path / "var/lib/byteor/identity").mkdir(parents=True)
-    layout = Layout(tmp_path)
-    layout.marks.write_text(content)
-    layout.marks.chmod(0o600)
-    assert Marks.load(layout).classify(Secret(TOKEN)) is TokenClass.FRESH
-    assert layout.marks.with_name("marks.json.corrupt-1").read_text() == content
+    assert time.monotonic() - began < SOON_S

@@ -15,7 +15,8 @@ import firstboot
 TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 
-GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "settings"}
+GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "shapes",
+          "settings"}
 CONVERSATION = {"wire", "proxies", "trust", "deadline", "transport", "api"}
 SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover"}
 
