@@ -46,6 +46,10 @@ class PlaneApi:
     def __exit__(self, *exception: object) -> None:
         self._transport.close()
 
+    def reconnect(self, transport: Transport) -> None:
+        """Use another transport from the next request on; one that is under way ends with the old one."""
+        self._transport = transport
+
     def enroll(
         self, token: Secret, *, org_id: str, project_id: str, environment_id: str, idempotency_key: str, body: bytes
     ) -> Answer:

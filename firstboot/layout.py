@@ -130,6 +130,10 @@ class Layout:
     def agent_state(self) -> Path:
         return self.agent / "state.json"
 
+    @property
+    def activation(self) -> Path:
+        return self.path("/var/lib/byteor/activation", follow=True)
+
     # The host
     @property
     def machine_id(self) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
+import weakref
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,9 +20,18 @@ OS_BUNDLES = (
 
 
 class NamedContext(ssl.SSLContext):
-    """A context that knows whom it expects: urllib3 1.26 (Debian 11, 12) does not pass a name on that is an address."""
+    """A context that knows whom the current thread expects: urllib3 1.26 does not pass a name on that is an address."""
 
-    expected: Optional[str] = None
+    def __init__(self, *_: Any) -> None:
+        self._current = threading.local()
+
+    @property
+    def expected(self) -> Optional[str]:
+        return getattr(self._current, "name", None)
+
+    @expected.setter
+    def expected(self, name: Optional[str]) -> None:
+        self._current.name = name
 
     def wrap_socket(  # type: ignore[override]  # every caller names all but the first
         self, sock: socket.socket, *, server_hostname: Optional[str] = None, **keywords: Any
@@ -28,11 +39,23 @@ class NamedContext(ssl.SSLContext):
         return super().wrap_socket(sock, server_hostname=server_hostname or self.expected, **keywords)
 
 
+# The system's store costs 55 ms and 2 MiB: the loops of one process share it for as long as one of them uses it.
+_shared: weakref.WeakValueDictionary[Optional[str], NamedContext] = weakref.WeakValueDictionary()
+
+
 def tls_context(ca_certificates: Optional[str]) -> NamedContext:
     """Names are checked; trust is `ca_certificates` (PEM) alone, else the operating system's store, or LocalFault.
 
-    Not `ssl.create_default_context`, which honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
+    Transports of several threads with the same trust get the same context. Not `ssl.create_default_context`, which
+    honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
     """
+    context = _shared.get(ca_certificates)
+    if context is None:
+        _shared[ca_certificates] = context = _new_context(ca_certificates)
+    return context
+
+
+def _new_context(ca_certificates: Optional[str]) -> NamedContext:
     context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_certificates is not None:

@@ -18,6 +18,8 @@ from firstboot.secret import Secret
 LONGEST_LIST = 64  # scopes that we keep
 LONGEST_CURSOR = 2048  # characters
 LONGEST_SAID = 200  # characters of a server's prose that we repeat
+LONGEST_DETAIL, MOST_PROBLEMS = 1000, 64  # what one heartbeat says of its problems
+LARGEST_COUNT = 2**53 - 1  # JSON numbers are exact up to here
 KEY_LENGTHS = range(8, 4097)
 LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time, on Pythons that do not refuse it themselves
 
@@ -163,9 +165,11 @@ class Heartbeat:
     problems: Tuple[Tuple[str, str], ...] = ()
     pending: int = 0
     quarantined: int = 0
+    deployment: Optional[Mapping[str, Any]] = None  # deployment_id, sequence, spec_hash, state
     signing_keys_version: Optional[int] = None
 
     def to_bytes(self) -> bytes:
+        problems = [{"code": code, "detail": detail[:LONGEST_DETAIL]} for code, detail in self.problems[:MOST_PROBLEMS]]
         return json.dumps(
             {
                 "status": self.status,
@@ -174,23 +178,37 @@ class Heartbeat:
                 "sequence": self.sequence,
                 "uptime_s": self.uptime_s,
                 "sent_at": self.sent_at,
-                "deployment": None,
+                "deployment": self.deployment,
                 "signing_keys_version": self.signing_keys_version,
                 "spool": {"pending": self.pending, "quarantined": self.quarantined},
-                "problems": [{"code": code, "detail": detail} for code, detail in self.problems],
+                "problems": problems,
             }
         ).encode()
 
 
 @dataclass(frozen=True)
 class HeartbeatReply:
-    """What a 200 to a heartbeat may hint."""
+    """What a 200 to a heartbeat may hint: each is None where it is absent or of another shape."""
 
     heartbeat_interval_s: Optional[float] = None
+    deployment_id: Optional[str] = None
+    deployment_sequence: Optional[int] = None
+    signing_keys_version: Optional[int] = None
 
     @classmethod
     def parse(cls, value: Any) -> HeartbeatReply:
-        return cls(interval(value.get("heartbeat_interval_s")) if isinstance(value, dict) else None)
+        said = value if isinstance(value, dict) else {}
+        named = _text(said, "deployment_id")
+        return cls(
+            heartbeat_interval_s=interval(said.get("heartbeat_interval_s")),
+            deployment_id=named if named is not None and IDENTIFIER.match(named) else None,
+            deployment_sequence=_count(said.get("deployment_sequence")),
+            signing_keys_version=_count(said.get("signing_keys_version")),
+        )
+
+
+def _count(value: Any) -> Optional[int]:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What an answer to a request with the runtime key means: the table of contract 2.6 as data.
 
 Every loop turns its answers through `check`, so that one 401 never destroys an identity and nothing loops hot: what
-is raised here is all that `loop` knows about HTTP.
+is raised here is all that `loop` knows about HTTP. A page instead of JSON is never the plane's word, whatever its status.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ from firstboot.api import Answer
 from firstboot.errors import Refused, TryAgain
 
 UNKNOWN_AGENT = "unknown_agent"
-PORTAL = "a proxy or a captive portal stands between this host and the plane"
+
+
+class NotThePlane(TryAgain):
+    """Something else answered. It may pass, but as a rule stays until a person acts, so `loop` asks it seldom."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="a proxy or a captive portal stands between this host and the plane")
 
 
 class KeyRefused(Refused):
@@ -21,20 +27,21 @@ class RequestRefused(Refused):
     """This one request is refused: a scope is missing, or we made a mistake; the other loops go on."""
 
 
-def check(answer: Answer, *, doing: str) -> None:
-    """Return on 2xx; raise TryAgain, KeyRefused or RequestRefused for everything else.
+def check(answer: Answer, *, doing: str, conditional: bool = False) -> None:
+    """Return on 2xx (and on 304 if `conditional`); raise TryAgain, KeyRefused or RequestRefused for everything else.
 
     `doing` says what was tried ("heartbeat"), for the sentence that `status` shows.
     """
     status, code = answer.status, answer.problem.code if answer.problem is not None else None
     said = f" ({answer.problem.said()})" if answer.problem is not None else ""
-    if 200 <= status < 300 and not (answer.is_json or answer.is_empty):
-        raise TryAgain(f"{doing}: something answered {status} with a page, not the plane's JSON", hint=PORTAL)
-    if 200 <= status < 300 or status == 304:
+    if 200 <= status < 300 and (answer.is_json or answer.is_empty) or (conditional and status == 304):
         return
-    if not answer.is_json and 400 <= status < 500 and status not in (401, 403, 429):
-        # A page of a proxy or captive portal, not the plane's word.
-        raise TryAgain(f"{doing}: something answered {status} with a page, not the plane's JSON", hint=PORTAL)
+    if 300 <= status < 400:
+        raise NotThePlane(f"{doing}: something answered {status}, a redirect, which the plane never sends")
+    if status == 429 or status >= 500 or status in (408, 425):
+        raise TryAgain(f"{doing}: the plane answered {status}{said}", retry_after=answer.retry_after)
+    if not answer.is_json and not (answer.is_empty and status in (401, 403)) and 200 <= status < 500:
+        raise NotThePlane(f"{doing}: something answered {status} with a page, not the plane's JSON")
     if status == 401 or (status in (404, 410) and code == UNKNOWN_AGENT):
         raise KeyRefused(
             f"{doing}: the plane does not accept the runtime key: {status}{said}",
@@ -44,8 +51,6 @@ def check(answer: Answer, *, doing: str) -> None:
         raise RequestRefused(
             f"{doing}: the runtime key lacks the scope for this: 403{said}", hint="grant the scope to this agent's key"
         )
-    if status == 429 or status >= 500 or status in (408, 425):
-        raise TryAgain(f"{doing}: the plane answered {status}{said}", retry_after=answer.retry_after)
     if 400 <= status < 500:
         raise RequestRefused(f"{doing}: the plane refused the request: {status}{said}")
     raise TryAgain(f"{doing}: the plane answered {status}, which this request never follows")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Optional, Tuple
 
 from firstboot import __version__, files
 from firstboot.agent.answers import check
@@ -13,12 +14,26 @@ from firstboot.clock import Clock, rfc3339
 from firstboot.handover import Handover
 from firstboot.layout import Layout
 from firstboot.wire import Heartbeat as Beat
+from firstboot.wire import HeartbeatReply
 
-Problems = Callable[[], List[Dict[str, str]]]
+
+@dataclass(frozen=True)
+class Facts:
+    """What a beat says of this host beside itself; `problems` are (code, detail), never a secret."""
+
+    problems: Tuple[Tuple[str, str], ...] = ()
+    deployment: Optional[Mapping[str, Any]] = None
+    signing_keys_version: Optional[int] = None
+    pending: int = 0
+    quarantined: int = 0
 
 
 class HeartbeatLoop:
-    """`run_once` sends one beat; `schedule.period_s` follows what the plane asks for."""
+    """`run_once` sends one beat; `schedule.period_s` follows what the plane asks for.
+
+    `answered` gets the plane's hints and the skew of this host's clock in seconds (positive: it is ahead), None where
+    the reply has no date.
+    """
 
     def __init__(
         self,
@@ -27,32 +42,39 @@ class HeartbeatLoop:
         api: PlaneApi,
         *,
         schedule: Schedule,
-        problems: Problems,
+        facts: Callable[[], Facts],
+        answered: Callable[[HeartbeatReply, Optional[float]], None],
         clock: Clock,
     ) -> None:
         self.schedule = schedule
         self._handed = handed
         self._api = api
-        self._problems = problems
+        self._facts = facts
+        self._answered = answered
         self._clock = clock
         self._sequence = Sequence(layout)
         self._boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
 
     def run_once(self) -> None:
         """Send one beat; raise what `answers.check` makes of the answer."""
-        # The beat that reports a problem must not count its own earlier failure as one.
-        problems = [problem for problem in self._problems() if not problem["code"].startswith("heartbeat_")]
+        facts = self._facts()
         beat = Beat(
-            status="degraded" if problems else "ok",
+            status="degraded" if facts.problems else "ok",
             agent_version=__version__,
             boot_id=self._boot_id,
             sequence=self._sequence.next(),
             uptime_s=self._clock.uptime(),
             sent_at=rfc3339(self._clock.wall()),
-            problems=tuple((problem["code"], problem["detail"]) for problem in problems),
+            problems=facts.problems,
+            pending=facts.pending,
+            quarantined=facts.quarantined,
+            deployment=facts.deployment,
+            signing_keys_version=facts.signing_keys_version,
         )
         answer = self._api.heartbeat(self._handed.agent_id, self._handed.api_key, beat)
+        skew = self._clock.wall() - answer.date if answer.date is not None else None
         check(answer, doing="heartbeat")
-        hints = answer.heartbeat
-        if hints is not None and hints.heartbeat_interval_s is not None:
+        hints = answer.heartbeat or HeartbeatReply()
+        if hints.heartbeat_interval_s is not None:
             self.schedule.period_s = hints.heartbeat_interval_s
+        self._answered(hints, skew)

@@ -1,8 +1,8 @@
 """One thread around one ``run_once()``: the only retry of the runtime, and the only broad except.
 
 `Schedule` is pure: it turns what happened into seconds, so that a simulation of ten thousand agents drives the very
-code that this host runs. `Loop` sleeps on the stop event, calls ``run_once`` and says until when it will check in
-again, which is what feeds (or starves) the watchdog.
+code that this host runs. `Loop` sleeps until its next attempt or until it is woken, calls ``run_once`` and says until when
+it will check in again, which is what feeds (or starves) the watchdog.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 import threading
 import traceback
-from dataclasses import dataclass, field
-from typing import Callable, Optional
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable, Dict, Optional
 
 from firstboot import log
+from firstboot.agent.answers import NotThePlane
 from firstboot.clock import LONGEST_RETRY_AFTER_S, Chance, Clock, rfc3339, rng
 from firstboot.errors import ByteorError, Refused, TryAgain
 
@@ -22,6 +23,8 @@ REFUSED_CAP_S = 3600.0
 JITTER = 0.1  # of the period, to both sides
 # A loop that is later than its next attempt plus this is stuck, and the watchdog may end us.
 GRACE_S = 90.0
+# A hint of the plane makes a loop look at once, but not again and again (contract 2.2).
+WOKEN_EVERY_S = 60.0
 
 
 class Outcome(enum.Enum):
@@ -63,7 +66,7 @@ class Schedule:
 
 @dataclass
 class LoopHealth:
-    """What `status` shows of one loop; replaced field by field under the supervisor's lock."""
+    """What `status` shows of one loop."""
 
     last_attempt_at: Optional[str] = None
     last_success_at: Optional[str] = None
@@ -74,9 +77,12 @@ class LoopHealth:
     failures: int = 0
     due_by: float = field(default=float("inf"), repr=False)  # monotonic
 
+    def shown(self) -> Dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "due_by"}
+
 
 class Loop(threading.Thread):
-    """Run `run_once` on a schedule until `stop` is set; an unexpected error is handed to `crashed`."""
+    """Run `run_once` on a schedule until `stop` is set and `wake` called; an unexpected error is handed to `crashed`."""
 
     def __init__(
         self,
@@ -87,8 +93,10 @@ class Loop(threading.Thread):
         stop: threading.Event,
         crashed: Callable[[str], None],
         changed: Callable[[], None],
+        first_delay_s: Optional[float] = None,
         clock: Optional[Clock] = None,
         chance: Optional[Chance] = None,
+        nudged: Optional[threading.Event] = None,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.health = LoopHealth()
@@ -99,11 +107,30 @@ class Loop(threading.Thread):
         self._changed = changed
         self._clock = clock or Clock()
         self._chance = chance or rng()
+        self._first_delay_s = first_delay_s
+        self._nudged = nudged or threading.Event()
+        # Monotonic: when somebody asked for the next attempt, and when we last followed.
+        self._wanted = float("inf")
+        self._followed = float("-inf")
+
+    def wake(self) -> None:
+        """Attempt now: something is waiting, and the one who says so is on this host. For any thread."""
+        self._wanted = float("-inf")
+        self._nudged.set()
+
+    def hint(self) -> None:
+        """Attempt as soon as a hint of the plane may make us: once a minute. For any thread."""
+        self._wanted = min(self._wanted, self._followed + WOKEN_EVERY_S)
+        self._nudged.set()
+
+    def alive(self) -> None:
+        """Say that a long attempt makes progress; else the watchdog ends the process."""
+        self.health.due_by = self._clock.monotonic() + GRACE_S
 
     def run(self) -> None:
         """Thread body."""
         try:
-            delay = self.schedule.first_delay(self._chance)
+            delay = self._first_delay_s if self._first_delay_s is not None else self.schedule.first_delay(self._chance)
             while not self._pause(delay):
                 delay = self._attempt()
         except Exception as error:  # noqa: BLE001 - the one broad except of the package (house style 3)
@@ -112,15 +139,25 @@ class Loop(threading.Thread):
             self._crashed(f"loop {self.name} ended by {type(error).__name__} at {frames}")
 
     def _pause(self, delay: float) -> bool:
+        """Wait, but not longer than a hint asks; True when the loop is to end."""
+        due = self._clock.monotonic() + delay
         self.health.next_attempt_at = rfc3339(self._clock.wall() + delay)
-        self.health.due_by = self._clock.monotonic() + delay + GRACE_S
+        self.health.due_by = due + GRACE_S
         self._changed()
-        return self._stopping.wait(delay)
+        while not self._stopping.is_set():
+            now = self._clock.monotonic()
+            if now >= min(due, self._wanted):
+                if now >= self._wanted:
+                    self._wanted, self._followed = float("inf"), now
+                return False
+            self._nudged.wait(min(due, self._wanted) - now)
+            self._nudged.clear()
+        return True
 
     def _attempt(self) -> float:
         health = self.health
         health.last_attempt_at = rfc3339(self._clock.wall())
-        health.due_by = self._clock.monotonic() + GRACE_S
+        self.alive()
         retry_after = None
         before = health.problem
         try:
@@ -129,7 +166,9 @@ class Loop(threading.Thread):
             health.problem = health.hint = None
             health.last_success_at = health.last_attempt_at
         except TryAgain as error:
-            outcome, retry_after = Outcome.RETRY, error.retry_after
+            # What is not the plane is asked seldom, so that all loops together stay under two requests a minute.
+            calm = isinstance(error, NotThePlane)
+            outcome, retry_after = Outcome.RETRY, 2 * self.schedule.period_s if calm else error.retry_after
             health.problem, health.hint = str(error), error.hint
         except Refused as error:
             outcome = Outcome.REFUSED
@@ -143,5 +182,5 @@ class Loop(threading.Thread):
             if health.problem is None:
                 log.notice(f"{self.name} works again")
             else:
-                log.warning(f"{self.name}: {health.problem}", next_in_s=delay, hint=health.hint)
+                log.warning(health.problem, loop=self.name, next_in_s=delay, hint=health.hint)
         return delay

@@ -1,7 +1,8 @@
-"""The resident process: take the hand-over, start the loops, feed the watchdog, publish status, end in order.
+"""The resident process: start the loops, feed the watchdog, follow signals, publish status, end in order.
 
-The three values come from `handover`; neither yaml nor cryptography is ever loaded here. The watchdog is fed only while
-every loop is within its own deadline, so that a loop that hangs ends the process, and systemd starts another.
+The watchdog is fed only while every loop is within its own deadline, so that a loop that hangs ends the process, and
+systemd starts another. SIGTERM ends it, SIGHUP makes it read the settings again, SIGUSR1 says that the spool has something
+new. Neither yaml nor cryptography is ever loaded here.
 """
 
 from __future__ import annotations
@@ -11,25 +12,45 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
 from types import FrameType
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol
 
 from firstboot import __version__, files, frozen, log, systemd
-from firstboot.agent.heartbeat import HeartbeatLoop
-from firstboot.agent.loop import Loop, Schedule
+from firstboot.agent import activation
+from firstboot.agent.heartbeat import Facts, HeartbeatLoop
+from firstboot.agent.loop import Loop, Outcome, Schedule
+from firstboot.agent.problems import Problem, of_the_clock, of_the_key, unique
 from firstboot.api import PlaneApi
-from firstboot.clock import Clock, rfc3339
-from firstboot.errors import LocalFault
+from firstboot.clock import Clock, rfc3339, rng
+from firstboot.errors import ByteorError, LocalFault
 from firstboot.frozen import Settings
 from firstboot.handover import Handover, take
 from firstboot.layout import Layout
 from firstboot.transport import Transport
+from firstboot.wire import HeartbeatReply
 
 DEFAULT_PERIOD_S = 30.0
 # How often the main thread looks at the loops when no watchdog asks for more.
 LOOK_S = 60.0
+# After a crash systemd starts us again in 10 s; the n-th in a row begins its loops this much later, up to five minutes.
+CRASH_PAUSE_S, LONGEST_CRASH_PAUSE_S = 10.0, 300.0
 UNSEAL_TIMEOUT_S = 60
+
+
+class Work(Protocol):
+    """What a loop does, beside the heartbeat."""
+
+    def run_once(self) -> None:
+        """One attempt."""
+
+    def problems(self) -> List[Problem]:
+        """What is wrong beyond the last attempt's error."""
+
+    def shown(self) -> Dict[str, Any]:
+        """Its part of `status.json`."""
+
+    def hinted(self, hints: HeartbeatReply) -> bool:
+        """True when the plane's hints name something that was not dealt with yet."""
 
 
 class Supervisor:
@@ -38,46 +59,64 @@ class Supervisor:
     def __init__(self, layout: Layout, handed: Handover, settings: Settings, *, clock: Optional[Clock] = None) -> None:
         self._layout = layout
         self._handed = handed
+        self._settings = settings
         self._clock = clock or Clock()
         self._stop = threading.Event()
+        self._nudged = threading.Event()
+        self._reload = False
         self._publishing = threading.Lock()
         self._crash: Optional[str] = None
+        self._crashes = _crashes(layout)
+        self._skew_s: Optional[float] = None
         self._started_at = rfc3339(self._clock.wall())
-        self._api = connect(handed, settings)
-        schedule = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
-        heartbeat = HeartbeatLoop(
-            layout, handed, self._api, schedule=schedule, problems=self._problems, clock=self._clock
+        self._apis: List[PlaneApi] = []
+        self._works: Dict[str, Work] = {}
+        self.loops: Dict[str, Loop] = {}
+        self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
+        # One splay for all: the first look at deployments comes with the first beat (contract 2.3).
+        self._splay_s = self._period.first_delay(rng()) + _crash_pause(self._crashes)
+        beat = HeartbeatLoop(
+            layout, handed, self._api(), schedule=self._period, facts=self._facts, answered=self._answered, clock=self._clock
         )
-        self.loops: List[Loop] = []
-        self.loops.append(self._loop("heartbeat", heartbeat.run_once, schedule))
+        self._start("heartbeat", beat.run_once, self._period)
 
-    def _loop(self, name: str, run_once: Any, schedule: Schedule) -> Loop:
-        return Loop(
+    def _api(self) -> PlaneApi:
+        """A connection for one more thread."""
+        api = PlaneApi(self._handed.api_base_url, _transport(self._handed, self._settings), clock=self._clock)
+        self._apis.append(api)
+        return api
+
+    def _start(self, name: str, run_once: Callable[[], None], schedule: Schedule) -> None:
+        self.loops[name] = Loop(
             name,
             run_once,
             schedule=schedule,
             stop=self._stop,
             crashed=self._crashed,
             changed=self.publish,
+            first_delay_s=self._splay_s,
             clock=self._clock,
         )
 
     def run(self) -> int:
         """Start everything and stay until a signal or a crash; 0 after an orderly end, 1 after a crash."""
-        signal.signal(signal.SIGTERM, self._on_stop)
-        signal.signal(signal.SIGINT, self._on_stop)
-        for loop in self.loops:
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        for loop in self.loops.values():
             loop.start()
         systemd.notify("READY=1", f"STATUS=agent {self._handed.agent_id}")
         log.notice("started", agent_id=self._handed.agent_id, version=__version__)
         period = systemd.watchdog_s()
         pause = period / 2 if period else LOOK_S
-        while not self._stop.wait(pause):
-            late = [loop.name for loop in self.loops if loop.health.due_by < self._clock.monotonic()]
-            if late:
-                log.error("a loop is stuck, the watchdog is not fed", loops=",".join(late))
-            else:
-                systemd.notify("WATCHDOG=1")
+        while not self._stop.is_set():
+            self._nudged.wait(pause)
+            self._nudged.clear()
+            if self._reload:
+                self._reload = False
+                self._read_settings_again()
+            self._feed()
         systemd.notify("STOPPING=1")
         self.publish(running=False)
         if self._crash is not None:
@@ -86,29 +125,95 @@ class Supervisor:
         log.notice("stopped")
         return 0
 
-    def _on_stop(self, number: int, frame: Optional[FrameType]) -> None:
-        self._stop.set()
+    def _feed(self) -> None:
+        late = [name for name, loop in self.loops.items() if loop.health.due_by < self._clock.monotonic()]
+        if late:
+            log.error("a loop is stuck, the watchdog is not fed", loops=",".join(late))
+        else:
+            systemd.notify("WATCHDOG=1")
+
+    def _on_signal(self, number: int, frame: Optional[FrameType]) -> None:
+        # Runs between any two instructions of the main thread: it takes no lock.
+        if number == signal.SIGHUP:
+            self._reload = True
+        elif number == signal.SIGUSR1:
+            if "artifacts" in self.loops:
+                self.loops["artifacts"].wake()
+        else:
+            self._stop.set()
+        self._nudged.set()
 
     def _crashed(self, message: str) -> None:
         self._crash = message
         self._stop.set()
+        self._nudged.set()
 
-    def _problems(self) -> List[Dict[str, str]]:
-        """What is wrong now, for the heartbeat and for status: never a secret."""
-        return [
-            {"code": f"{loop.name}_failing", "detail": loop.health.problem}
-            for loop in self.loops
-            if loop.health.problem is not None
+    def _read_settings_again(self) -> None:
+        """SIGHUP: new trust, proxy and period from the next request on; invalid settings change nothing."""
+        systemd.notify("RELOADING=1")
+        try:
+            settings = read_settings(self._layout)
+            transports = [_transport(self._handed, settings) for _ in self._apis]
+        except ByteorError as error:
+            log.warning(f"the settings were not read again: {error}", hint=error.hint)
+        else:
+            self._settings = settings
+            self._period.period_s = settings.heartbeat_interval_s or DEFAULT_PERIOD_S
+            for api, transport in zip(self._apis, transports):
+                api.reconnect(transport)
+            log.notice("settings read again")
+            for loop in self.loops.values():
+                loop.wake()
+        systemd.notify("READY=1")
+
+    # -- what the loops and readers of status.json want to know
+
+    def _answered(self, hints: HeartbeatReply, skew_s: Optional[float]) -> None:
+        self._skew_s = skew_s if skew_s is not None else self._skew_s
+        for name, work in self._works.items():
+            if work.hinted(hints):
+                self.loops[name].hint()
+
+    def _facts(self) -> Facts:
+        seen = activation.read(self._layout)
+        # A beat that arrives proves that the earlier failures of beats are over, unless the plane refused them.
+        over = self.loops["heartbeat"].health.outcome != Outcome.REFUSED.value
+        problems = [
+            (problem.code, problem.detail)
+            for problem in self._problems(seen)
+            if not (over and problem.code == "heartbeat_failing")
         ]
+        spool = self._spool() or {}
+        return Facts(
+            problems=tuple(problems),
+            deployment=seen.deployment,
+            signing_keys_version=seen.signing_keys_version,
+            pending=spool.get("pending", 0),
+            quarantined=spool.get("quarantined", 0),
+        )
+
+    def _spool(self) -> Optional[Dict[str, Any]]:
+        work = self._works.get("artifacts")
+        return work.shown() if work is not None else None
+
+    def _problems(self, seen: activation.Activation) -> List[Problem]:
+        found: List[Problem] = []
+        for name, loop in self.loops.items():
+            if loop.health.problem is not None:
+                found.append(Problem(f"{name}_failing", loop.health.problem, loop.health.hint))
+        for work in self._works.values():
+            found.extend(work.problems())
+        if seen.fault is not None:
+            found.append(Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate"))
+        found.extend(of_the_key(self._handed, self._clock.wall()))
+        found.extend(of_the_clock(self._skew_s))
+        return unique(found)
 
     def publish(self, *, running: bool = True) -> None:
         """Write `status.json`: on tmpfs, so no fsync; a full /run must not stop the beats."""
         with self._publishing:
-            loops = {}
-            for loop in self.loops:
-                shown = asdict(loop.health)
-                del shown["due_by"]
-                loops[loop.name] = {**shown, "period_s": loop.schedule.period_s}
+            seen = activation.read(self._layout)
+            problems = self._problems(seen)
             document = {
                 "v": 1,
                 "running": running,
@@ -116,24 +221,55 @@ class Supervisor:
                 "agent_version": __version__,
                 "started_at": self._started_at,
                 "written_at": rfc3339(self._clock.wall()),
+                "status": "degraded" if problems else "ok",
+                "crashes": self._crashes + 1 if self._crash is not None else 0 if self._beaten() else self._crashes,
                 "identity": self._handed.shown(),
-                "loops": loops,
-                "problems": self._problems(),
+                "loops": {name: self._loop_shown(name, loop) for name, loop in self.loops.items()},
+                "deployment": seen.deployment,
+                "signing_keys": seen.signing_keys,
+                "spool": self._spool(),
+                "clock_skew_s": round(self._skew_s) if self._skew_s is not None else None,
+                "problems": [problem.shown() for problem in problems],
             }
             try:
                 files.write_json(self._layout.agent_status, document, mode=0o644, durable=False)
             except LocalFault as error:
                 log.warning(str(error))
 
+    def _beaten(self) -> bool:
+        return self.loops["heartbeat"].health.last_success_at is not None
 
-def connect(handed: Handover, settings: Settings) -> PlaneApi:
-    """Return the plane's API as this host reaches it."""
-    transport = Transport(
+    def _loop_shown(self, name: str, loop: Loop) -> Mapping[str, Any]:
+        work = self._works.get(name)
+        own = work.shown() if work is not None and name != "artifacts" else {}
+        return {**own, **loop.health.shown(), "period_s": loop.schedule.period_s}
+
+
+def _crash_pause(crashes: int) -> float:
+    return min(LONGEST_CRASH_PAUSE_S, CRASH_PAUSE_S * (2.0 ** min(crashes, 10) - 1.0))
+
+
+def _crashes(layout: Layout) -> int:
+    """How many times in a row the agent ended by an error of its own, as the last one wrote down."""
+    try:
+        crashes = (files.read_json(layout.agent_status) or {}).get("crashes")
+    except LocalFault:
+        return 0
+    return crashes if isinstance(crashes, int) and crashes > 0 else 0
+
+
+def read_settings(layout: Layout) -> Settings:
+    """The frozen settings, or none where first boot has frozen none."""
+    stored = files.read_json(layout.settings)
+    return Settings() if stored is None else frozen.thaw(stored)
+
+
+def _transport(handed: Handover, settings: Settings) -> Transport:
+    return Transport(
         ca_certificates=settings.ca_certificates,
         proxy=handed.proxy or settings.proxy,
         no_proxy=settings.no_proxy,
     )
-    return PlaneApi(handed.api_base_url, transport)
 
 
 def start(layout: Layout) -> int:
@@ -149,9 +285,7 @@ def start(layout: Layout) -> int:
             hint="start byteor-agent.service, which runs byteor-firstboot unseal first",
         )
     files.make_directory(layout.agent, 0o700)  # on a host the package has made it, and it is the agent's
-    stored = files.read_json(layout.settings)
-    settings = Settings() if stored is None else frozen.thaw(stored)
-    return Supervisor(layout, handed, settings).run()
+    return Supervisor(layout, handed, read_settings(layout)).run()
 
 
 def _unseal(layout: Layout) -> int:

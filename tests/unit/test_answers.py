@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 import pytest
 
 from firstboot import wire
-from firstboot.agent.answers import KeyRefused, RequestRefused, check
+from firstboot.agent.answers import KeyRefused, NotThePlane, RequestRefused, check
 from firstboot.api import Answer
 from firstboot.errors import TryAgain
 from firstboot.provision.enrollment import Meaning, meaning, refusal
@@ -62,20 +62,22 @@ RUNTIME: List[tuple[Dict[str, Any], Optional[type]]] = [
     ({"status": 200, "body": {}}, None),
     ({"status": 201, "body": {}}, None),
     ({"status": 204}, None),
-    ({"status": 304}, None),
-    ({"status": 200, "text": b"<html>"}, TryAgain),
+    ({"status": 304}, NotThePlane),
+    ({"status": 200, "text": b"<html>"}, NotThePlane),
     ({"status": 401, "body": {"code": "key_expired"}}, KeyRefused),
+    ({"status": 401, "text": b"<html>"}, NotThePlane),
+    ({"status": 403, "text": b"<html>"}, NotThePlane),
     ({"status": 401}, KeyRefused),
     ({"status": 404, "body": {"code": "unknown_agent"}}, KeyRefused),
     ({"status": 410, "body": {"code": "unknown_agent"}}, KeyRefused),
     ({"status": 404, "body": {"code": "no_deployment"}}, RequestRefused),
-    ({"status": 404, "text": b"<html>"}, TryAgain),
+    ({"status": 404, "text": b"<html>"}, NotThePlane),
     ({"status": 403, "body": {"code": "scope_missing"}}, RequestRefused),
     ({"status": 400, "body": {}}, RequestRefused),
     ({"status": 409, "body": {}}, RequestRefused),
     ({"status": 418, "body": {}}, RequestRefused),
     ({"status": 451, "body": {}}, RequestRefused),
-    ({"status": 407, "text": b"x"}, TryAgain),
+    ({"status": 407, "text": b"x"}, NotThePlane),
     ({"status": 408, "body": {}}, TryAgain),
     ({"status": 425, "body": {}}, TryAgain),
     ({"status": 429, "body": {}, "retry_after": 9.0}, TryAgain),
@@ -83,8 +85,8 @@ RUNTIME: List[tuple[Dict[str, Any], Optional[type]]] = [
     ({"status": 500, "body": {}}, TryAgain),
     ({"status": 503, "text": b"<html>"}, TryAgain),
     ({"status": 599}, TryAgain),
-    ({"status": 302}, TryAgain),
-    ({"status": 301, "text": b"x"}, TryAgain),
+    ({"status": 302}, NotThePlane),
+    ({"status": 301, "text": b"x"}, NotThePlane),
 ]
 
 

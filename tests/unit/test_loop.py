@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firstboot.agent.loop import Loop, Outcome, Schedule
+from firstboot.clock import Clock
 from firstboot.errors import LocalFault, Refused, TryAgain
 
 
@@ -37,31 +38,78 @@ def test_retry_after_is_a_floor_where_it_is_believable(asked: float, floor: floa
     assert max(delays) - min(delays) > 1
 
 
-class Impatient(threading.Event):
-    """A stop event that waits not at all, and is set after `turns` waits."""
+class Moment(Clock):
+    """A clock that moves only when somebody waits on its event."""
 
-    def __init__(self, turns: int) -> None:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Wait(threading.Event):
+    """An event whose waits pass at once: the clock jumps instead; `when` is called before each, and may end it all."""
+
+    def __init__(self, clock: Moment, when: Callable[[], None] = lambda: None) -> None:
         super().__init__()
-        self.turns, self.waits = turns, []  # type: ignore[var-annotated]
+        self.clock, self.when = clock, when
 
     def wait(self, timeout: Optional[float] = None) -> bool:
-        self.waits.append(timeout)
-        return len(self.waits) > self.turns
+        before = self.clock.now
+        self.when()
+        self.clock.now = before + (0.0 if self.is_set() else timeout or 0.0)
+        return True
 
 
 def run_loop(raises: List[Optional[Exception]]) -> tuple[Loop, List[str]]:
-    pending = list(raises)
-    crashes: List[str] = []
+    pending, crashes, stop, clock = list(raises), [], threading.Event(), Moment()  # type: ignore[var-annotated]
 
     def once() -> None:
         error = pending.pop(0)
+        if not pending:
+            stop.set()
         if error is not None:
             raise error
 
-    loop = Loop("beat", once, schedule=Schedule(30.0), stop=Impatient(len(raises)), crashed=crashes.append,
-                changed=lambda: None, chance=random.Random(1))
+    loop = Loop("beat", once, schedule=Schedule(30.0), stop=stop, crashed=crashes.append, changed=lambda: None,
+                clock=clock, chance=random.Random(1), nudged=Wait(clock))
     loop.run()
     return loop, crashes
+
+
+def test_hints_are_followed_at_once_and_then_once_a_minute() -> None:
+    """A plane that hints with every answer makes a loop look once a minute, and no more often."""
+    clock, stop, at = Moment(), threading.Event(), []  # type: ignore[var-annotated]
+
+    def once() -> None:
+        at.append(clock.now)
+        loop.hint()
+        if len(at) == 5:
+            stop.set()
+
+    loop = Loop("keys", once, schedule=Schedule(86400.0), stop=stop, crashed=lambda _: None, changed=lambda: None,
+                clock=clock, first_delay_s=500.0, nudged=Wait(clock))
+    loop.hint()
+    loop.run()
+    assert at[0] == 1000.0  # not after 500 s
+    assert {later - earlier for earlier, later in zip(at, at[1:])} == {60.0}
+
+
+def test_a_wake_from_this_host_is_followed_at_once() -> None:
+    """`wake` ends a pause of an hour; nothing else does."""
+    clock, stop, at = Moment(), threading.Event(), []  # type: ignore[var-annotated]
+
+    def once() -> None:
+        at.append(clock.now)
+        if len(at) == 2:
+            stop.set()
+        raise Refused("no scope")
+
+    loop = Loop("spool", once, schedule=Schedule(3600.0), stop=stop, crashed=lambda _: None, changed=lambda: None,
+                clock=clock, first_delay_s=0.0, nudged=Wait(clock, lambda: loop.wake()))
+    loop.run()
+    assert at == [1000.0, 1000.0]
 
 
 def test_a_problem_is_shown_until_the_next_success() -> None:

@@ -240,7 +240,7 @@ def test_a_token_file_that_is_not_there_is_an_error(tree: Tree) -> None:
 
 def test_only_one_name_of_the_environment_is_read(tree: Tree) -> None:
     """No token, no id and no other address comes from there."""
-    names = ("AGENT_ID", "AGENT_API_KEY", "ENROLLMENT_TOKEN", "ORG_ID", "NAME", "PROXY")
+    names = ("ENROLLMENT", "ENROLLMENT_TOKEN", "ORG_ID", "NAME", "PROXY")
     tree.inputs["environ"] = {"BYTEOR_API_BASE_URL": "https://here.example/api/v1", **{f"BYTEOR_{name}": "x" for name in names}}
     found = tree.gather()
     assert found.settings.api_base_url == "https://here.example"
