@@ -7,27 +7,24 @@ new. Neither yaml nor cryptography is ever loaded here.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 from types import FrameType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol
+from typing import Callable, List, Optional
 
 from firstboot import __version__, files, frozen, log, systemd
-from firstboot.agent import activation
-from firstboot.agent.heartbeat import Facts, HeartbeatLoop
-from firstboot.agent.loop import Loop, Outcome, Schedule
-from firstboot.agent.problems import Problem, of_the_clock, of_the_key, unique
+from firstboot.agent.condition import Condition
+from firstboot.agent.heartbeat import HeartbeatLoop
+from firstboot.agent.loop import Loop, Schedule
 from firstboot.api import PlaneApi
-from firstboot.clock import Clock, rfc3339, rng
+from firstboot.clock import Clock, rng
 from firstboot.errors import ByteorError, LocalFault
 from firstboot.frozen import Settings
 from firstboot.handover import Handover, take
 from firstboot.layout import Layout
 from firstboot.transport import Transport
-from firstboot.wire import HeartbeatReply
 
 DEFAULT_PERIOD_S = 30.0
 # How often the main thread looks at the loops when no watchdog asks for more.
@@ -35,22 +32,6 @@ LOOK_S = 60.0
 # After a crash systemd starts us again in 10 s; the n-th in a row begins its loops this much later, up to five minutes.
 CRASH_PAUSE_S, LONGEST_CRASH_PAUSE_S = 10.0, 300.0
 UNSEAL_TIMEOUT_S = 60
-
-
-class Work(Protocol):
-    """What a loop does, beside the heartbeat."""
-
-    def run_once(self) -> None:
-        """One attempt."""
-
-    def problems(self) -> List[Problem]:
-        """What is wrong beyond the last attempt's error."""
-
-    def shown(self) -> Dict[str, Any]:
-        """Its part of `status.json`."""
-
-    def hinted(self, hints: HeartbeatReply) -> bool:
-        """True when the plane's hints name something that was not dealt with yet."""
 
 
 class Supervisor:
@@ -64,19 +45,21 @@ class Supervisor:
         self._stop = threading.Event()
         self._nudged = threading.Event()
         self._reload = False
-        self._publishing = threading.Lock()
         self._crash: Optional[str] = None
-        self._crashes = _crashes(layout)
-        self._skew_s: Optional[float] = None
-        self._started_at = rfc3339(self._clock.wall())
+        self._condition = Condition(layout, handed, clock=self._clock)
         self._apis: List[PlaneApi] = []
-        self._works: Dict[str, Work] = {}
-        self.loops: Dict[str, Loop] = {}
+        self.loops = self._condition.loops
         self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
         # One splay for all: the first look at deployments comes with the first beat (contract 2.3).
-        self._splay_s = self._period.first_delay(rng()) + _crash_pause(self._crashes)
+        self._splay_s = self._period.first_delay(rng()) + _crash_pause(self._condition.crashes)
         beat = HeartbeatLoop(
-            layout, handed, self._api(), schedule=self._period, facts=self._facts, answered=self._answered, clock=self._clock
+            layout,
+            handed,
+            self._api(),
+            schedule=self._period,
+            facts=self._condition.facts,
+            answered=self._condition.answered,
+            clock=self._clock,
         )
         self._start("heartbeat", beat.run_once, self._period)
 
@@ -93,7 +76,7 @@ class Supervisor:
             schedule=schedule,
             stop=self._stop,
             crashed=self._crashed,
-            changed=self.publish,
+            changed=self._condition.publish,
             first_delay_s=self._splay_s,
             clock=self._clock,
         )
@@ -118,7 +101,7 @@ class Supervisor:
                 self._read_settings_again()
             self._feed()
         systemd.notify("STOPPING=1")
-        self.publish(running=False)
+        self._condition.publish(running=False, crashed=self._crash is not None)
         if self._crash is not None:
             log.error(self._crash)
             return 1
@@ -166,96 +149,9 @@ class Supervisor:
                 loop.wake()
         systemd.notify("READY=1")
 
-    # -- what the loops and readers of status.json want to know
-
-    def _answered(self, hints: HeartbeatReply, skew_s: Optional[float]) -> None:
-        self._skew_s = skew_s if skew_s is not None else self._skew_s
-        for name, work in self._works.items():
-            if work.hinted(hints):
-                self.loops[name].hint()
-
-    def _facts(self) -> Facts:
-        seen = activation.read(self._layout)
-        # A beat that arrives proves that the earlier failures of beats are over, unless the plane refused them.
-        over = self.loops["heartbeat"].health.outcome != Outcome.REFUSED.value
-        problems = [
-            (problem.code, problem.detail)
-            for problem in self._problems(seen)
-            if not (over and problem.code == "heartbeat_failing")
-        ]
-        spool = self._spool() or {}
-        return Facts(
-            problems=tuple(problems),
-            deployment=seen.deployment,
-            signing_keys_version=seen.signing_keys_version,
-            pending=spool.get("pending", 0),
-            quarantined=spool.get("quarantined", 0),
-        )
-
-    def _spool(self) -> Optional[Dict[str, Any]]:
-        work = self._works.get("artifacts")
-        return work.shown() if work is not None else None
-
-    def _problems(self, seen: activation.Activation) -> List[Problem]:
-        found: List[Problem] = []
-        for name, loop in self.loops.items():
-            if loop.health.problem is not None:
-                found.append(Problem(f"{name}_failing", loop.health.problem, loop.health.hint))
-        for work in self._works.values():
-            found.extend(work.problems())
-        if seen.fault is not None:
-            found.append(Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate"))
-        found.extend(of_the_key(self._handed, self._clock.wall()))
-        found.extend(of_the_clock(self._skew_s))
-        return unique(found)
-
-    def publish(self, *, running: bool = True) -> None:
-        """Write `status.json`: on tmpfs, so no fsync; a full /run must not stop the beats."""
-        with self._publishing:
-            seen = activation.read(self._layout)
-            problems = self._problems(seen)
-            document = {
-                "v": 1,
-                "running": running,
-                "pid": os.getpid(),
-                "agent_version": __version__,
-                "started_at": self._started_at,
-                "written_at": rfc3339(self._clock.wall()),
-                "status": "degraded" if problems else "ok",
-                "crashes": self._crashes + 1 if self._crash is not None else 0 if self._beaten() else self._crashes,
-                "identity": self._handed.shown(),
-                "loops": {name: self._loop_shown(name, loop) for name, loop in self.loops.items()},
-                "deployment": seen.deployment,
-                "signing_keys": seen.signing_keys,
-                "spool": self._spool(),
-                "clock_skew_s": round(self._skew_s) if self._skew_s is not None else None,
-                "problems": [problem.shown() for problem in problems],
-            }
-            try:
-                files.write_json(self._layout.agent_status, document, mode=0o644, durable=False)
-            except LocalFault as error:
-                log.warning(str(error))
-
-    def _beaten(self) -> bool:
-        return self.loops["heartbeat"].health.last_success_at is not None
-
-    def _loop_shown(self, name: str, loop: Loop) -> Mapping[str, Any]:
-        work = self._works.get(name)
-        own = work.shown() if work is not None and name != "artifacts" else {}
-        return {**own, **loop.health.shown(), "period_s": loop.schedule.period_s}
-
 
 def _crash_pause(crashes: int) -> float:
     return min(LONGEST_CRASH_PAUSE_S, CRASH_PAUSE_S * (2.0 ** min(crashes, 10) - 1.0))
-
-
-def _crashes(layout: Layout) -> int:
-    """How many times in a row the agent ended by an error of its own, as the last one wrote down."""
-    try:
-        crashes = (files.read_json(layout.agent_status) or {}).get("crashes")
-    except LocalFault:
-        return 0
-    return crashes if isinstance(crashes, int) and crashes > 0 else 0
 
 
 def read_settings(layout: Layout) -> Settings:

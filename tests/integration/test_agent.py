@@ -236,3 +236,42 @@ def test_first_boot_waits_for_a_late_token_and_uses_it(tmp_path: Path, control_p
     assert not host.path("run/byteor-firstboot/settings.yaml").exists()
     assert len({request["credential"]["hash"] for request in host.enrollments()}) == 2
     assert len(control_plane.agents()) == 1
+
+
+def test_a_refused_key_is_said_in_the_beats_that_still_go_out(host: Host, start: Callable[..., Agent]) -> None:
+    """A probe after a 401 says degraded and names the refusal; the beat after the next success says ok again."""
+    fault = host.plane.fault("heartbeat", "problem", times=2, status=401, code="key_expired")
+    assert fault
+    start()
+    wait_for_beats(host, 2, limit_s=60)
+    bodies = [json.loads(request["body"]) for request in host.plane.requests("heartbeat")]
+    assert [body["status"] for body in bodies[:4]] == ["ok", "degraded", "degraded", "ok"]
+    assert bodies[1]["problems"][0]["code"] == "heartbeat_failing" and "401" in bodies[1]["problems"][0]["detail"]
+
+
+def test_sighup_reads_the_settings_again(host: Host, start: Callable[..., Agent]) -> None:
+    """A new period holds at once; settings that are damaged change nothing and are said."""
+    agent = start()
+    wait_for_beats(host, 1)
+    path = host.path("var/lib/byteor/settings.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "heartbeat_interval_s": 1800}))
+    agent.process.send_signal(signal.SIGHUP)
+    host.plane.wait_for(lambda: status(host)["loops"]["heartbeat"]["period_s"] == 1800, limit_s=10)
+    before = len(beats(host))
+    path.write_text("{")
+    agent.process.send_signal(signal.SIGHUP)
+    path.write_text("{")
+    code, _, err = agent.end()
+    assert code == 0 and "not read again" in err, err
+    assert len(beats(host)) >= before
+
+
+def test_a_clock_that_is_off_is_a_problem(host: Host, start: Callable[..., Agent]) -> None:
+    """The plane's Date tells; a beat says it, and status what to do."""
+    host.plane.fault("heartbeat", "date", times=None, offset_s=-4000)
+    start()
+    host.plane.wait_for(lambda: len(host.plane.requests("heartbeat")) >= 2, limit_s=20)
+    shown = status(host)
+    assert 3990 < shown["clock_skew_s"] < 4010 and shown["status"] == "degraded"
+    problem = next(problem for problem in shown["problems"] if problem["code"] == "clock_skew")
+    assert "ahead" in problem["detail"] and problem["hint"]

@@ -1,0 +1,143 @@
+"""How this agent is, in one place: what a heartbeat says of it, what `status.json` shows, what the plane's hints mean."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Dict, List, Mapping, Optional, Protocol
+
+from firstboot import __version__, files, log
+from firstboot.agent import activation
+from firstboot.agent.heartbeat import Facts
+from firstboot.agent.loop import Loop, Outcome
+from firstboot.agent.problems import Problem, of_the_clock, of_the_key, unique
+from firstboot.clock import Clock, rfc3339
+from firstboot.errors import LocalFault
+from firstboot.handover import Handover
+from firstboot.layout import Layout
+from firstboot.wire import HeartbeatReply
+
+
+class Work(Protocol):
+    """What a loop does, for every loop but the heartbeat."""
+
+    def run_once(self) -> None:
+        """Make one attempt."""
+
+    def problems(self) -> List[Problem]:
+        """Say what is wrong beyond the last attempt's error."""
+
+    def shown(self) -> Dict[str, Any]:
+        """Return its part of `status.json`."""
+
+    def hinted(self, hints: HeartbeatReply) -> bool:
+        """Return True when the hints name something that was not dealt with yet."""
+
+
+class Condition:
+    """Gathers from loops, works and the activator's files; `loops` and `works` are filled by the supervisor."""
+
+    def __init__(self, layout: Layout, handed: Handover, *, clock: Clock) -> None:
+        self.loops: Dict[str, Loop] = {}
+        self.works: Dict[str, Work] = {}
+        self.crashes = _crashes(layout)
+        self._layout = layout
+        self._handed = handed
+        self._clock = clock
+        self._skew_s: Optional[float] = None
+        self._publishing = threading.Lock()
+        self._started_at = rfc3339(clock.wall())
+
+    def answered(self, hints: HeartbeatReply, skew_s: Optional[float]) -> None:
+        """A beat was accepted: wake the loops that its hints concern."""
+        self._skew_s = skew_s if skew_s is not None else self._skew_s
+        for name, work in self.works.items():
+            if work.hinted(hints):
+                self.loops[name].hint()
+
+    @property
+    def clock_offset_s(self) -> Optional[float]:
+        """Seconds by which the plane's clock is ahead of ours, as its last verified answer said."""
+        return -self._skew_s if self._skew_s is not None else None
+
+    def facts(self) -> Facts:
+        """Return what the next beat says."""
+        seen = activation.read(self._layout)
+        # A beat that arrives proves that the earlier failures of beats are over, unless the plane refused them.
+        over = self.loops["heartbeat"].health.outcome != Outcome.REFUSED.value
+        problems = [
+            (problem.code, problem.detail)
+            for problem in self._problems(seen)
+            if not (over and problem.code == "heartbeat_failing")
+        ]
+        spool = self._spool() or {}
+        return Facts(
+            problems=tuple(problems),
+            deployment=seen.deployment,
+            signing_keys_version=seen.signing_keys_version,
+            pending=spool.get("pending", 0),
+            quarantined=spool.get("quarantined", 0),
+        )
+
+    def publish(self, *, running: bool = True, crashed: bool = False) -> None:
+        """Write `status.json` (README, "JSON"): on tmpfs, so no fsync; a full /run must not stop the beats."""
+        with self._publishing:
+            seen = activation.read(self._layout)
+            problems = self._problems(seen)
+            document = {
+                "v": 1,
+                "running": running,
+                "pid": os.getpid(),
+                "agent_version": __version__,
+                "started_at": self._started_at,
+                "written_at": rfc3339(self._clock.wall()),
+                "status": "degraded" if problems else "ok",
+                "crashes": self._crashes_so_far(crashed),
+                "identity": self._handed.shown(),
+                "loops": {name: self._loop_shown(name, loop) for name, loop in self.loops.items()},
+                "deployment": seen.deployment,
+                "signing_keys": seen.signing_keys,
+                "spool": self._spool(),
+                "clock_skew_s": round(self._skew_s) if self._skew_s is not None else None,
+                "problems": [problem.shown() for problem in problems],
+            }
+            try:
+                files.write_json(self._layout.agent_status, document, mode=0o644, durable=False)
+            except LocalFault as error:
+                log.warning(str(error))
+
+    def _problems(self, seen: activation.Activation) -> List[Problem]:
+        found: List[Problem] = []
+        for name, loop in self.loops.items():
+            if loop.health.problem is not None:
+                found.append(Problem(f"{name}_failing", loop.health.problem, loop.health.hint))
+        for work in self.works.values():
+            found.extend(work.problems())
+        if seen.fault is not None:
+            found.append(Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate"))
+        found.extend(of_the_key(self._handed, self._clock.wall()))
+        found.extend(of_the_clock(self._skew_s))
+        return unique(found)
+
+    def _spool(self) -> Optional[Dict[str, Any]]:
+        work = self.works.get("artifacts")
+        return work.shown() if work is not None else None
+
+    def _loop_shown(self, name: str, loop: Loop) -> Mapping[str, Any]:
+        work = self.works.get(name)
+        own = work.shown() if work is not None and name != "artifacts" else {}
+        return {**own, **loop.health.shown(), "period_s": loop.schedule.period_s}
+
+    def _crashes_so_far(self, crashed: bool) -> int:
+        if crashed:
+            return self.crashes + 1
+        return 0 if self.loops["heartbeat"].health.last_success_at is not None else self.crashes
+
+
+def _crashes(layout: Layout) -> int:
+    """How many times in a row the agent ended by an error of its own, as the last one wrote down."""
+    try:
+        crashes = (files.read_json(layout.agent_status) or {}).get("crashes")
+    except LocalFault:
+        return 0
+    return crashes if isinstance(crashes, int) and crashes > 0 else 0
