@@ -51,6 +51,10 @@ class Life:
     beat_after_kill: Mapping[str, Any] = field(default_factory=dict)
     killed: str = ""
     restarted: str = ""
+    frozen: str = ""
+    thawed: str = ""
+    watchdog_said: str = ""
+    reloaded: str = ""
     # after each reboot
     reboots: list[Boot] = field(default_factory=list)
     beats: list[Mapping[str, Any]] = field(default_factory=list)
@@ -75,6 +79,7 @@ def life(
         plane.start()
         _enroll(life)
         _kill_agent(life)
+        _freeze_agent(life)
         for _ in range(REBOOTS):
             _reboot(life)
         guest.stop()
@@ -106,6 +111,26 @@ def _kill_agent(life: Life) -> None:
     guest.run("kill", "-KILL", life.killed)
     life.beat_after_kill = hosts.wait_for_beat(guest, life.plane, life.agent_id, after=before)
     life.restarted = guest.unit(hosts.AGENT)["MainPID"]
+
+
+def _freeze_agent(life: Life) -> None:
+    """Stop the process without ending it, under a watchdog that is short enough for a test; and reload it before."""
+    guest = life.guest
+    drop_in = guest.path("/run/systemd/system/byteor-agent.service.d/short.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nWatchdogSec=8s\n")
+    guest.run("systemctl", "daemon-reload")
+    guest.run("systemctl", "restart", hosts.AGENT)
+    life.frozen = guest.unit(hosts.AGENT)["MainPID"]
+    guest.run("systemctl", "reload", hosts.AGENT)
+    guest.wait_for(lambda: "settings read again" in guest.journal("-b", "-u", hosts.AGENT), "the reload", timeout=20, every=0.5)
+    life.reloaded = guest.unit(hosts.AGENT)["MainPID"]
+    before = len(hosts.beats(life.plane, life.agent_id))
+    guest.run("kill", "-STOP", life.frozen)
+    guest.wait_for(lambda: guest.unit(hosts.AGENT)["MainPID"] not in ("0", life.frozen), "another agent", timeout=60, every=0.5)
+    hosts.wait_for_beat(guest, life.plane, life.agent_id, after=before)
+    life.thawed = guest.unit(hosts.AGENT)["MainPID"]
+    life.watchdog_said = guest.journal("-b", "-u", hosts.AGENT)
 
 
 def _reboot(life: Life) -> None:
@@ -196,6 +221,17 @@ def test_agent_that_was_killed_beats_again(life: Life) -> None:
     assert life.restarted not in ("0", life.killed)
     assert life.beat_after_kill["sequence"] > life.beat_before_kill["sequence"]
     assert life.beat_after_kill["boot_id"] == life.beat_before_kill["boot_id"]
+
+
+def test_agent_that_hangs_is_ended_by_the_watchdog_and_comes_back(life: Life) -> None:
+    """A process that is stopped feeds no watchdog: systemd ends it, and the next one beats."""
+    assert life.thawed not in ("0", life.frozen)
+    assert "Watchdog timeout" in life.watchdog_said
+
+
+def test_reload_reads_the_settings_in_the_same_process(life: Life) -> None:
+    """`systemctl reload` costs no beat and no start."""
+    assert life.reloaded == life.frozen
 
 
 def test_reboots_enroll_nothing_and_the_agent_beats_again(life: Life) -> None:
