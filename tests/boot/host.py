@@ -19,6 +19,8 @@ COMMANDS = {
     "ip": "iproute2",
     "nsenter": "util-linux",
     "mount": "mount",
+    "mkfs.ext4": "e2fsprogs",
+    "qemu-storage-daemon": "qemu-system-common",
 }
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
