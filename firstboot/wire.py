@@ -165,8 +165,8 @@ class Heartbeat:
     problems: Tuple[Tuple[str, str], ...] = ()
     pending: int = 0
     quarantined: int = 0
-    deployment: Optional[Mapping[str, Any]] = None  # deployment_id, sequence, spec_hash, state
     signing_keys_version: Optional[int] = None
+    deployment: Optional[Mapping[str, Any]] = None  # deployment_id, sequence, spec_hash, state
 
     def to_bytes(self) -> bytes:
         problems = [{"code": code, "detail": detail[:LONGEST_DETAIL]} for code, detail in self.problems[:MOST_PROBLEMS]]
