@@ -12,23 +12,16 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Callable, List, NoReturn, Optional, Type
+from typing import TYPE_CHECKING, List, Optional, Type
 
-from firstboot import __version__, log, systemd
-from firstboot.errors import USAGE, ByteorError, Invalid, NoToken
-from firstboot.layout import Layout
+from firstboot import log, systemd
+from firstboot.commandline import command, from_stdin, grammar, seconds
+from firstboot.errors import ByteorError, Invalid, NoToken
 
 if TYPE_CHECKING:
     from firstboot.provision.sources import Inputs
 
-EXIT_CODES = """\
-exit codes: 0 done · 1 unexpected · 2 usage · 3 no token and not enrolled · 4 settings or user data invalid
-  5 the plane refused · 6 gave up on a transient failure · 7 local fault · 8 identity belongs to another host
-  9 enrolled, but a copy of the token could not be erased · 10 a validation check failed"""
-
 INTERRUPTED = 130
-
-Handler = Callable[[argparse.Namespace], int]
 
 
 def firstboot_main(argv: Optional[List[str]] = None) -> int:
@@ -70,99 +63,29 @@ def _unexpected(kind: Type[BaseException], error: BaseException, trace: Optional
     log.hint("this is a bug of byteor-firstboot: please report this line")
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors speak like ours."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog.split()[0]}: error: {message}\nhint: {self.prog} --help\n")
-        sys.exit(USAGE)
-
-
-def _parser(program: str, description: str, example: str) -> tuple[_Parser, argparse._SubParsersAction[_Parser]]:
-    parser = _Parser(
-        prog=program,
-        description=description,
-        epilog=f"example: {example}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _common(parser, top=True)
-    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
-    return parser, parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-
-
-def _command(
-    commands: argparse._SubParsersAction[_Parser], name: str, handler: Handler, text: str, *, json: bool = False
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=EXIT_CODES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _common(parser, top=False)
-    if json:
-        parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
-    """What every command takes, before its name or after it; the later word wins."""
-
-    def default(value: object) -> object:
-        return value if top else argparse.SUPPRESS
-
-    parser.add_argument(
-        "--root",
-        type=_root,
-        default=default(Layout()),
-        metavar="DIR",
-        dest="layout",
-        help="work on the tree under DIR instead of this system",
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=default(None),
-        metavar="FILE",
-        help="read FILE in place of /etc/byteor/firstboot.yaml",
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", default=default(False), help="say more on stderr")
-
-
-def _root(text: str) -> Layout:
-    path = Path(text).resolve()
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a directory")
-    return Layout(path)
-
-
 def _firstboot_parser() -> argparse.ArgumentParser:
-    parser, commands = _parser(
+    parser, commands = grammar(
         "byteor-firstboot",
         "Enroll this host once, seal its identity, erase the token, hand off to byteor-agent.",
         "byteor-firstboot run --token-file - < token",
     )
-    run = _command(commands, "run", _run, "the whole of first boot; safe any number of times")
+    run = command(commands, "run", _run, "the whole of first boot; safe any number of times")
     _token_options(run)
     run.add_argument("--again", action="store_true", help="present a refused token at once, not only in the next boot")
-    again = _command(commands, "reenroll", _reenroll, "replace this host's identity with a fresh token")
+    again = command(commands, "reenroll", _reenroll, "replace this host's identity with a fresh token")
     _token_options(again)
-    preflight = _command(commands, "preflight", _preflight, "check everything that can be checked without the token")
+    preflight = command(commands, "preflight", _preflight, "check everything that can be checked without the token")
     preflight.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
-    check = _command(commands, "check-userdata", _check_userdata, "offline: would this user data enroll a host?")
+    check = command(commands, "check-userdata", _check_userdata, "offline: would this user data enroll a host?")
     check.add_argument("file", metavar="FILE|-")
-    erase = _command(commands, "erase", _erase, "erase spent tokens wherever they are, verify, write the receipt", json=True)
+    erase = command(commands, "erase", _erase, "erase spent tokens wherever they are, verify, write the receipt", json=True)
     erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
-    verify = _command(commands, "verify", _verify, "the install guide's four validation checks", json=True)
+    verify = command(commands, "verify", _verify, "the install guide's four validation checks", json=True)
     verify.add_argument(
-        "--operator-token", type=_from_stdin, metavar="-", help="read an operator token from stdin for the agent-list check"
+        "--operator-token", type=from_stdin, metavar="-", help="read an operator token from stdin for the agent-list check"
     )
-    _command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
-    _command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
+    command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
+    command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
     return parser
 
 
@@ -170,33 +93,20 @@ def _token_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
     parser.add_argument(
         "--give-up-after",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="exit 6 when a transient failure lasts longer (default: never)",
     )
 
 
-def _from_stdin(text: str) -> str:
-    if text != "-":  # argparse's own message would quote the secret
-        raise argparse.ArgumentTypeError("a token is never an argument: give - and the token on stdin")
-    return text
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError("SECONDS is a number that is not negative")
-    return value
-
-
 def _agent_parser() -> argparse.ArgumentParser:
-    parser, commands = _parser(
+    parser, commands = grammar(
         "byteor-agent",
         "The runtime of an enrolled host: heartbeats with its own runtime key.",
         "byteor-agent status",
     )
-    _command(commands, "run", _agent_run, "the loops; what byteor-agent.service calls")
-    _command(commands, "status", _agent_status, "loops, last answers, next attempts, problems with hints", json=True)
+    command(commands, "run", _agent_run, "the loops; what byteor-agent.service calls")
+    command(commands, "status", _agent_status, "loops, last answers, next attempts, problems with hints", json=True)
     return parser
 
 
