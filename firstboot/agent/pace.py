@@ -1,0 +1,37 @@
+"""One pace for all loops of a host whose requests come to nothing until a person acts (contract 2.6).
+
+Each loop's pauses grow by themselves, but four loops do not know of each other, and a shell that wakes one knows of none:
+without this a host sends four requests in some minutes (``tests/fleet``). Healthy hosts are not slowed down.
+"""
+
+from __future__ import annotations
+
+import threading
+
+APART_S = 30.0  # two requests in any minute
+
+
+class Pace:
+    """Shared by the loops; for any thread. The moments are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slow = False
+        self._latest = float("-inf")
+
+    def slow(self) -> None:
+        """The plane refused the key, or something that is not the plane answers: whatever is asked next, seldom."""
+        self._slow = True
+
+    def free(self) -> None:
+        """The plane accepted a request."""
+        self._slow = False
+
+    def wait_s(self, now: float) -> float:
+        """Seconds that an attempt has to wait, after which it asks again; 0: it may begin, and has taken this turn."""
+        with self._lock:
+            left = self._latest + APART_S - now
+            if self._slow and left > 0:
+                return left
+            self._latest = now
+            return 0.0
