@@ -16,7 +16,7 @@ TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 
 GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "shapes",
-          "settings"}
+          "settings", "redaction"}
 CONVERSATION = {"wire", "proxies", "trust", "deadline", "transport", "api"}
 SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover"}
 
