@@ -12,16 +12,24 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, List, Optional, Type
+from typing import TYPE_CHECKING, List, Optional, Tuple, Type
 
 from firstboot import log, systemd
-from firstboot.commandline import command, from_stdin, grammar, seconds
-from firstboot.errors import ByteorError, Invalid, NoToken
+from firstboot.commandline import Parser, command, from_stdin, grammar, seconds
+from firstboot.errors import ByteorError, Invalid, NotLaunched, NoToken
 
 if TYPE_CHECKING:
     from firstboot.provision.sources import Inputs
 
 INTERRUPTED = 130
+
+EXEC = """\
+Run COMMAND in place of this process, with BYTEOR_API_BASE_URL, BYTEOR_AGENT_ID and BYTEOR_AGENT_API_KEY set in its
+environment and written nowhere. With --user it gets that user's groups, HOME, USER, LOGNAME and SHELL. Core dumps
+are off in it. Signals and exit code are COMMAND's own.
+
+example: byteor-agent exec --user byteor -- /usr/bin/byteor-runtime --verbose
+exit codes of our own: 125 not started (no root, no identity, no such user) · 126 not executable · 127 not found"""
 
 
 def firstboot_main(argv: Optional[List[str]] = None) -> int:
@@ -31,7 +39,19 @@ def firstboot_main(argv: Optional[List[str]] = None) -> int:
 
 def agent_main(argv: Optional[List[str]] = None) -> int:
     """Entry point of ``byteor-agent``."""
-    return _main("byteor-agent", _agent_parser(), argv)
+    own, words = _split(sys.argv[1:] if argv is None else argv)
+    parser = _agent_parser(words)
+    if "exec" in own:  # what stands before or after it may be what the top parser complains about
+        parser.usage_code = NotLaunched.exit_code
+    return _main("byteor-agent", parser, own)
+
+
+def _split(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]:
+    """What is ours, and for `exec` the command after ``--``: argparse must not look at the options of that one."""
+    if "--" in argv and "exec" in argv[: argv.index("--")]:
+        at = argv.index("--")
+        return argv[:at], argv[at + 1 :]
+    return argv, None
 
 
 def _main(program: str, parser: argparse.ArgumentParser, argv: Optional[List[str]]) -> int:
@@ -99,13 +119,19 @@ def _token_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _agent_parser() -> argparse.ArgumentParser:
+def _agent_parser(words: Optional[List[str]]) -> Parser:
     parser, commands = grammar(
         "byteor-agent",
         "The runtime of an enrolled host: heartbeats with its own runtime key.",
         "byteor-agent status",
     )
     command(commands, "run", _agent_run, "the loops; what byteor-agent.service calls")
+    launch = command(commands, "exec", _exec, "run a command with this host's identity in its environment; root only")
+    launch.usage = "%(prog)s [-h] [--root DIR] [-v] [--user USER] -- COMMAND [ARGUMENT ...]"
+    launch.description, launch.epilog = EXEC, None
+    launch.usage_code = NotLaunched.exit_code
+    launch.add_argument("--user", metavar="USER", help="the user (name or id) to run COMMAND as; without it, as the caller")
+    launch.set_defaults(words=words)
     command(commands, "status", _agent_status, "loops, last answers, next attempts, problems with hints", json=True)
     return parser
 
@@ -187,7 +213,15 @@ def _unseal(arguments: argparse.Namespace) -> int:
 def _agent_run(arguments: argparse.Namespace) -> int:
     from firstboot.agent.supervisor import start
 
-    return start(arguments.layout)
+    return start(arguments.layout, config=arguments.config)
+
+
+def _exec(arguments: argparse.Namespace) -> int:
+    from firstboot.launch import launch
+
+    if not arguments.words:
+        raise NotLaunched("exec needs a command", hint="byteor-agent exec --user USER -- COMMAND")
+    launch(arguments.layout, arguments.words, user=arguments.user, environ=os.environ)
 
 
 def _agent_status(arguments: argparse.Namespace) -> int:

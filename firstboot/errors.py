@@ -89,3 +89,9 @@ class CheckFailed(ByteorError):
     """A validation check of the guide did not pass."""
 
     exit_code = 10
+
+
+class NotLaunched(ByteorError):
+    """`exec` did not start its command: the exit codes from 125 on are not those of a command, as with env and docker."""
+
+    exit_code = 125

@@ -22,26 +22,33 @@ HANDOVER_LIMIT = 1 << 16  # bytes; a runtime key and a few ids
 
 _TEXTS = ("api_base_url", "agent_id", "org_id", "project_id", "environment_id", "enrolled_at")
 
+# Where an agent's identity came from, as `status` says it.
+SEALED, ENVIRONMENT = "sealed", "environment"
+
 
 @dataclass(frozen=True)
 class Handover:
-    """The agent's three values (base URL, id, key), its proxy, and what `status` shows; times are RFC 3339."""
+    """The agent's three values (base URL, id, key), its proxy, and what `status` shows; times are RFC 3339.
+
+    What comes from a container's environment knows no enrollment, and of its place what the settings file says.
+    """
 
     api_base_url: str
     agent_id: str
     api_key: Secret
     proxy: Optional[Secret]
-    org_id: str
-    project_id: str
-    environment_id: str
+    org_id: Optional[str]
+    project_id: Optional[str]
+    environment_id: Optional[str]
     name: Optional[str]
-    enrolled_at: str
+    enrolled_at: Optional[str]
     expires_at: Optional[str]
     scopes: Tuple[str, ...]
+    source: str = SEALED
 
     def shown(self) -> Dict[str, Any]:
         """What may be published in `status.json`: everything but the key and the proxy."""
-        names = (*_TEXTS, "name", "expires_at")
+        names = (*_TEXTS, "name", "expires_at", "source")
         return {**{name: getattr(self, name) for name in names}, "scopes": list(self.scopes)}
 
 
@@ -82,6 +89,8 @@ def _parse(data: bytes, layout: Layout) -> Handover:
         document = json.loads(data)
         if document["v"] != VERSION:
             raise ValueError("another version")
+        if document.get("source", SEALED) != SEALED:
+            raise ValueError("nothing else is handed over")
         return Handover(
             **{name: text(document[name]) for name in _TEXTS},
             name=optional_text(document.get("name")),

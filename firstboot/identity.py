@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from firstboot import envelope, files, hostfacts, keeping, log, sealkey
-from firstboot.errors import Corrupt, LocalFault
+from firstboot.errors import Corrupt, Foreign, LocalFault, NoToken
 from firstboot.handover import optional_text, text
 from firstboot.hostfacts import host_facts, hostname
 from firstboot.layout import Layout
 from firstboot.secret import Secret
 
 __all__ = [
-    "Identity", "Look", "State", "fingerprint", "hostname", "look", "probe_sealing", "same_host", "save", "set_aside",
+    "Identity", "Look", "State", "fingerprint", "hostname", "look", "probe_sealing", "required", "same_host", "save",
+    "set_aside",
 ]
 
 PURPOSE = "byteor identity"
@@ -90,6 +91,18 @@ def look(layout: Layout) -> Look:
         return Look(State.HERE, _from_content(envelope.open(sealed, key=key, purpose=PURPOSE)))
     except (Corrupt, ValueError) as error:
         return Look(State.UNREADABLE, why=str(error))
+
+
+def required(layout: Layout) -> Identity:
+    """Return the identity that opens here; NoToken (3), LocalFault (7) or Foreign (8) says why none does."""
+    seen = look(layout)
+    if seen.state is State.NONE:
+        raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
+    if seen.state is State.FOREIGN:
+        raise Foreign(f"the identity on this disk belongs to another host: {seen.why}", hint="byteor-firstboot status")
+    if seen.identity is None:
+        raise LocalFault(f"the sealed identity does not open: {seen.why}", hint="byteor-firstboot status")
+    return seen.identity
 
 
 def save(layout: Layout, identity: Identity, *, seal: str) -> None:

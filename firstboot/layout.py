@@ -131,6 +131,10 @@ class Layout:
         return self.agent / "state.json"
 
     @property
+    def agent_lock(self) -> Path:
+        return self.agent / "lock"
+
+    @property
     def activation(self) -> Path:
         return self.path("/var/lib/byteor/activation", follow=True)
 

@@ -47,6 +47,7 @@ def _page(document: Dict[str, Any]) -> List[str]:
     lines = [
         f"agent      {identity.get('agent_id')} ({identity.get('name')}), {state}",
         f"plane      {identity.get('api_base_url')}, environment {identity.get('environment_id')}",
+        f"identity   {identity.get('source')}",
         f"enrolled   {identity.get('enrolled_at')}, key until {identity.get('expires_at') or 'revoked'}",
         f"written    {document.get('written_at')} ({document.get('age_s')} s ago)",
     ]

@@ -7,22 +7,23 @@ new. Neither yaml nor cryptography is ever loaded here.
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Callable, List, Optional
 
-from firstboot import __version__, files, frozen, log, systemd
+from firstboot import __version__, log, systemd
+from firstboot.agent import arrival
 from firstboot.agent.condition import Condition
 from firstboot.agent.heartbeat import HeartbeatLoop
 from firstboot.agent.loop import Loop, Schedule
 from firstboot.api import PlaneApi
 from firstboot.clock import Clock, rng
-from firstboot.errors import ByteorError, LocalFault
+from firstboot.errors import ByteorError
 from firstboot.frozen import Settings
-from firstboot.handover import Handover, take
+from firstboot.handover import Handover
 from firstboot.layout import Layout
 from firstboot.transport import Transport
 
@@ -31,17 +32,17 @@ DEFAULT_PERIOD_S = 30.0
 LOOK_S = 60.0
 # After a crash systemd starts us again in 10 s; the n-th in a row begins its loops this much later, up to five minutes.
 CRASH_PAUSE_S, LONGEST_CRASH_PAUSE_S = 10.0, 300.0
-UNSEAL_TIMEOUT_S = 60
 
 
 class Supervisor:
     """Owns the loops and `status.json`; `run` returns the exit code."""
 
-    def __init__(self, layout: Layout, handed: Handover, settings: Settings, *, clock: Optional[Clock] = None) -> None:
+    def __init__(self, layout: Layout, handed: Handover, settings: Settings, *, config: Optional[Path] = None) -> None:
         self._layout = layout
+        self._config = config
         self._handed = handed
         self._settings = settings
-        self._clock = clock or Clock()
+        self._clock = Clock()
         self._stop = threading.Event()
         self._nudged = threading.Event()
         self._reload = False
@@ -135,7 +136,7 @@ class Supervisor:
         """SIGHUP: new trust, proxy and period from the next request on; invalid settings change nothing."""
         systemd.notify("RELOADING=1")
         try:
-            settings = read_settings(self._layout)
+            settings = arrival.settings_again(self._layout, self._handed, config=self._config)
             transports = [_transport(self._handed, settings) for _ in self._apis]
         except ByteorError as error:
             log.warning(f"the settings were not read again: {error}", hint=error.hint)
@@ -154,12 +155,6 @@ def _crash_pause(crashes: int) -> float:
     return min(LONGEST_CRASH_PAUSE_S, CRASH_PAUSE_S * (2.0 ** min(crashes, 10) - 1.0))
 
 
-def read_settings(layout: Layout) -> Settings:
-    """The frozen settings, or none where first boot has frozen none."""
-    stored = files.read_json(layout.settings)
-    return Settings() if stored is None else frozen.thaw(stored)
-
-
 def _transport(handed: Handover, settings: Settings) -> Transport:
     return Transport(
         ca_certificates=settings.ca_certificates,
@@ -168,23 +163,11 @@ def _transport(handed: Handover, settings: Settings) -> Transport:
     )
 
 
-def start(layout: Layout) -> int:
-    """What ``byteor-agent run`` does: hand-over, frozen settings, supervise."""
-    if not layout.is_host:
-        code = _unseal(layout)
-        if code:
-            return code  # the child has said why
-    handed = take(layout)
-    if handed is None:
-        raise LocalFault(
-            "no identity was handed over",
-            hint="start byteor-agent.service, which runs byteor-firstboot unseal first",
-        )
-    files.make_directory(layout.agent, 0o700)  # on a host the package has made it, and it is the agent's
-    return Supervisor(layout, handed, read_settings(layout)).run()
-
-
-def _unseal(layout: Layout) -> int:
-    """Without systemd the privileged pre-start step is a child: the key it uses never enters this process."""
-    command = [sys.executable, "-m", "firstboot", "unseal", "--root", str(layout.root)]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, timeout=UNSEAL_TIMEOUT_S, check=False).returncode
+def start(layout: Layout, *, config: Optional[Path]) -> int:
+    """What ``byteor-agent run`` does: hand-over or environment, settings, supervise."""
+    with arrival.alone(layout):
+        try:
+            handed, settings = arrival.arrive(layout, config=config, environ=os.environ)
+        except arrival.ChildFailed as error:
+            return error.exit_code  # the child has said why
+        return Supervisor(layout, handed, settings, config=config).run()

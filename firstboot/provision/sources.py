@@ -109,7 +109,7 @@ def _readers(layout: Layout, inputs: Inputs) -> Iterator[Tuple[Rank, Reader]]:
         ),
     )
     yield Rank.ENVIRONMENT, lambda: _environment(inputs)
-    yield Rank.IMAGE, lambda: _image(layout, inputs)
+    yield Rank.IMAGE, lambda: image(layout, inputs)
 
 
 def _bare(data: Optional[bytes], rank: Rank, where: str, path: Optional[Path]) -> Optional[Source]:
@@ -192,7 +192,8 @@ def _environment(inputs: Inputs) -> Optional[Source]:
     return _source({"api_base_url": address}, Rank.ENVIRONMENT, "BYTEOR_API_BASE_URL", None)
 
 
-def _image(layout: Layout, inputs: Inputs) -> Optional[Source]:
+def image(layout: Layout, inputs: Inputs) -> Optional[Source]:
+    """Read the image's defaults, or the file that stands in for them; Invalid or LocalFault when they are broken."""
     path = inputs.config or layout.image_defaults
     # realpath and not resolve(): the latter raises a RuntimeError of its own for a loop of links before Python 3.13.
     target = Path(os.path.realpath(path)) if inputs.config or layout.is_host else path

@@ -10,8 +10,7 @@ import pwd
 from typing import Optional, Tuple
 
 from firstboot import files, handover, identity
-from firstboot.errors import Foreign, LocalFault, NoToken
-from firstboot.identity import State
+from firstboot.errors import LocalFault
 from firstboot.layout import Layout
 
 AGENT_USER = "byteor-agent"
@@ -20,14 +19,7 @@ AGENT_USER = "byteor-agent"
 def unseal(layout: Layout) -> int:
     """Write the hand-over file; the error says why there is nothing to hand over (exit 3, 7 or 8)."""
     files.remove(layout.handover)  # one that no agent took must not outlive the identity that it came from
-    seen = identity.look(layout)
-    if seen.state is State.NONE:
-        raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
-    if seen.state is State.FOREIGN:
-        raise Foreign(f"the identity on this disk belongs to another host: {seen.why}", hint="byteor-firstboot status")
-    if seen.identity is None:
-        raise LocalFault(f"the sealed identity does not open: {seen.why}", hint="byteor-firstboot status")
-    here = seen.identity
+    here = identity.required(layout)
     handover.write(
         layout,
         handover.Handover(

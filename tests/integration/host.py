@@ -87,14 +87,16 @@ class Host:
 
     def start(self, *arguments: str, **keywords: Any) -> subprocess.Popen[str]:
         command, *rest = arguments
+        if keywords.pop("root_last", True):  # `exec` takes what comes last for the command's
+            rest += ["--root", str(self.root)]
         environ = {**os.environ, **keywords.pop("env", {})}
         return subprocess.Popen(
-            [str(BIN / command), *rest, "--root", str(self.root)], env=environ, text=True,
+            [str(BIN / command), *rest], env=environ, text=True,
             stdin=keywords.pop("stdin", subprocess.DEVNULL), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords,
         )
 
-    def call(self, *arguments: str, text: str = "", env: Optional[Dict[str, str]] = None) -> Done:
-        process = self.start(*arguments, stdin=subprocess.PIPE, env=env or {})
+    def call(self, *arguments: str, text: str = "", env: Optional[Dict[str, str]] = None, **keywords: Any) -> Done:
+        process = self.start(*arguments, stdin=subprocess.PIPE, env=env or {}, **keywords)
         out, err = process.communicate(text, timeout=RUN_LIMIT_S)
         return Done(process.returncode, out, err)
 

@@ -18,7 +18,7 @@ SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "shapes",
           "settings", "redaction"}
 CONVERSATION = {"wire", "proxies", "trust", "deadline", "transport", "api"}
-SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover"}
+SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover", "launch"}
 
 # Folder -> the folders and groups that it may import from (design.md, section 1).
 TABLE = {

@@ -1,0 +1,42 @@
+"""The image's settings alone, checked and printed as ``settings.json`` has them: the agent's child in a container.
+
+``python -m firstboot.provision.image --root DIR [--config FILE]``. The agent has its identity from its environment there, no
+first boot has frozen anything, and yaml must not be loaded in the process that stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from firstboot import log
+from firstboot.errors import ByteorError
+from firstboot.frozen import freeze
+from firstboot.layout import Layout
+from firstboot.provision.sources import Inputs, image
+from firstboot.settings import merge
+
+
+def main() -> int:
+    """Print the settings; the exit code and the words are those of `byteor-agent run`."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--config", type=Path)
+    arguments = parser.parse_args()
+    log.set_up("byteor-agent", verbose=False)
+    try:
+        source = image(Layout(arguments.root), Inputs(config=arguments.config))
+    except ByteorError as error:
+        log.error(str(error))
+        if error.hint:
+            log.hint(error.hint)
+        return error.exit_code
+    settings, _ = merge([source] if source is not None else [], chosen=None)
+    print(json.dumps(freeze(settings)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""An agent whose identity is its environment: nothing is sealed, children inherit nothing, what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator
+
+import pytest
+
+from tests.integration.host import Host
+
+ADDRESS, AGENT, KEY = "BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY"
+
+
+@pytest.fixture
+def given(tmp_path: Path, control_plane: Any) -> Dict[str, str]:
+    """The three variables of an agent that was enrolled elsewhere."""
+    elsewhere = Host(tmp_path / "elsewhere", control_plane)
+    elsewhere.defaults()
+    elsewhere.token(elsewhere.mint())
+    assert elsewhere.run().code == 0
+    assert elsewhere.call("byteor-firstboot", "unseal").code == 0
+    handed = json.loads(elsewhere.path("run/byteor-agent/handover.json").read_text())
+    return {ADDRESS: handed["api_base_url"], AGENT: handed["agent_id"], KEY: handed["api_key"]}
+
+
+@pytest.fixture
+def container(tmp_path: Path, control_plane: Any) -> Host:
+    return Host(tmp_path / "container", control_plane)
+
+
+@pytest.fixture
+def config(tmp_path: Path, container: Host) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text(json.dumps(container.settings(heartbeat_interval_s=5, org_id=None, api_base_url=None)))
+    return path
+
+
+@pytest.fixture
+def running(container: Host, config: Path, given: Dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = container.start("byteor-agent", "run", "--config", str(config), env=given)
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def test_it_beats_and_seals_nothing(
+    container: Host, running: subprocess.Popen[str], given: Dict[str, str], control_plane: Any
+) -> None:
+    """Beats arrive under the given id; status names the source; no file of the tree holds the key; it ends in order."""
+    control_plane.wait_for(lambda: control_plane.requests("heartbeat"), limit_s=20)
+    done = container.call("byteor-agent", "status", "--json")
+    identity = json.loads(done.out)["identity"]
+    assert identity["source"] == "environment" and identity["agent_id"] == given[AGENT]
+    assert identity["project_id"] == control_plane.project_id and identity["org_id"] is None
+    assert json.loads(done.out)["loops"]["heartbeat"]["period_s"] == 5
+    assert "environment" in container.call("byteor-agent", "status").out
+    running.terminate()
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == 0, err
+    files = [path for path in container.root.rglob("*") if path.is_file()]
+    assert not any(given[KEY].encode() in path.read_bytes() for path in files) and given[KEY] not in err
+    assert [path.name for path in container.path("var/lib/byteor").iterdir()] == ["agent"]
+
+
+def test_children_inherit_none_of_the_three(tmp_path: Path, given: Dict[str, str]) -> None:
+    """Once it arrived, the process's own environment holds none of them; neither yaml nor cryptography was loaded."""
+    (tmp_path / "r").mkdir()
+    code = """
+import os, subprocess, sys
+from pathlib import Path
+from firstboot.agent import arrival
+from firstboot.layout import Layout
+handed, settings = arrival.arrive(Layout(Path(sys.argv[1])), config=None, environ=os.environ)
+print(handed.source, *[name for name in sys.modules if name in ("yaml", "cryptography", "firstboot.identity")])
+print(subprocess.run(["env"], capture_output=True, text=True, check=True).stdout)
+"""
+    environ = {**os.environ, **given}
+    command = [sys.executable, "-c", code, str(tmp_path / "r")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=True)
+    assert done.stdout.splitlines()[0] == "environment" and "BYTEOR_" not in done.stdout, done
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({KEY: None}, f"not {KEY}"),
+        ({ADDRESS: None, AGENT: None}, f"not {ADDRESS}, {AGENT}"),
+        ({ADDRESS: "ftp://a.example"}, f"{ADDRESS} must be"),
+        ({AGENT: "../x"}, f"{AGENT} must be"),
+        ({AGENT: ""}, f"{AGENT} must be"),
+        ({KEY: "a key with blanks"}, f"{KEY} must be"),
+        ({KEY: ""}, f"{KEY} must be"),
+    ],
+)
+def test_partial_or_ill_formed_variables_are_named_and_not_shown(
+    container: Host, given: Dict[str, str], change: Dict[str, Any], said: str
+) -> None:
+    """Exit 4, one error line with the variable's name, never a value; nothing was sent."""
+    environ = {name: value for name, value in {**given, **change}.items() if value is not None}
+    done = container.call("byteor-agent", "run", env=environ)
+    assert done.code == 4 and said in done.err and done.err.count("error:") == 1, done
+    assert not any(value in done.err for value in environ.values() if value and value != given[ADDRESS])
+    assert not container.plane.requests("heartbeat")
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "there is no file"), ("x: [", "not YAML"), ("org_if: a", "org_id")])
+def test_a_broken_settings_file_stops_it(
+    container: Host, config: Path, given: Dict[str, str], text: Any, said: str
+) -> None:
+    """Exit 4 with the words of the settings' reader, once."""
+    config.unlink() if text is None else config.write_text(text)
+    done = container.call("byteor-agent", "run", "--config", str(config), env=given)
+    assert done.code == 4 and said in done.err and done.err.count("error:") == 1, done
+
+
+def test_one_agent_a_tree(container: Host, running: subprocess.Popen[str], config: Path, given: Dict[str, str]) -> None:
+    """A second run on the same tree ends with exit 6 and a sentence; the first goes on."""
+    container.plane.wait_for(lambda: container.path("run/byteor-agent/status.json").exists(), limit_s=20)
+    done = container.call("byteor-agent", "run", "--config", str(config), env=given)
+    assert done.code == 6 and "another byteor-agent" in done.err, done
+    assert running.poll() is None
