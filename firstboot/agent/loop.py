@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Dict, Optional
 
 from firstboot import log
-from firstboot.agent.answers import NotThePlane
+from firstboot.agent.answers import KeyRefused, NotThePlane
+from firstboot.agent.pace import Pace
 from firstboot.clock import LONGEST_RETRY_AFTER_S, Chance, Clock, rfc3339, rng
 from firstboot.errors import ByteorError, Refused, TryAgain
 
@@ -108,6 +109,7 @@ class Loop(threading.Thread):
         crashed: Callable[[str], None],
         changed: Callable[[], None],
         first_delay_s: Optional[float] = None,
+        pace: Optional[Pace] = None,
         clock: Optional[Clock] = None,
         chance: Optional[Chance] = None,
         nudged: Optional[threading.Event] = None,
@@ -122,6 +124,7 @@ class Loop(threading.Thread):
         self._clock = clock or Clock()
         self._chance = chance or rng()
         self._first_delay_s = first_delay_s
+        self._pace = pace or Pace()
         self._nudged = nudged or threading.Event()
         # Monotonic: when somebody asked for the next attempt, and when we last followed.
         self._wanted = float("inf")
@@ -161,9 +164,14 @@ class Loop(threading.Thread):
         while not self._stopping.is_set():
             now = self._clock.monotonic()
             if now >= min(due, self._wanted):
-                if now >= self._wanted:
-                    self._wanted, self._followed = float("inf"), now
-                return False
+                held = self._pace.wait_s(now)
+                if held <= 0:
+                    if now >= self._wanted:
+                        self._wanted, self._followed = float("inf"), now
+                    return False
+                due, self._wanted = now + held, float("inf")
+                self.health.due_by = due + GRACE_S
+                continue
             self._nudged.wait(min(due, self._wanted) - now)
             self._nudged.clear()
         return True
@@ -177,15 +185,18 @@ class Loop(threading.Thread):
         try:
             self._run_once()
             outcome = Outcome.DONE
+            self._pace.free()
             health.problem = health.hint = None
             health.last_success_at = health.last_attempt_at
         except TryAgain as error:
-            # What is not the plane is asked seldom, so that all loops together stay under two requests a minute.
-            calm = isinstance(error, NotThePlane)
-            outcome, retry_after = Outcome.RETRY, 2 * self.schedule.period_s if calm else error.retry_after
+            outcome, retry_after = Outcome.RETRY, error.retry_after
             health.problem, health.hint = str(error), error.hint
+            if isinstance(error, NotThePlane):
+                self._pace.slow()
         except Refused as error:
             outcome = Outcome.REFUSED
+            if isinstance(error, KeyRefused):
+                self._pace.slow()
             health.problem, health.hint = str(error), error.hint
         except ByteorError as error:
             outcome = Outcome.RETRY

@@ -19,6 +19,7 @@ from firstboot.agent import arrival
 from firstboot.agent.condition import Condition
 from firstboot.agent.heartbeat import HeartbeatLoop
 from firstboot.agent.loop import Loop, Schedule
+from firstboot.agent.pace import Pace
 from firstboot.api import PlaneApi
 from firstboot.clock import Clock, rng
 from firstboot.errors import ByteorError
@@ -49,6 +50,7 @@ class Supervisor:
         self._crash: Optional[str] = None
         self._condition = Condition(layout, handed, clock=self._clock)
         self._apis: List[PlaneApi] = []
+        self._pace = Pace()
         self.loops = self._condition.loops
         self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
         # One splay for all: the first look at deployments comes with the first beat (contract 2.3).
@@ -79,6 +81,7 @@ class Supervisor:
             crashed=self._crashed,
             changed=self._condition.publish,
             first_delay_s=self._splay_s,
+            pace=self._pace,
             clock=self._clock,
         )
 
