@@ -1,0 +1,92 @@
+"""The resident agent: start, idling for a window, the cost of a beat and what ten thousand of them leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+from tests.bench.interpreters import Interpreter
+from tests.bench.processes import Usage, usage
+from tests.controlplane import ControlPlane
+from tests.integration.host import Host
+
+FAST_PERIOD_S = 0.005
+# The resident process with another default period, and nothing else changed: the plane and the settings name none.
+_FAST = f"from firstboot.agent import supervisor\nsupervisor.DEFAULT_PERIOD_S = {FAST_PERIOD_S}"
+
+
+def enrolled(directory: Path, plane: ControlPlane, **settings: Any) -> Host:
+    """A host that has been through first boot; its trust is the plane's CA file."""
+    host = Host(directory, plane)
+    host.defaults(**settings)
+    host.token(plane.mint())
+    done = host.run()
+    if done.code:
+        raise RuntimeError(f"first boot failed: {done.err}")
+    return host
+
+
+@contextlib.contextmanager
+def running(interpreter: Interpreter, host: Host, *, before: str = "") -> Iterator[int]:
+    """The agent's process id, while it runs."""
+    command = interpreter.command("byteor-agent", "run", "--root", str(host.root), before=before)
+    process = subprocess.Popen(
+        command, env=interpreter.env(), cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def beats(plane: ControlPlane) -> int:
+    return sum(int(agent["heartbeats"]) for agent in plane.agents())
+
+
+def wait_for_beats(plane: ControlPlane, count: int, *, limit_s: float = 600.0, every_s: float = 0.02) -> None:
+    until = time.monotonic() + limit_s
+    while beats(plane) < count:
+        if time.monotonic() > until:
+            raise RuntimeError(f"{beats(plane)} beats instead of {count} within {limit_s} s")
+        time.sleep(every_s)
+
+
+def window(pid: int, minutes: int, *, minute_s: float = 60.0) -> List[Usage]:
+    """What the process used by the end of each minute; the first entry is the beginning."""
+    seen = [usage(pid)]
+    for _ in range(minutes):
+        time.sleep(minute_s)
+        seen.append(usage(pid))
+    return seen
+
+
+def started(interpreter: Interpreter, plane: ControlPlane, directory: Path) -> Dict[str, float]:
+    """CPU seconds until the plane accepted the first beat: of the agent, and of `unseal`, its child without systemd."""
+    plane.reset()
+    host = enrolled(directory, plane)
+    with running(interpreter, host, before=_FAST) as pid:
+        wait_for_beats(plane, 1, every_s=0.005)
+        used = usage(pid)
+    return {"agent": used.cpu_s, "unseal": used.children_s}
+
+
+def many_beats(interpreter: Interpreter, plane: ControlPlane, directory: Path, count: int) -> Dict[str, float]:
+    """CPU ms of one beat, and memory before and after `count` of them, at a period of 5 ms instead of 30 s."""
+    plane.reset()
+    host = enrolled(directory, plane)
+    with running(interpreter, host, before=_FAST) as pid:
+        wait_for_beats(plane, 200)
+        first, beaten = usage(pid), beats(plane)
+        wait_for_beats(plane, beaten + count, every_s=0.2)
+        last, now = usage(pid), beats(plane)
+    return {
+        "cpu_ms": (last.cpu_s - first.cpu_s) * 1000 / (now - beaten),
+        "beats": float(now - beaten),
+        "growth": last.rss_mib / first.rss_mib - 1.0,
+        "rss_mib": last.rss_mib,
+    }
