@@ -78,12 +78,14 @@ class PlaneApi:
         for _ in range(LONGEST_LISTING_PAGES):
             suffix = f"?next={quote(cursor, safe='')}" if cursor else ""
             answer, value = self._answer(self._send("GET", path + suffix, bearer=operator_token))
-            if answer.status in (401, 403):
-                raise Refused(f"the plane does not accept the operator token: {answer.status}")
+            if answer.status in (401, 403) and (answer.is_json or answer.is_empty):
+                raise Refused(f"the plane does not accept the operator token: {answer.status}", hint="is it an operator's?")
             try:
                 page, cursor = wire.agent_page(value if answer.status == 200 else None)
             except ValueError as error:
-                raise TryAgain(f"the agent list could not be had: {answer.status}") from error
+                page_came = "a proxy or a captive portal stands between this host and the plane"
+                hint = None if answer.is_json or answer.is_empty else page_came
+                raise TryAgain(f"the agent list could not be had: {answer.status}", hint=hint) from error
             rows.extend(page)
             if cursor is None:
                 return rows

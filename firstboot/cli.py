@@ -104,6 +104,7 @@ def _firstboot_parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--operator-token", type=from_stdin, metavar="-", help="read an operator token from stdin for the agent-list check"
     )
+    verify.add_argument("--upload-test", action="store_true", help="upload a small diagnostic artifact, for the fourth check")
     command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
     command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
     return parser
@@ -189,16 +190,27 @@ def _erase(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from firstboot.secret import Secret
-    from firstboot.verify import verify
+    from firstboot.verify import Asked, verify
 
     token = Secret(sys.stdin.read(8192).strip()) if arguments.operator_token else None
-    return verify(arguments.layout, operator_token=token, as_json=arguments.json)
+    return verify(arguments.layout, Asked(token, arguments.upload_test), as_json=arguments.json)
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from firstboot.agent.page import summary
+    from firstboot.agent.status import look
+    from firstboot.clock import Clock
     from firstboot.provision.status import status
 
-    return status(arguments.layout, _inputs(arguments), as_json=arguments.json)
+    clock = Clock()
+    agent = look(arguments.layout, clock)
+    return status(
+        arguments.layout,
+        _inputs(arguments),
+        agent=agent,
+        page=summary(agent, now=clock.wall()),
+        as_json=arguments.json,
+    )
 
 
 def _unseal(arguments: argparse.Namespace) -> int:

@@ -27,15 +27,20 @@ class Problem:
 
 def of_the_key(handed: Handover, now: float) -> Iterable[Problem]:
     """The runtime key's own end, from 14 days before it."""
+    return of_the_expiry(handed.expires_at, now)
+
+
+def of_the_expiry(expires_at: Optional[str], now: float) -> Iterable[Problem]:
+    """The same, for one who has no key but only the date of its end."""
     hint = "byteor-firstboot reenroll with a fresh enrollment token gives this host a new key"
     try:
-        left = from_rfc3339(handed.expires_at or "") - now
+        left = from_rfc3339(expires_at or "") - now
     except (ValueError, OverflowError):
         return
     if left <= 0:
-        yield Problem("runtime_key_expired", f"the runtime key expired at {handed.expires_at}", hint)
+        yield Problem("runtime_key_expired", f"the runtime key expired at {expires_at}", hint)
     elif left <= EXPIRY_WARNING_S:
-        yield Problem("runtime_key_expires", f"the runtime key expires at {handed.expires_at}", hint)
+        yield Problem("runtime_key_expires", f"the runtime key expires at {expires_at}", hint)
 
 
 def of_the_clock(skew_s: Optional[float]) -> Iterable[Problem]:

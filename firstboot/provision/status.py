@@ -7,10 +7,11 @@ root can read is said to be unknown.
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 from firstboot import files
 from firstboot.errors import ByteorError, LocalFault
+from firstboot.identity import State
 from firstboot.layout import Layout
 from firstboot.provision.decision import Step, next_step
 from firstboot.provision.facts import look, stop_error
@@ -31,19 +32,25 @@ STATES = {
     Step.STOP_FOREIGN: ("foreign", "the identity on this disk belongs to another host"),
     Step.STOP_UNREADABLE: ("unreadable", "the identity on this disk does not open"),
 }
-SHOWN = ("identity", "agent_id", "name", "plane", "enrolled_at", "token", "erasure", "problem", "hint")
+NEVER_RAN = "never_ran"  # the word of `agent.status`, which this folder must not import
+SHOWN = ("identity", "agent_id", "name", "plane", "enrolled_at", "expires_at", "token", "erasure", "problem", "hint")
 
 
-def status(layout: Layout, inputs: Inputs, *, as_json: bool) -> int:
-    """Print the state; always 0 when it could be said."""
+def status(
+    layout: Layout, inputs: Inputs, *, agent: Mapping[str, Any], page: Sequence[str], as_json: bool
+) -> int:
+    """Print the state, then how the agent is (its document, and that as lines for people); always 0 when it could be said."""
     document = describe(layout, inputs)
+    document["agent"] = agent
     if as_json:
         print(json.dumps(document, indent=1, sort_keys=True))
         return 0
-    print(f"{'state':<12} {document['summary']}")
+    print(f"{'state':<14} {document['summary']}")
     for key in SHOWN:
         if document.get(key):
-            print(f"{key:<12} {document[key]}")
+            print(f"{key:<14} {document[key]}")
+    if document["identity"] == State.HERE.value or agent["state"] != NEVER_RAN:
+        print("\n".join(page))
     return 0
 
 
@@ -65,7 +72,8 @@ def describe(layout: Layout, inputs: Inputs) -> Dict[str, Any]:
     document["token"] = view.facts.token.value if view.facts.token is not None else None
     here = view.seen.identity
     if here is not None:
-        document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url, enrolled_at=here.enrolled_at)
+        document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url)
+        document.update(enrolled_at=here.enrolled_at, expires_at=here.expires_at)
     stop: Optional[ByteorError] = view.invalid
     if step.name.startswith("STOP_"):
         stop = stop_error(step, view)
