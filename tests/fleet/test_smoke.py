@@ -1,0 +1,102 @@
+"""Two hundred real agents, in threads of one process, against the reference control plane: they do what the simulation says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import pytest
+
+from firstboot.agent import loop as runner
+from firstboot.agent.heartbeat import Facts, HeartbeatLoop
+from firstboot.agent.loop import Loop, Schedule
+from firstboot.api import PlaneApi
+from firstboot.clock import Clock
+from firstboot.handover import Handover
+from firstboot.layout import Layout
+from firstboot.secret import Secret
+from firstboot.transport import Transport
+from tests.fleet.fleet import PERIOD_S
+
+AGENTS = 200
+SCALED_S = 4.0  # the period, instead of 30 s
+
+
+def enrolled(plane: Any, number: int) -> Handover:
+    with PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem)) as api:
+        answer = api.enroll(
+            Secret(plane.mint()), org_id=plane.org_id, project_id=plane.project_id, environment_id=plane.environment_id,
+            idempotency_key=str(uuid.uuid4()), body=json.dumps({"name": f"edge-{number}"}).encode(),
+        )
+    assert answer.enrolled is not None
+    return Handover(
+        plane.base_url, answer.enrolled.agent_id, answer.enrolled.api_key, proxy=None, org_id=None, project_id=None,
+        environment_id=None, name=None, enrolled_at=None, expires_at=None, scopes=(),
+    )
+
+
+@contextlib.contextmanager
+def fleet(plane: Any, directory: Path) -> Iterator[List[Loop]]:
+    """All loops, begun at once, as after a power cut of the whole site."""
+    handed = [enrolled(plane, number) for number in range(AGENTS)]
+    stop, crashes, loops = threading.Event(), [], []  # type: ignore[var-annotated]
+    apis = []
+    for number, one in enumerate(handed):
+        root = directory / str(number)
+        (root / "var/lib/byteor/agent").mkdir(parents=True)
+        schedule, api = Schedule(SCALED_S), PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem))
+        apis.append(api)
+        beat = HeartbeatLoop(
+            Layout(root), one, api, schedule=schedule, facts=Facts, answered=lambda hints, skew: None, clock=Clock()
+        )
+        loops.append(
+            Loop(f"agent-{number}", beat.run_once, schedule=schedule, stop=stop, crashed=crashes.append, changed=lambda: None)
+        )
+    for each in loops:
+        each.start()
+    try:
+        yield loops
+    finally:
+        stop.set()
+        for each in loops:
+            each.wake()
+        for each in loops:
+            each.join(30)
+        for api in apis:
+            api.__exit__()
+    assert not crashes
+
+
+@pytest.mark.minutes
+def test_two_hundred_agents_spread_and_come_back(
+    control_plane: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a mass boot and after an outage no quarter of a period sees a herd; everybody is back within two periods."""
+    monkeypatch.setattr(runner, "BACKOFF_BASE_S", runner.BACKOFF_BASE_S * SCALED_S / PERIOD_S)
+    with fleet(control_plane, tmp_path) as loops:
+        pause = threading.Event()
+        assert not pause.wait(2 * SCALED_S)
+        boot = [request["at"] for request in control_plane.requests("heartbeat")]
+        first = min(boot)
+        quarters = Counter(int((at - first) / (SCALED_S / 4)) for at in boot)
+        # A quarter of the fleet is expected in each; noise of 200 agents is 6.
+        assert all(quarters[quarter] <= AGENTS / 4 * 1.6 for quarter in range(4)), quarters
+        assert len({request["agent_id"] for request in control_plane.requests("heartbeat")}) == AGENTS
+
+        control_plane.fault("heartbeat", "problem", status=503, code="unavailable", times=None)
+        assert not pause.wait(3 * SCALED_S)
+        control_plane.clear_faults()
+        before = {agent["agent_id"]: agent["heartbeats"] for agent in control_plane.agents()}
+
+        def back() -> bool:
+            return all(agent["heartbeats"] > before[agent["agent_id"]] for agent in control_plane.agents())
+
+        control_plane.wait_for(back, limit_s=2 * SCALED_S + 4)
+        assert all(each.is_alive() for each in loops)
+    during = [request for request in control_plane.requests("heartbeat") if request["faults"]]
+    assert AGENTS <= len(during)
