@@ -99,4 +99,4 @@ def test_two_hundred_agents_spread_and_come_back(
         control_plane.wait_for(back, limit_s=2 * SCALED_S + 4)
         assert all(each.is_alive() for each in loops)
     during = [request for request in control_plane.requests("heartbeat") if request["faults"]]
-    assert AGENTS <= len(during)
+    assert len(during) >= AGENTS

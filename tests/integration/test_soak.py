@@ -34,7 +34,7 @@ pace.APART_S /= {SCALE}
 from firstboot.cli import agent_main
 sys.exit(agent_main())
 """
-WARM_UP_S = 10.0
+WARM_UP_S = 6.0
 GROWTH = 1.05
 BAD_TLS = ("expired", "not_yet_valid", "wrong_name", "unknown_ca", "handshake_failure")
 
@@ -99,7 +99,7 @@ def healthy(host: Host) -> bool:
 
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    "seconds", [20, pytest.param(120, marks=pytest.mark.minutes), pytest.param(1200, marks=pytest.mark.slow)]
+    "seconds", [14, pytest.param(120, marks=pytest.mark.minutes), pytest.param(1200, marks=pytest.mark.slow)]
 )
 def test_random_faults_leave_nothing_behind(tmp_path: Path, control_plane: Any, seconds: int) -> None:
     """After a soak in faults the agent is healthy, holds what it held, never repeated a number, and kept its identity."""
