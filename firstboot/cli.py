@@ -94,9 +94,9 @@ def _firstboot_parser() -> argparse.ArgumentParser:
     run.add_argument("--again", action="store_true", help="present a refused token at once, not only in the next boot")
     again = command(commands, "reenroll", _reenroll, "replace this host's identity with a fresh token")
     _token_options(again)
-    preflight = command(commands, "preflight", _preflight, "check everything that can be checked without the token")
+    preflight = command(commands, "preflight", _preflight, "check everything that can be checked without the token", json=True)
     preflight.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
-    check = command(commands, "check-userdata", _check_userdata, "offline: would this user data enroll a host?")
+    check = command(commands, "check-userdata", _check_userdata, "offline: would this user data enroll a host?", json=True)
     check.add_argument("file", metavar="FILE|-")
     erase = command(commands, "erase", _erase, "erase spent tokens wherever they are, verify, write the receipt", json=True)
     erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
@@ -169,7 +169,7 @@ def _reenroll(arguments: argparse.Namespace) -> int:
 def _preflight(arguments: argparse.Namespace) -> int:
     from firstboot.provision.preflight import command
 
-    return command(arguments.layout, _inputs(arguments))
+    return command(arguments.layout, _inputs(arguments), as_json=arguments.json)
 
 
 def _check_userdata(arguments: argparse.Namespace) -> int:
@@ -179,7 +179,7 @@ def _check_userdata(arguments: argparse.Namespace) -> int:
         data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
     except OSError as error:
         raise Invalid(f"cannot read {arguments.file}: {error.strerror}") from error
-    return check_userdata(data)
+    return check_userdata(data, as_json=arguments.json)
 
 
 def _erase(arguments: argparse.Namespace) -> int:

@@ -23,12 +23,16 @@ Owner = Tuple[int, int]
 
 def fail(doing: str, path: Path, error: OSError) -> NoReturn:
     """Translate an error of the operating system into a LocalFault with a sentence and, where there is one, a hint."""
+    # Root is refused by something else than a mode.
+    denied = "look at its attributes and mount (lsattr, findmnt)"
+    if os.geteuid() != 0:
+        denied = f"run as root, or give user id {os.geteuid()} access to {path.parent}"
     hints = {
         errno.ENOSPC: "free some space on the disk",
         errno.EDQUOT: "free some space on the disk",
         errno.EROFS: "the file system is read-only: /var must be writable",
-        errno.EACCES: "run as root, or with --root on a tree of your own",
-        errno.EPERM: "run as root, or with --root on a tree of your own",
+        errno.EACCES: denied,
+        errno.EPERM: denied,
     }
     reason = os.strerror(error.errno).lower() if error.errno else "failed"
     raise LocalFault(f"cannot {doing} {path}: {reason}", hint=hints.get(error.errno or 0)) from error

@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Event
 from typing import Callable, Iterator
 
+from firstboot import files
 from firstboot.clock import monotonic
-from firstboot.errors import LocalFault
 
 POLL_S = 0.05
 
@@ -21,7 +21,7 @@ def locked(path: Path, *, wait_s: float, busy: Callable[[], Exception]) -> Itera
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise LocalFault(f"cannot lock {path}: {(error.strerror or 'failed').lower()}", hint="run as root") from error
+        files.fail("lock", path, error)
     pause = Event()
     try:
         limit = monotonic() + wait_s

@@ -72,7 +72,9 @@ def compose(data: bytes, *, where: str) -> Optional[yaml.Node]:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark is not None else ""
         # `from None`: the library's message quotes the line, and the token may stand in it.
-        raise Invalid(f"{where} is not YAML{line}", hint="byteor-firstboot check-userdata checks it offline") from None
+        stored = where.startswith(("user data", "vendor data"))
+        hint = f"byteor-firstboot {'check-userdata checks it offline' if stored else 'preflight reads it again'}"
+        raise Invalid(f"{where} is not YAML{line}", hint=hint) from None
 
 
 def load_yaml(data: bytes, *, where: str) -> Any:
@@ -100,7 +102,7 @@ def _plain(node: yaml.Node, where: str, budget: List[int], depth: int) -> Any:
             if not isinstance(key, str):
                 raise Invalid(f"{where} has a key that is not a text")
             if key in found:
-                raise Invalid(f"{where} names {_shown(key)} twice")
+                raise Invalid(f"{where} names a key twice:{_shown(key)}")
             found[key] = _plain(value_node, where, budget, depth + 1)
         return found
     if isinstance(node, yaml.SequenceNode):
@@ -120,9 +122,9 @@ def _scalar(node: yaml.Node, where: str) -> Any:
 
 
 def _shown(key: str) -> str:
-    """A key for a message. One that may be a token's text (long, and no words) is not quoted."""
+    """A key for a message, or why it is not there: one that may be a token's text (long, and no words) is not quoted."""
     words = re.fullmatch(r"[a-z]{1,14}(?:[_.-][a-z]{1,14})*", key) and len(key) <= 40
-    return key if words or re.fullmatch(r"[A-Za-z_.-]{1,15}", key) else "a key"
+    return f" {key}" if words or re.fullmatch(r"[A-Za-z_.-]{1,15}", key) else " (not shown: it may be a secret)"
 
 
 IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation"})
@@ -139,7 +141,7 @@ def parse(raw: Any, *, where: str, rank: Rank) -> Dict[str, Any]:
     for key, value in raw.items():
         if key not in CHECKS:
             near = difflib.get_close_matches(key, CHECKS, n=1, cutoff=0.4)
-            raise Invalid(f"{where} has an unknown key {_shown(key)}", hint=f"did you mean {near[0]}?" if near else None)
+            raise Invalid(f"{where} has an unknown key{_shown(key)}", hint=f"did you mean {near[0]}?" if near else None)
         if key in IMAGE_ONLY and rank is not Rank.IMAGE:
             raise Invalid(f"{where}: {key} may stand in /etc/byteor/firstboot.yaml only")
         if key == "enrollment_token" and rank is Rank.IMAGE:
@@ -147,7 +149,8 @@ def parse(raw: Any, *, where: str, rank: Rank) -> Dict[str, Any]:
         try:
             found[key] = CHECKS[key](value)
         except ValueError as error:
-            raise Invalid(f"{where}: {key} {error}") from None
+            inner = str(error).startswith(".")
+            raise Invalid(f"{where}: {key}{'' if inner else ' '}{error}") from None
     if rank is Rank.IMAGE and has_password(found.get("proxy")):
         raise Invalid(f"{where}: proxy must not hold a password here: the file is readable by everybody")
     return found

@@ -102,12 +102,18 @@ def _activation(value: Any) -> Mapping[str, Any]:
     checks: Dict[str, Callable[[Any], Any]] = {"unit": _text, "command": _texts, "health": _texts, "window_s": _window}
     if not isinstance(value, dict) or not set(value) <= set(checks):
         raise ValueError("must be a mapping of unit, command, health, window_s")
-    return {key: checks[key](item) for key, item in value.items()}
+    found = {}
+    for key, item in value.items():
+        try:
+            found[key] = checks[key](item)
+        except ValueError as error:
+            raise ValueError(f".{key} {error}") from None  # `parse` puts the outer key before it
+    return found
 
 
 def _window(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 3600:
-        raise ValueError("window_s must be from 0 to 3600 seconds")
+        raise ValueError("must be from 0 to 3600 seconds")
     return float(value)
 
 

@@ -63,10 +63,14 @@ def erase(
     now: float,
     finished: bool,
     served: Sequence[str] = (),
+    kept: Sequence[Copy] = (),
     lengths: FrozenSet[int] = frozenset(),
     known: Callable[[bytes], bool] = lambda candidate: False,
 ) -> Receipt:
-    """Erase `tokens`, and those that only their mark (`lengths`, `known`) tells, and write the receipt."""
+    """Erase `tokens`, and those that only their mark (`lengths`, `known`) tells, and write the receipt.
+
+    `kept` are copies that are not ours to erase, for the receipt: those that were erased all the same are left out.
+    """
     found = list(places(layout))
     wanted: Set[bytes] = set(tokens)
     unread: List[Copy] = []
@@ -85,7 +89,9 @@ def erase(
         copy = _scrub(layout, place, data, sorted(wanted), finished=finished) if data else None
         if copy is not None:
             copies.append(copy)
-    receipt = Receipt(now, len(found) - len(unread), (*copies, *unread), tuple(served), history=earlier(layout))
+    looked_at, seen = len(found) - len(unread), {copy.path for copy in copies}
+    unread += [copy for copy in kept if copy.path not in seen]
+    receipt = Receipt(now, looked_at, (*copies, *unread), tuple(served), history=earlier(layout))
     save(layout, receipt)
     return receipt
 

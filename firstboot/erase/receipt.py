@@ -4,7 +4,8 @@
 "history": [the copies of earlier receipts with their "at"], "still_served": [sentence], "not_looked_at": [sentence]}
 
 `result` is ``overwritten`` (in place, then read back clean), ``unlinked`` (overwritten, then removed), ``pending`` (a
-stage of this boot still needs it), ``still_served`` (on a medium that cannot be written) or ``remains``.
+stage of this boot still needs it), ``still_served`` (on a medium that cannot be written), ``kept`` (not ours to erase) or
+``remains``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from firstboot import files, keeping
 from firstboot.clock import rfc3339
-from firstboot.errors import Corrupt
+from firstboot.errors import Corrupt, LocalFault
 from firstboot.layout import Layout
 
 HISTORY_LIMIT = 200
+RESULTS = ("overwritten", "unlinked", "pending", "still_served", "kept", "remains")
 NOT_LOOKED_AT = (
     "freed disk blocks that cloud-init's own rewriting of its files left behind",
     "the journal, /var/log/cloud-init.log and cloud-init-output.log, and the console at the provider",
@@ -58,7 +60,7 @@ class Receipt:
 
     def summary(self) -> Dict[str, Any]:
         """The facts of one log line."""
-        counts = {result: self.counted(result) for result in ("overwritten", "unlinked", "pending", "still_served", "remains")}
+        counts = {result: self.counted(result) for result in RESULTS}
         return {"files_looked_at": self.files_looked_at, **{key: value or None for key, value in counts.items()}}
 
     def to_json(self) -> Dict[str, Any]:
@@ -89,6 +91,15 @@ def earlier(layout: Layout) -> Tuple[Dict[str, Any], ...]:
         return ()
     last = [{**copy, "at": stored.get("at")} for copy in _rows(stored, "copies")]
     return tuple((_rows(stored, "history") + last)[-HISTORY_LIMIT:])
+
+
+def remained(layout: Layout) -> bool:
+    """True when the last look left a copy in a file that we could have written; a receipt that is damaged does not tell."""
+    try:
+        stored = files.read_json(layout.erasure) or {}
+    except LocalFault:
+        return False
+    return any(row.get("result") == "remains" for row in _rows(stored, "copies"))
 
 
 def save(layout: Layout, receipt: Receipt) -> None:

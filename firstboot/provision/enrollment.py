@@ -32,6 +32,8 @@ ADVICE = {
     403: "the token lacks the scope agent:enroll or belongs to another environment: mint one for this environment",
     404: "there is no such organisation, project or environment: check the three ids",
     409: "the token was used or the name is taken: choose another name, or mint a new token",
+    "name_taken": "another agent has this name: set another one (name:), or delete that agent; then run --again",
+    "token_used": "the enrollment token was used: mint a new one",
     410: "the enrollment token was used: mint a new one",
     413: "the request was too large for this plane",
     422: "the request was malformed for this plane: check the configured name",
@@ -121,4 +123,6 @@ def refusal(answer: Answer, intent: Intent, *, lost: bool) -> Refused:
             f"the plane answered {answer.status}{said} after an answer was lost: the token was probably spent by it",
             hint=f"look for {intent.name} in the agent list, delete it, mint a new token, provide it and run again",
         )
-    return Refused(f"the plane refused the token: {answer.status}{said}", hint=ADVICE[answer.status])
+    code = answer.problem.code if answer.problem is not None else None
+    advice = ADVICE.get(code if answer.status == 409 and code is not None else answer.status, ADVICE[answer.status])
+    return Refused(f"the plane refused the token: {answer.status}{said}", hint=advice)

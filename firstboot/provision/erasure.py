@@ -8,7 +8,7 @@ from typing import Iterable, List
 from firstboot import locks, log
 from firstboot.clock import Clock
 from firstboot.erase.erasing import cloud_init_finished, erase, still_served
-from firstboot.erase.receipt import Receipt
+from firstboot.erase.receipt import Copy, Receipt
 from firstboot.errors import NotErased
 from firstboot.layout import Layout
 from firstboot.provision import preflight
@@ -31,25 +31,34 @@ def erase_tokens(
         [token.reveal().encode() for token in tokens],
         now=now,
         finished=cloud_init_finished(layout),
-        served=[*still_served(layout), *_not_ours(view)],
+        served=[*still_served(layout), *_served_again(view)],
+        kept=_kept(layout, view),
         lengths=view.marks.lengths(*classes),
         known=lambda candidate: view.marks.recognises(candidate, *classes),
     )
+    for copy in receipt.copies:
+        if copy.result == "kept":
+            log.warning(f"the token stays in {copy.path}: it was given with --token-file", hint="remove it: it is spent")
     say = log.notice if receipt.copies else log.debug
     say("looked for copies of the token", **receipt.summary())
     return receipt
 
 
-def _not_ours(view: View) -> List[str]:
-    """Sources of a spent token that overwriting cannot reach or must not touch, as sentences for the receipt."""
-    words = {
-        Rank.CREDENTIAL: "is served again by systemd at every boot",
-        Rank.TOKEN_FILE: "was given with --token-file: it is its owner's and was left as it is",
-    }
+def _served_again(view: View) -> List[str]:
+    """Sources of a spent token that overwriting cannot reach, as sentences for the receipt."""
     return [
-        f"{source.where} {words[source.rank]}"
+        f"{source.where} is served again by systemd at every boot"
         for source, token in view.found.tokens
-        if source.rank in words and view.marks.classify(token) is TokenClass.SPENT
+        if source.rank is Rank.CREDENTIAL and view.marks.classify(token) is TokenClass.SPENT
+    ]
+
+
+def _kept(layout: Layout, view: View) -> List[Copy]:
+    """The file given with --token-file, which is its owner's and left as it is."""
+    return [
+        Copy(layout.shown(source.path.resolve()), {"raw": 1}, "kept", "given with --token-file: its owner's, left as it is")
+        for source, token in view.found.tokens
+        if source.rank is Rank.TOKEN_FILE and source.path and view.marks.classify(token) is TokenClass.SPENT
     ]
 
 

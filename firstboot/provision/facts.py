@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import FrozenSet, Optional, Tuple
 
 from firstboot import files, identity
-from firstboot.errors import ByteorError, Foreign, Invalid, LocalFault, NoToken, Refused
+from firstboot.erase.receipt import remained
+from firstboot.errors import ByteorError, Foreign, LocalFault, NoToken, Refused
 from firstboot.frozen import Settings
 from firstboot.identity import Look, State
 from firstboot.layout import Layout
@@ -50,24 +51,20 @@ def look(
     again: bool = False,
     reenrolling: bool = False,
     handed_off: bool = False,
-    tried: FrozenSet[Secret] = frozenset(),
+    tried: Optional[FrozenSet[Secret]] = None,
     tolerant: bool = False,
     read_only: bool = False,
 ) -> View:
     """Read identity, marks, intent and sources, and draw the facts.
 
-    Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that needs none. A
+    Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that needs none: the sources
+    that are not broken count then. `tried` are the tokens that this run has erased, None when it has not erased yet. A
     `read_only` look leaves a damaged file where it is.
     """
     seen = identity.look(layout)
     marks = Marks.load(layout, repair=not read_only)
-    invalid: Optional[ByteorError] = None
-    try:
-        found = gather(layout, inputs, classify=marks.classify)
-    except (Invalid, LocalFault) as error:
-        if not tolerant and (seen.state is not State.HERE or reenrolling):
-            raise
-        found, invalid = Found(), error
+    strict = not tolerant and (seen.state is not State.HERE or reenrolling)
+    found = gather(layout, inputs, classify=marks.classify, strict=strict)
     stored = intents.load(layout, repair=not read_only)
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
     spent = {token for _, token in found.tokens if marks.classify(token) is TokenClass.SPENT}
@@ -78,11 +75,12 @@ def look(
         intent=_intent_state(layout, stored, token, marks),
         settled=not _came_from(seen, stored),
         handed_off=handed_off,
-        spent_here=bool(spent),
-        erased=spent <= tried,
+        # A copy that could not be erased is tried again in each run, whether a source still shows its token or not.
+        spent_here=bool(spent) or remained(layout),
+        erased=tried is not None and spent <= tried,
         presented=token is not None and not again and marks.presented_in(token) == boot_id,
     )
-    return View(facts, found, seen, stored, marks, boot_id, invalid)
+    return View(facts, found, seen, stored, marks, boot_id, found.fault)
 
 
 def _intent_state(layout: Layout, intent: Optional[Intent], token: Optional[Secret], marks: Marks) -> IntentState:

@@ -7,8 +7,9 @@ answer proves the handshake. Not checked: that the plane knows the token; only s
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Callable, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import firstboot
 from firstboot import files, identity, log
@@ -68,7 +69,7 @@ def check_plane(api: PlaneApi) -> None:
         log.debug("the plane accepted a connection but did not answer /healthz", reason=error)
 
 
-def command(layout: Layout, inputs: Inputs) -> int:
+def command(layout: Layout, inputs: Inputs, *, as_json: bool) -> int:
     """``byteor-firstboot preflight``: make every check, one line each; the first failure's error decides the exit code."""
     found = gather(layout, inputs, classify=Marks.load(layout).classify)
     settings = found.settings
@@ -80,14 +81,21 @@ def command(layout: Layout, inputs: Inputs) -> int:
         ("control plane", lambda: _reach_plane(settings)),
     )
     failed: Optional[ByteorError] = None
+    rows: List[Dict[str, Optional[str]]] = []
     for name, check in checks:
+        row: Dict[str, Optional[str]] = {"check": name, "result": "ok", "problem": None, "hint": None}
         try:
             check()
-            print(f"+ {name}: ok")
         except ByteorError as error:
-            print(f"! {name}: {error}")
+            row.update(result="failed", problem=str(error), hint=error.hint)
             failed = failed or error
-    print("+ token: there is one" if found.token is not None else "- token: none in any source")
+        rows.append(row)
+    if as_json:
+        print(json.dumps({"v": 1, "checks": rows, "token": found.token is not None}, indent=1))
+    else:
+        for row in rows:
+            print(f"{'!' if row['problem'] else '+'} {row['check']}: {row['problem'] or 'ok'}")
+        print("+ token: there is one" if found.token is not None else "- token: none in any source")
     if failed is not None:
         raise failed
     return 0

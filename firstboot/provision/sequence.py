@@ -122,7 +122,7 @@ class FirstBoot:
             again=self._options.again,
             reenrolling=self._options.reenroll and not self._replaced,
             handed_off=self._handed_off,
-            tried=frozenset(self._tried),
+            tried=frozenset(self._tried) if self._receipt is not None else None,
         )
 
     # -- steps without an identity

@@ -42,10 +42,16 @@ class Found:
     tokens: Tuple[Tuple[Source, Secret], ...] = ()
     warnings: Tuple[str, ...] = ()
     image: Mapping[str, Any] = field(default_factory=dict)
+    fault: Optional[ByteorError] = None  # what `gather` would have raised
 
 
-def gather(layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], TokenClass]) -> Found:
-    """Read every source; Invalid or LocalFault when one is broken that could matter for the token that would be used."""
+def gather(
+    layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], TokenClass], strict: bool = True
+) -> Found:
+    """Read every source; Invalid or LocalFault when one is broken that could matter for the token that would be used.
+
+    Not `strict`: that fault is part of what was found, for a host that has its identity and only erases.
+    """
     sources: List[Source] = []
     broken: List[Tuple[Rank, ByteorError]] = []
     for rank, read in _readers(layout, inputs):
@@ -58,12 +64,16 @@ def gather(layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], Token
             sources.append(source)
     chosen = _choose(sources, classify)
     warnings = []
+    serious: Optional[ByteorError] = None
     for rank, fault in broken:
         # A broken place below the token's cannot redirect it, and may be beyond anybody's reach on this host.
         # One of the same rank is the same source (the two credentials).
-        if chosen is None or rank <= chosen.rank or rank in (Rank.ENVIRONMENT, Rank.IMAGE):
+        if chosen is not None and rank > chosen.rank and rank not in (Rank.ENVIRONMENT, Rank.IMAGE):
+            warnings.append(str(fault))
+        elif strict:
             raise fault
-        warnings.append(str(fault))
+        else:
+            serious = serious or fault
     settings, ignored = merge(sources, chosen=chosen)
     return Found(
         settings=settings,
@@ -72,6 +82,7 @@ def gather(layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], Token
         tokens=tuple((source, source.token) for source in sources if source.token is not None),
         warnings=(*warnings, *ignored),
         image=next((source.values for source in sources if source.rank is Rank.IMAGE), {}),
+        fault=serious,
     )
 
 
