@@ -25,8 +25,8 @@ from firstboot.layout import Layout
 from firstboot.secret import Secret
 
 __all__ = [
-    "Identity", "Look", "State", "fingerprint", "hostname", "look", "probe_sealing", "required", "same_host", "save",
-    "set_aside",
+    "Identity", "Look", "State", "drop_unused_key", "fingerprint", "hostname", "look", "probe_sealing", "rebind", "required",
+    "same_host", "save", "set_aside",
 ]
 
 PURPOSE = "byteor identity"
@@ -70,6 +70,7 @@ class Look:
     state: State
     identity: Optional[Identity] = None
     why: str = ""
+    unbound: bool = False  # sealed before the machine-id was committed to the disk, which it is now
 
 
 def look(layout: Layout) -> Look:
@@ -84,11 +85,13 @@ def look(layout: Layout) -> Look:
         if sealed is None:
             return Look(State.NONE)
         header = envelope.unverified_header(sealed)
-        verdict = hostfacts.compare(_host(header), host_facts(layout))
+        facts = host_facts(layout)
+        verdict = hostfacts.compare(_host(header), facts)
         if verdict.foreign:
             return Look(State.FOREIGN, why=verdict.why)
         key = sealkey.fetch(layout, str(header.get("provider")))
-        return Look(State.HERE, _from_content(envelope.open(sealed, key=key, purpose=PURPOSE)))
+        opened = _from_content(envelope.open(sealed, key=key, purpose=PURPOSE))
+        return Look(State.HERE, opened, unbound=facts.committed and "machine_id" not in _host(header))
     except (Corrupt, ValueError) as error:
         return Look(State.UNREADABLE, why=str(error))
 
@@ -114,6 +117,23 @@ def save(layout: Layout, identity: Identity, *, seal: str) -> None:
     header = {"provider": provider, "host": fingerprint(layout)}
     sealed = envelope.seal(_to_content(identity), key=key, purpose=PURPOSE, header=header)
     files.write(layout.credentials, sealed, mode=0o600)
+
+
+def rebind(layout: Layout, seen: Look) -> None:
+    """Seal again what was sealed under a machine-id that nobody had committed yet, so that a clone is told from now on."""
+    if seen.unbound and seen.identity is not None:
+        save(layout, seen.identity, seal=sealkey.FILE)  # without a committed machine-id there was no other provider
+        log.info("the identity is bound to the machine-id, which is committed now")
+
+
+def drop_unused_key(layout: Layout) -> None:
+    """Overwrite and remove the key of the provider that the identity here, read back already, is not sealed with."""
+    sealed = files.read(layout.credentials, limit=envelope.SEALED_LIMIT) or b""
+    by_host = envelope.unverified_header(sealed).get("provider") == sealkey.HOST
+    try:
+        files.wipe(layout.sealing_key if by_host else layout.sealing_cred)
+    except LocalFault as error:
+        log.warning("a sealing key that nothing is sealed with any more stays", because=error)
 
 
 def probe_sealing(layout: Layout, *, seal: str) -> None:

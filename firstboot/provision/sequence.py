@@ -218,6 +218,7 @@ class FirstBoot:
                 f"the sealed identity does not read back: {back.why or 'it differs'}",
                 hint="the token is kept and its intent stands: mend the disk and run again",
             )
+        identity.drop_unused_key(self._layout)
         log.notice("enrolled", agent_id=fresh.agent_id, name=fresh.name)
         self._replaced = True
         self._handed_off = False
@@ -243,6 +244,7 @@ class FirstBoot:
     def _hand_off(self, view: View) -> None:
         """Freeze what the image's defaults may change, and queue the agent's start; the boot waits for nothing."""
         self._refreeze(view)
+        identity.rebind(self._layout, view.seen)
         if self._layout.is_host and systemd.booted():
             systemd.start(AGENT_UNIT, restart=self._options.reenroll and self._replaced)
             log.info("handed off", unit=AGENT_UNIT)
@@ -260,12 +262,7 @@ class FirstBoot:
             log.warning(str(error), kept_as=keeping.set_aside(self._layout.settings))
             stored = base = None
         if base is None:
-            base = frozen.Settings(
-                api_base_url=here.api_base_url,
-                org_id=here.org_id,
-                project_id=here.project_id,
-                environment_id=here.environment_id,
-            )
+            base = frozen.Settings(here.api_base_url, here.org_id, here.project_id, here.environment_id)
         fresh = frozen.freeze(settings.refreeze(base, view.found.image))
         if fresh != stored:
             files.write_json(self._layout.settings, fresh, mode=0o644)

@@ -275,3 +275,20 @@ def test_an_operator_token_as_an_argument_is_not_repeated(host: Host) -> None:
     """Usage, exit 2, and the secret is not printed once more."""
     done = host.call("byteor-firstboot", "verify", "--operator-token", "bop_canary_0123456789")
     assert done.code == 2 and "canary" not in done.err
+
+
+def test_what_was_sealed_before_the_machine_id_was_committed_is_bound_later(tmp_path: Path, control_plane: Any) -> None:
+    """Sealed in an image that had no machine-id yet, bound by the first run after it has one; then a clone is foreign."""
+    host = Host(tmp_path / "root", control_plane, machine_id="uninitialized")
+    host.defaults()
+    host.token(host.mint())
+    assert host.run().code == 0
+    before = host.sealed()
+    assert host.run().code == 0 and host.sealed() == before
+    host.write("etc/machine-id", "a" * 32 + "\n")
+    assert host.run().code == 0 and host.sealed() != before
+    assert len(host.enrollments()) == 1
+    bound = host.sealed()
+    assert host.run().code == 0 and host.sealed() == bound
+    host.write("etc/machine-id", "b" * 32 + "\n")
+    assert host.run().code == 8

@@ -434,3 +434,12 @@ def test_a_disk_that_takes_no_write_fails_the_probe_and_keeps_the_identity(
             identity.save(layout, BARE, seal="auto")
     assert {path: entry[3] for path, entry in tree(layout).items()} == kept
     assert look(layout).identity == FULL
+
+
+def test_the_key_of_a_provider_that_is_not_used_any_more_goes(layout: Layout) -> None:
+    """Once the new seal was read back, the other provider's file is gone and the identity opens."""
+    identity.save(layout, FULL, seal="file")
+    layout.sealing_cred.write_text("{}")
+    identity.drop_unused_key(layout)
+    assert not layout.sealing_cred.exists() and layout.sealing_key.exists()
+    assert identity.look(layout).identity == FULL
