@@ -18,7 +18,7 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence
 from urllib.parse import urlsplit
 
-import requests
+from firstboot import lean  # noqa: F401 - before requests  # isort: skip
 import requests.adapters
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection

@@ -17,7 +17,7 @@ SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 
 GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "shapes",
           "settings", "redaction"}
-CONVERSATION = {"wire", "proxies", "trust", "deadline", "transport", "api"}
+CONVERSATION = {"wire", "proxies", "trust", "deadline", "lean", "transport", "api"}
 SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover", "launch"}
 
 # Folder -> the folders and groups that it may import from (design.md, section 1).
@@ -129,6 +129,14 @@ def test_the_resident_agent_loads_neither_yaml_nor_cryptography() -> None:
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "requests" in modules
     assert not {"yaml", "cryptography", "firstboot.identity", "firstboot.provision"} & set(modules)
+    assert not {"chardet", "charset_normalizer"} & set(modules)
+
+
+def test_a_guess_of_an_encoding_is_still_made_where_somebody_asks() -> None:
+    """`lean` leaves requests whole: in a process that has our transport, others' code works as before."""
+    code = "import firstboot.transport, requests; r = requests.Response(); r._content = b'a' * 9; print(r.apparent_encoding)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "ascii"
 
 
 def test_only_the_three_environment_names_of_the_contract_appear() -> None:
