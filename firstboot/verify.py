@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any, List, Mapping, Optional
+from typing import Any, Callable, List, Mapping, Optional
 
 from firstboot import files, frozen, identity
 from firstboot.agent import status as agent
@@ -41,10 +41,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the caller wants beyond what the disk tells; `operator_token` is empty when stdin held none."""
+    """What the caller wants beyond what the disk tells; `operator_token` is empty when stdin held none.
+
+    `upload` sends a test artifact, waits, and returns its id, or raises why the plane has not stored it.
+    """
 
     operator_token: Optional[Secret] = None
     upload_test: bool = False
+    upload: Optional[Callable[[], str]] = None
 
 
 def verify(layout: Layout, asked: Asked, *, as_json: bool) -> int:
@@ -55,7 +59,7 @@ def verify(layout: Layout, asked: Asked, *, as_json: bool) -> int:
         _listed(layout, asked.operator_token, document),
         beating(document, now=clock.wall()),
         deployed(document, now=clock.wall()),
-        _uploaded(asked),
+        uploaded(asked),
     ]
     if as_json:
         print(json.dumps({"v": 1, "checks": [asdict(check) for check in checks]}, indent=1))
@@ -160,7 +164,13 @@ def deployed(document: Mapping[str, Any], *, now: float) -> Check:
     return Check(DEPLOYED, NOT_CHECKED, "the plane was not asked yet", "wait a minute, and verify again")
 
 
-def _uploaded(asked: Asked) -> Check:
+def uploaded(asked: Asked) -> Check:
+    """A small diagnostic went through the spool and the plane has it."""
     if not asked.upload_test:
         return Check(UPLOADED, NOT_CHECKED, "it would leave an artifact at the plane", "verify --upload-test makes it")
-    return Check(UPLOADED, NOT_CHECKED, "this version of the agent does not upload artifacts")
+    if asked.upload is None:
+        return Check(UPLOADED, NOT_CHECKED, "this version of the agent does not upload artifacts")
+    try:
+        return Check(UPLOADED, OK, f"{asked.upload()} is stored by the plane")
+    except ByteorError as error:
+        return Check(UPLOADED, FAILED, str(error), error.hint or "byteor-agent status")

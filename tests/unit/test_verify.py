@@ -1,0 +1,42 @@
+"""The upload check of ``verify``: what each outcome of the spool means for an operator."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional
+
+import pytest
+
+from firstboot.errors import ByteorError, LocalFault, Refused, TryAgain
+from firstboot.verify import FAILED, NOT_CHECKED, OK, Asked, uploaded
+
+
+def raising(error: ByteorError) -> Callable[[], str]:
+    def upload() -> str:
+        raise error
+
+    return upload
+
+
+@pytest.mark.parametrize(
+    ("upload", "result", "seen", "advice"),
+    [
+        (lambda: "art_1", OK, "art_1 is stored", None),
+        (raising(Refused("the plane refused art_1: 415", hint="byteor-agent retry art_1")), FAILED, "415", "retry"),
+        (raising(LocalFault("the agent is not running", hint="systemctl")), FAILED, "not running", "systemctl"),
+        (raising(TryAgain("not uploaded within 60 s")), FAILED, "within 60 s", "byteor-agent status"),
+        (None, NOT_CHECKED, "does not upload", None),
+    ],
+)
+def test_each_outcome_of_the_test_upload(
+    upload: Optional[Callable[[], str]], result: str, seen: str, advice: Optional[str]
+) -> None:
+    """Stored is ok; refused, not sent and too late are failures, each with what to do."""
+    check = uploaded(Asked(upload_test=True, upload=upload))
+    assert check.result == result and seen in check.seen
+    assert check.advice is None if advice is None else advice in str(check.advice)
+
+
+def test_nobody_uploads_unasked() -> None:
+    """Without --upload-test the check says how to make it, and nothing is sent."""
+    check = uploaded(Asked(upload=raising(LocalFault("called"))))
+    assert check.result == NOT_CHECKED and "--upload-test" in str(check.advice)
