@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
 from firstboot import files
+from firstboot.clock import from_rfc3339
 from firstboot.errors import Corrupt
 from firstboot.layout import Layout
 from firstboot.secret import Secret
@@ -22,8 +23,24 @@ HANDOVER_LIMIT = 1 << 16  # bytes; a runtime key and a few ids
 
 _TEXTS = ("api_base_url", "agent_id", "org_id", "project_id", "environment_id", "enrolled_at")
 
+REENROLL = "byteor-firstboot reenroll with a fresh enrollment token gives this host a new key"
+
 # Where an agent's identity came from, as `status` says it.
 SEALED, ENVIRONMENT = "sealed", "environment"
+
+
+EXPIRY_WARNING_S = 14 * 86400.0
+
+
+def key_ends(expires_at: Optional[str], now: float) -> Optional[str]:
+    """One sentence on the runtime key's end, from 14 days before it; None while nobody must act, or without a date."""
+    try:
+        left = from_rfc3339(expires_at or "") - now
+    except (ValueError, OverflowError):
+        return None
+    if left > EXPIRY_WARNING_S:
+        return None
+    return f"the runtime key {'expires' if left > 0 else 'expired'} at {expires_at}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pwd
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Dict, List, Mapping, NoReturn, Optional
 
 from firstboot import identity
@@ -61,12 +62,18 @@ def launch(layout: Layout, command: List[str], *, user: Optional[str], environ: 
     try:
         os.execvpe(command[0], command, variables)  # noqa: S606 - becoming another program is the point
     except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        kind = NotFound if error.errno in (errno.ENOENT, errno.ENOTDIR) else NotExecutable
+        absent = error.errno in (errno.ENOENT, errno.ENOTDIR) or not _is_anywhere(command[0], variables)
+        reason = "no such file or directory" if absent else os.strerror(error.errno or 0).lower()
+        kind = NotFound if absent else NotExecutable
         # `from None`: the call that failed had the key among its arguments.
         raise kind(f"cannot run {command[0]}: {reason}") from None
     except ValueError:
         raise NotLaunched("the command has an empty name or a null byte") from None
+
+
+def _is_anywhere(name: str, variables: Mapping[str, str]) -> bool:
+    """False when no directory of PATH has it: one that the user may not search says "permission denied" for all names."""
+    return "/" in name or any(os.path.lexists(Path(part, name)) for part in os.get_exec_path(variables))
 
 
 def environment(environ: Mapping[str, str], here: Identity, *, account: Optional[pwd.struct_passwd]) -> Dict[str, str]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Dict, Iterable, List, Optional
 
-from firstboot.clock import from_rfc3339
-from firstboot.handover import Handover
+from firstboot.handover import REENROLL, Handover, key_ends
 
-EXPIRY_WARNING_S = 14 * 86400.0
 # As far as deployments' times may be off (contract 3): beyond it, they wait.
 LARGEST_SKEW_S = 300.0
 
@@ -32,15 +30,9 @@ def of_the_key(handed: Handover, now: float) -> Iterable[Problem]:
 
 def of_the_expiry(expires_at: Optional[str], now: float) -> Iterable[Problem]:
     """The same, for one who has no key but only the date of its end."""
-    hint = "byteor-firstboot reenroll with a fresh enrollment token gives this host a new key"
-    try:
-        left = from_rfc3339(expires_at or "") - now
-    except (ValueError, OverflowError):
-        return
-    if left <= 0:
-        yield Problem("runtime_key_expired", f"the runtime key expired at {expires_at}", hint)
-    elif left <= EXPIRY_WARNING_S:
-        yield Problem("runtime_key_expires", f"the runtime key expires at {expires_at}", hint)
+    said = key_ends(expires_at, now)
+    if said is not None:
+        yield Problem("runtime_key_expired" if "expired" in said else "runtime_key_expires", said, REENROLL)
 
 
 def of_the_clock(skew_s: Optional[float]) -> Iterable[Problem]:

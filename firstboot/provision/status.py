@@ -10,7 +10,9 @@ import json
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 from firstboot import files
+from firstboot.clock import Clock
 from firstboot.errors import ByteorError, LocalFault
+from firstboot.handover import REENROLL, key_ends
 from firstboot.identity import State
 from firstboot.layout import Layout
 from firstboot.provision.decision import Step, next_step
@@ -77,8 +79,11 @@ def describe(layout: Layout, inputs: Inputs) -> Dict[str, Any]:
     stop: Optional[ByteorError] = view.invalid
     if step.name.startswith("STOP_"):
         stop = stop_error(step, view)
+    ends = key_ends(here.expires_at, Clock().wall()) if here is not None else None
     if stop is not None:
         document.update(problem=str(stop), hint=stop.hint)
+    elif ends is not None:
+        document.update(problem=ends, hint=REENROLL)
     document["erasure"] = _erasure(layout)
     return document
 

@@ -125,6 +125,7 @@ def test_it_falls_to_the_user_for_good(host: Host, tmp_path: Path) -> None:
     assert uids.split() == [str(account.pw_uid)] * 4 and gids.split() == [str(account.pw_gid)] * 4
     assert groups.split() == [str(account.pw_gid)]
     assert names.split() == [account.pw_dir, "nobody", "nobody"]
+    assert exec_(host, "--user", "nobody", "--", "no-such-command", env={"PATH": f"{tmp_path}:/usr/bin"}).code == 127
     private = tmp_path / "private"
     private.write_text("#!/bin/sh\n")
     private.chmod(0o700)

@@ -181,6 +181,18 @@ def test_what_is_wrong_is_said_with_what_to_do_while_the_agent_is_down(host: Hos
                      "deployment_failed"]  # fmt: skip
 
 
+def test_a_key_near_its_end_is_said_before_the_agent_ever_ran(tmp_path: Path, control_plane: Any) -> None:
+    """First boot knows the date from the sealed identity, and says it from 14 days before."""
+    host = Host(tmp_path / "root", control_plane)
+    host.defaults()
+    host.token(host.mint())
+    body = {"agent_id": "agt_1", "api_key": "brk_0123456789abcdef", "expires_at": stamp(-13 * 86400)}
+    host.plane.fault("enroll", "status", times=1, status=201, body=json.dumps(body), content_type="application/json")
+    assert host.run().code == 0
+    shown = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+    assert shown["expires_at"] == body["expires_at"] and "the runtime key expires" in shown["problem"] and shown["hint"]
+
+
 def test_before_the_first_run_after_boot_there_is_a_page_too(host: Host) -> None:
     """Exit 7 with what the activator left; the JSON says never_ran."""
     deployments(host, "active", None)
