@@ -4,7 +4,8 @@ The path of the data: a one-time token enters by one of seven sources (`provisio
 mark (`provision.marks`), is presented once under a durable intent (`provision.enrollment` through `api`, `transport`),
 and becomes an identity that is sealed to this host (`identity`, `envelope`, `sealkey`). Then its copies are overwritten
 and a receipt says what remains (`erase`). At every start of the agent `unseal` opens the identity and hands three
-values over (`handover`); the agent (`agent`) lives from those alone.
+values over (`handover`); the agent (`agent`, by way of `agent.arrival`) lives from those alone. `launch` gives them to a
+program that asks for them.
 """
 
 __version__ = "0.1.0"
