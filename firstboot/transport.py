@@ -13,9 +13,10 @@ import http.client
 import os
 import socket
 import ssl
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence
+from typing import Any, Dict, Iterator, Mapping, NoReturn, Optional, Sequence, Union
 from urllib.parse import urlsplit
 
 from firstboot import lean  # noqa: F401 - before requests  # isort: skip
@@ -25,6 +26,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from firstboot import __version__
+from firstboot.bodies import BLOCK_BYTES, Body, NoAnswer, Stream
 from firstboot.clock import from_http_date, monotonic
 from firstboot.deadline import READ_S, DeadlinedResponse, current
 from firstboot.errors import TryAgain
@@ -34,8 +36,6 @@ from firstboot.trust import NamedContext, tls_context
 
 CEILING_BYTES = 1 << 20  # contract 2: JSON replies
 CONNECT_S, DEADLINE_S = 10.0, 60.0
-CHUNK_BYTES = 64 * 1024
-BODILESS = (204, 304)  # their Content-Length, if any, is that of the body which another answer would have (RFC 9110, 8.6)
 USER_AGENT = f"byteor-firstboot/{__version__}"
 
 
@@ -44,10 +44,6 @@ class Unreachable(TryAgain):
 
     def __init__(self, message: str, *, hint: Optional[str] = None) -> None:
         super().__init__(message, hint=hint, maybe_arrived=False)
-
-
-class NoAnswer(TryAgain):
-    """The request may have arrived; its answer did not, or not whole."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +87,16 @@ class _TlsConnection(HTTPSConnection):
 class _PlainPool(HTTPConnectionPool):
     ConnectionCls = _PlainConnection
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{**keywords, "blocksize": BLOCK_BYTES})
+
 
 class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
     def __init__(self, context: NamedContext, *arguments: Any, **keywords: Any) -> None:
         # Whatever requests asks for: 2.32.0 and 2.32.1 insist on a context of theirs, which trusts certifi's bundle.
-        super().__init__(*arguments, **{**keywords, "ssl_context": context})
+        super().__init__(*arguments, **{**keywords, "ssl_context": context, "blocksize": BLOCK_BYTES})
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
@@ -166,11 +165,31 @@ class Transport:
         *,
         bearer: Optional[Secret] = None,
         headers: Optional[Mapping[str, str]] = None,
-        body: Optional[bytes] = None,
+        body: Union[bytes, Body, None] = None,
         ceiling: int = CEILING_BYTES,
         deadline_s: float = DEADLINE_S,
     ) -> Reply:
         """Send one request and read its whole answer of at most `ceiling` bytes; Unreachable or NoAnswer."""
+        with self.stream(method, url, bearer=bearer, headers=headers, body=body, deadline_s=deadline_s) as answer:
+            date = _date(answer.headers.get("date"))
+            return Reply(status=answer.status, headers=answer.headers, body=answer.whole(ceiling), date=date)
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        bearer: Optional[Secret] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        body: Union[bytes, Body, None] = None,
+        deadline_s: float = DEADLINE_S,
+    ) -> Iterator[Stream]:
+        """Send one request and hand out its answer, whose body comes as it is read; Unreachable or NoAnswer.
+
+        A `body` with ``read`` and ``__len__`` is sent in blocks. `deadline_s` is for all of it, also for what is read
+        inside the ``with``; an OSError that is raised there by something else would be taken for the network's.
+        """
         sent = {
             "User-Agent": USER_AGENT,
             "Accept": "application/json, application/problem+json",
@@ -202,12 +221,8 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                return Reply(
-                    status=response.status_code,
-                    headers={name.lower(): value for name, value in response.headers.items()},
-                    body=_body(response, host, ceiling),
-                    date=_date(response.headers.get("Date")),
-                )
+                found = {name.lower(): value for name, value in response.headers.items()}
+                yield Stream(response.status_code, found, response.raw, host)
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             _translate(error, f"{host}:{port}", proxy=place(proxy) if proxy is not None else None, sent=current.sent)
         except ValueError as error:
@@ -221,25 +236,6 @@ class Transport:
     def close(self) -> None:
         """Close the kept-alive connection."""
         self._session.close()
-
-
-def _body(response: requests.Response, host: str, ceiling: int) -> bytes:
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise NoAnswer(f"{host} answered in an encoding that was not asked for")
-    pieces, size = [], 0
-    while True:
-        piece = response.raw.read(CHUNK_BYTES, decode_content=False)
-        if not piece:
-            break
-        size += len(piece)
-        if size > ceiling:
-            raise NoAnswer(f"the answer of {host} is larger than {ceiling} bytes")
-        pieces.append(piece)
-    # A body cut short raises for a read without a size only (performance.md, section 3): count.
-    announced = response.headers.get("Content-Length", "")
-    if announced.isdigit() and int(announced) != size and response.status_code not in BODILESS:
-        raise NoAnswer(f"the answer of {host} was cut after {size} of {announced} bytes")
-    return b"".join(pieces)
 
 
 def _date(text: Optional[str]) -> Optional[float]:

@@ -17,7 +17,7 @@ SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 
 GROUND = {"errors", "secret", "clock", "files", "keeping", "layout", "locks", "systemd", "log", "frozen", "shapes",
           "settings", "redaction"}
-CONVERSATION = {"wire", "proxies", "trust", "deadline", "lean", "transport", "api"}
+CONVERSATION = {"wire", "bodies", "proxies", "trust", "deadline", "lean", "transport", "api"}
 SECRETS = {"envelope", "sealkey", "hostfacts", "identity", "handover", "launch"}
 
 # Folder -> the folders and groups that it may import from (design.md, section 1).
