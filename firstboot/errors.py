@@ -41,6 +41,19 @@ class Refused(ByteorError):
     exit_code = 5
 
 
+class Untrusted(ByteorError):
+    """Something signed, or that should be, cannot be trusted; `code` is a refusal of contract 3, or one of the key sets.
+
+    The plane must act, or the operator: ``Untrusted("bad_signature", "one sentence")``.
+    """
+
+    exit_code = 5
+
+    def __init__(self, code: str, message: str, *, hint: Optional[str] = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
 class TryAgain(ByteorError):
     """A transient failure: nobody must act yet.
 

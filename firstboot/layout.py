@@ -135,8 +135,21 @@ class Layout:
         return self.agent / "lock"
 
     @property
+    def inbox(self) -> Path:
+        # The agent's own directory: never followed if it is a link.
+        return self.agent / "inbox"
+
+    @property
     def activation(self) -> Path:
         return self.path("/var/lib/byteor/activation", follow=True)
+
+    @property
+    def deployments(self) -> Path:
+        return self.path("/var/lib/byteor/deployments", follow=True)
+
+    @property
+    def current(self) -> Path:
+        return self.state / "current"
 
     # The host
     @property
