@@ -35,6 +35,7 @@ class Settings:
     signing_keys: Tuple[Mapping[str, str], ...] = ()
     signing_keys_trust: Optional[str] = None
     activation: Optional[Mapping[str, Any]] = None
+    key_sets: Tuple[Mapping[str, Any], ...] = ()  # the enrollment reply's, as envelopes; no setting of a source
     # Keys that a source above the image's defaults gave: a later boot does not take them from there.
     pinned: Tuple[str, ...] = field(default=(), compare=False)
 
@@ -107,6 +108,7 @@ def freeze(settings: Settings) -> Dict[str, Any]:
         "signing_keys": [dict(key) for key in settings.signing_keys],
         "signing_keys_trust": settings.signing_keys_trust,
         "activation": dict(settings.activation) if settings.activation is not None else None,
+        "key_sets": [dict(envelope) for envelope in settings.key_sets],
         "pinned": list(settings.pinned),
     }
 
@@ -121,10 +123,13 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
     if isinstance(interval, bool) or not isinstance(interval, (int, float, type(None))):
         raise Corrupt("settings.json is damaged: heartbeat_interval_s is not a number")
     keys, activation = stored.get("signing_keys") or [], stored.get("activation")
+    sets = stored.get("key_sets") or []
     if not isinstance(proxy, (str, type(None))) or not isinstance(no_proxy, list):
         raise Corrupt("settings.json is damaged: proxy or no_proxy")
     if not isinstance(keys, list) or not isinstance(activation, (dict, type(None))):
         raise Corrupt("settings.json is damaged: signing_keys or activation")
+    if not isinstance(sets, list) or not all(isinstance(item, dict) for item in (*keys, *sets)):
+        raise Corrupt("settings.json is damaged: signing_keys or key_sets")
     pinned = stored.get("pinned") or []
     if not isinstance(pinned, list) or not all(isinstance(key, str) for key in pinned):
         raise Corrupt("settings.json is damaged: pinned")
@@ -138,5 +143,6 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
         seal=str(stored.get("seal") or "auto"),
         signing_keys=tuple(keys),
         activation=activation,
+        key_sets=tuple(sets),
         pinned=tuple(pinned),
     )

@@ -28,7 +28,9 @@ TABLE = {
     "erase": {"ground", "erase"},
     "provision": {"ground", "conversation", "secrets", "erase", "provision"},
     "agent": {"ground", "conversation", "agent", "handover"},
-    "cli": {"ground", "conversation", "secrets", "erase", "provision", "agent", "cli"},
+    "signatures": {"ground", "wire"},
+    "activate": {"ground", "signatures", "wire", "activate"},
+    "cli": {"ground", "conversation", "secrets", "erase", "provision", "agent", "activate", "cli"},
 }
 
 # Library or module -> the modules that may import it.
@@ -53,7 +55,7 @@ def name_of(path: Path) -> str:
 
 def group_of(name: str) -> str:
     first = name.split(".")[0]
-    if first in ("provision", "erase", "agent"):
+    if first in ("provision", "erase", "agent", "activate", "signatures"):
         return first
     for group, members in (("ground", GROUND), ("conversation", CONVERSATION), ("secrets", SECRETS)):
         if first in members:
