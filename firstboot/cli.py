@@ -133,7 +133,11 @@ def _agent_parser(words: Optional[List[str]]) -> Parser:
     launch.usage_code = NotLaunched.exit_code
     launch.add_argument("--user", metavar="USER", help="the user (name or id) to run COMMAND as; without it, as the caller")
     launch.set_defaults(words=words)
+    command(commands, "activate", _activate, "the root activator: judge and activate what the agent brought")
     command(commands, "status", _agent_status, "loops, last answers, next attempts, problems with hints", json=True)
+    command(commands, "deployments", _deployments, "what was deployed, with verdicts and reasons", json=True)
+    retry = command(commands, "retry", _retry, "try a failed deployment once more; root only")
+    retry.add_argument("id", metavar="ID", help="a deployment's id, or its id and sequence as `deployments` shows them")
     return parser
 
 
@@ -240,3 +244,28 @@ def _agent_status(arguments: argparse.Namespace) -> int:
     from firstboot.agent.status import status
 
     return status(arguments.layout, as_json=arguments.json)
+
+
+def _activate(arguments: argparse.Namespace) -> int:
+    from firstboot.activate.activator import run
+
+    return run(arguments.layout)
+
+
+def _deployments(arguments: argparse.Namespace) -> int:
+    from firstboot.activate.listing import deployments
+
+    return deployments(arguments.layout, as_json=arguments.json)
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    from firstboot.activate import activator, again
+
+    named = again.retry_deployment(arguments.layout, arguments.id)
+    if named is None:
+        raise Invalid(f"there is no deployment {arguments.id}", hint="byteor-agent deployments shows them")
+    log.notice(f"{named} is tried once more")
+    if arguments.layout.is_host and systemd.booted():
+        systemd.start("byteor-activate.service")
+        return 0
+    return activator.run(arguments.layout)

@@ -140,8 +140,28 @@ class Layout:
         return self.agent / "inbox"
 
     @property
+    def spool(self) -> Path:
+        return self.path("/var/lib/byteor/agent/spool", follow=True)
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path("/var/lib/byteor/agent/quarantine", follow=True)
+
+    @property
+    def uploaded(self) -> Path:
+        return self.agent / "uploaded.json"
+
+    @property
+    def upload_progress(self) -> Path:
+        return self.agent_run / "upload.json"
+
+    @property
     def activation(self) -> Path:
         return self.path("/var/lib/byteor/activation", follow=True)
+
+    @property
+    def outcomes(self) -> Path:
+        return self.activation / "outcomes"
 
     @property
     def deployments(self) -> Path:

@@ -13,11 +13,12 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[2]
 UNITS = TOP / "units"
-FIRSTBOOT, PATH, ERASE, AGENT = (
+FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS = (
     "byteor-firstboot.service", "byteor-firstboot.path", "byteor-erase.service", "byteor-agent.service",
+    "byteor-activate.service", "byteor-activate.path",
 )  # fmt: skip
-ALL = (FIRSTBOOT, PATH, ERASE, AGENT)
-SERVICES = (FIRSTBOOT, ERASE, AGENT)
+ALL = (FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS)
+SERVICES = (FIRSTBOOT, ERASE, AGENT, ACTIVATE)
 
 EXPOSURE_LIMIT = 2.0
 # `systemd-analyze security --offline` came with this version
@@ -128,6 +129,25 @@ def test_agent_is_exposed_at_most_2_0() -> None:
     assert exposure(AGENT) <= EXPOSURE_LIMIT
 
 
+def test_the_activator_is_exposed_at_most_2_5_and_has_no_network() -> None:
+    """Root, and near to what a hostile bundle could reach: no network of any kind, no identity, no right but to read."""
+    assert exposure(ACTIVATE) <= 2.5
+    service = unit(ACTIVATE)["Service"]
+    assert service["PrivateNetwork"] == ["yes"] and service["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert service["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
+    assert "-/var/lib/byteor/identity" in words(service, "InaccessiblePaths")
+
+
+def test_the_activator_is_started_by_requests_and_by_what_was_interrupted() -> None:
+    """A rename of the agent's, or a journal that a power cut left; mere requests that stay would start it for ever."""
+    path = unit(REQUESTS)["Path"]
+    assert path["PathChanged"] == ["/var/lib/byteor/agent/inbox/request.json"]
+    assert path["PathExists"] == ["/var/lib/byteor/activation/journal.json"]
+    assert path["Unit"] == [ACTIVATE]
+    assert unit(ACTIVATE)["Service"]["Type"] == ["oneshot"]
+    assert unit(ACTIVATE)["Unit"]["StartLimitIntervalSec"] == ["0"]
+
+
 @pytest.mark.parametrize("name", [FIRSTBOOT, ERASE])
 def test_root_services_are_hardened_too(name: str) -> None:
     """What runs as root is below 3.0: far from an unhardened service's 9.6."""
@@ -235,9 +255,9 @@ def test_agent_writes_its_own_directory_alone() -> None:
     assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"] == []
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", (FIRSTBOOT, ERASE, AGENT))
 def test_every_process_sees_the_boot_id_that_the_system_sees(name: str) -> None:
-    """Its /proc is the system's: a fresh one shows a container the boot id of its host, or none at all."""
+    """Its /proc is the system's: a fresh one shows a container the boot id of its host. (The activator needs none.)"""
     service = unit(name)["Service"]
     assert {"ProtectProc", "ProcSubset", "ProtectKernelTunables", "ProtectControlGroups"} & set(service) == set()
     assert {"/proc/sys", "/sys"} <= set(words(service, "ReadOnlyPaths"))
@@ -247,8 +267,10 @@ def test_presets_enable_all_but_the_agent() -> None:
     """An image's first boot enables what the package enables, and never the agent."""
     lines = (UNITS / "50-byteor-firstboot.preset").read_text().splitlines()
     rules = {tuple(line.split()) for line in lines if line and not line.startswith("#")}
-    assert rules == {("enable", FIRSTBOOT), ("enable", PATH), ("enable", ERASE), ("disable", AGENT)}
+    assert rules == {("disable", AGENT), *(("enable", name) for name in (FIRSTBOOT, PATH, ERASE, REQUESTS))}
     for name in ALL:
+        if name == ACTIVATE:  # its path unit starts it
+            continue
         assert ("Install" in unit(name)) == (("enable", name) in rules)
 
 
@@ -264,6 +286,9 @@ def test_directories_are_those_of_the_contract() -> None:
         ("d", "/var/lib/byteor/agent", "0700", "byteor-agent", "byteor-agent"),
         ("d", "/var/lib/byteor/activation", "0755", "root", "root"),
         ("d", "/var/lib/byteor/deployments", "0755", "root", "root"),
+        ("d", "/var/lib/byteor/agent/inbox", "0700", "byteor-agent", "byteor-agent"),
+        ("d", "/var/lib/byteor/activation/outcomes", "0750", "root", "byteor-agent"),
+        ("L", "/etc/byteor/spec.kv", "-", "-", "-", "-", "/var/lib/byteor/current/spec.kv"),
     }
 
 

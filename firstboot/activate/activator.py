@@ -1,0 +1,261 @@
+"""One run of the activator: finish what was interrupted, take the agent's key sets, judge its envelope, activate.
+
+    journal.json                                     finish it (`switch`)
+    a request that was not answered, or a retry      take key sets; then, of the envelope:
+      not signed, not for us, replayed, expired …    refused
+      no trusted clock                               waiting
+      its payload was dealt with                     nothing
+      its bundle is not here                         wanted: the agent is to bring it
+      the bundle is not what was signed              refused
+      else                                           unpack, complete, `switch`
+
+Facts are read again after each step, so that a request which came meanwhile is answered by the same run. The agent may be
+an attacker: its inbox only ever offers, and what it offers is judged by keys, numbers and clocks of root's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Iterator, Optional, Union
+
+from firstboot import files, frozen, locks, log, trees
+from firstboot.activate import again, journal, keyring, outcomes, record, sequence, switch, unpack
+from firstboot.activate.admission import Deployment, Untimely, admit, approve
+from firstboot.activate.inbox import Inbox, Request
+from firstboot.activate.runtime import Runtime
+from firstboot.activate.trust import Place, Ring
+from firstboot.clock import Clock, rfc3339
+from firstboot.errors import Corrupt, Invalid, LocalFault, TryAgain, Untrusted
+from firstboot.frozen import Settings
+from firstboot.layout import Layout
+from firstboot.signatures import APPROVAL_LIMIT
+
+LOCK_WAIT_S = 600.0  # another activator may be gating
+AT_ONCE = 8  # rounds; what is left is asked for again
+CLOCK_TOLERANCE_S = 300.0  # contract 3
+SYNCHRONIZED = "/run/systemd/timesync/synchronized"  # made by systemd-timesyncd
+STAGING = ".incoming"
+CLOCK = "clock_not_trusted"
+OF_TIME = (CLOCK, "expired", "not_yet_valid")
+SIGNING_KEYS = "signing_keys.json"
+
+
+def run(layout: Layout) -> int:
+    """What ``byteor-agent activate`` does; 0 also for what is refused, LocalFault when this host cannot do its part."""
+    stored = files.read_json(layout.settings)
+    if stored is None:
+        raise LocalFault("this host is not enrolled: there is no settings.json", hint="byteor-firstboot status")
+    settings = frozen.thaw(stored)
+    for directory, mode in ((layout.activation, 0o755), (layout.outcomes, 0o750), (layout.deployments, 0o755)):
+        files.make_directory(directory, mode)
+    with locked(layout):
+        Activator(layout, settings, Clock()).work()
+    return 0
+
+
+@contextmanager
+def locked(layout: Layout) -> Iterator[None]:
+    """Hold the activation directory's lock; TryAgain (exit 6) when another activator keeps it."""
+    busy = TryAgain("another activation is in progress", hint="byteor-agent deployments shows it")
+    with locks.locked(layout.activation / "lock", wait_s=LOCK_WAIT_S, busy=lambda: busy):
+        yield
+
+
+@dataclass
+class Activator:
+    """The facts of this run that do not change."""
+
+    layout: Layout
+    settings: Settings
+    clock: Clock
+
+    def work(self) -> None:
+        """Go on until nothing is left to do."""
+        switching = switch.Switch(self.layout, Runtime.configured(self.layout, self.settings.activation), self.clock)
+        for _ in range(AT_ONCE):
+            begun = journal.load(self.layout)
+            if begun is not None:
+                switching.finish(begun)
+                continue
+            with Inbox(self.layout) as inbox:
+                request, retried = inbox.request(), again.asked(self.layout)
+                if request.request in (None, record.load(self.layout).request) and retried is None:
+                    break
+                self._answer(inbox, request, retried)
+        outcomes.prune(self.layout)
+        if not (self.layout.is_host and _systemd_makes_the_link()):
+            link_spec(self.layout)
+
+    def _answer(self, inbox: Inbox, request: Request, retried: Optional[str]) -> None:
+        """One request: key sets first, since the envelope may be signed by a new one."""
+        known = replace(record.load(self.layout), request=request.request, wanted=None)
+        now = self._trusted_now(request)
+        raw = offered = None
+        try:
+            offered, raw = inbox.keysets(), inbox.envelope()
+        except Corrupt as error:
+            log.warning(f"the agent's inbox is not as it should be: {error}")
+        if offered is not None:
+            keyring.offer(self.layout, self.settings, offered)
+        ring = keyring.current(self.layout, self.settings)
+        if raw is None:
+            record.save(self.layout, known)
+            again.forget(self.layout)
+            return
+        digest = hashlib.sha256(raw).hexdigest()
+        known = replace(known, envelope_sha256=digest)
+        blank = record.Row(verdict=record.REFUSED, at=self._now(), envelope_sha256=digest, keys_version=ring.version)
+        highest = sequence.load(self.layout, self._place())
+        try:
+            deployment = admit(raw, ring=ring, place=self._place(), highest=highest, now=now)
+        except (Untimely, Untrusted) as error:
+            record.save(self.layout, self._not_admitted(known, error, blank=blank, is_retry=retried is not None))
+            if isinstance(error, Untrusted):
+                again.forget(self.layout)
+            return
+        sequence.raise_to(self.layout, self._place(), deployment)
+        self._admitted(inbox, known, deployment, blank=_of(blank, deployment), ring=ring, now=now, retried=retried)
+
+    def _not_admitted(
+        self, known: record.Record, error: Union[Untimely, Untrusted], *, blank: record.Row, is_retry: bool
+    ) -> record.Record:
+        deployment, code = getattr(error, "deployment", None), getattr(error, "code", CLOCK)
+        if deployment is not None:
+            if code in OF_TIME and not is_retry and known.of_payload(deployment.payload_sha256) is not None:
+                return known  # dealt with when its time was; what is active stays active
+            # Without the payload's hash: nothing was tried that would have to be remembered.
+            blank = replace(_of(blank, deployment), payload_sha256=None)
+        if code == CLOCK:
+            return known.with_row(replace(blank, verdict=record.WAITING, code=code, reason=str(error)))
+        log.warning(f"a deployment is refused: {code}: {error}")
+        return known.with_row(replace(blank, code=code, reason=str(error)))
+
+    def _admitted(
+        self,
+        inbox: Inbox,
+        known: record.Record,
+        deployment: Deployment,
+        *,
+        blank: record.Row,
+        ring: Ring,
+        now: Optional[float],
+        retried: Optional[str],
+    ) -> None:
+        """The plane means this for us, now: bring it into force, unless that was done or tried."""
+        before = known.of_payload(deployment.payload_sha256)
+        is_retry = retried == deployment.payload_sha256
+        if before is not None and not is_retry:
+            record.save(self.layout, known)
+            again.forget(self.layout)
+            return
+        directory, final = deployment.name, self.layout.deployments / deployment.name
+        if switch.named(self.layout) == directory:
+            # In force, and the record does not know it: it was lost. Nothing else could have put it there.
+            row = replace(blank, verdict=record.ACTIVE, reason="found in force")
+            record.save(self.layout, replace(known.with_row(row), current=switch.in_force(self.layout, state="active")))
+            again.forget(self.layout)
+            return
+        try:
+            if is_retry and final.is_dir():
+                self._approved(final, deployment, ring=ring, now=now)
+            elif not self._unpacked(inbox, deployment, ring=ring, now=now):
+                record.save(self.layout, replace(known, wanted=record.wanted(deployment)))
+                return
+        except Untrusted as error:
+            log.warning(f"deployment {directory} is refused: {error.code}: {error}")
+            self._tell(deployment, error)
+            record.save(self.layout, known.with_row(replace(blank, code=error.code, reason=str(error))))
+            again.forget(self.layout)
+            return
+        begun = journal.begin(
+            deployment, envelope_sha256=known.envelope_sha256 or "", keys_version=ring.version,
+            previous=switch.named(self.layout),
+        )  # fmt: skip
+        journal.save(self.layout, begun)
+        record.save(self.layout, known)
+        again.forget(self.layout)
+
+    def _unpacked(self, inbox: Inbox, deployment: Deployment, *, ring: Ring, now: Optional[float]) -> bool:
+        """Make the complete directory of a deployment; False when its bundle is not in the inbox, Untrusted if it is wrong."""
+        copied, staging = self.layout.activation / ".bundle", self.layout.deployments / STAGING
+        final = self.layout.deployments / deployment.name
+        try:
+            with inbox.bundle(deployment.bundle_sha256, deployment.bundle_size) as source:
+                if source is None:
+                    return False
+                # Our own copy: what the agent does to its file from here on changes nothing.
+                files.require_room(self.layout.activation, deployment.bundle_size)
+                size, digest = trees.copy(source, copied, limit=deployment.bundle_size + 1)
+            if size != deployment.bundle_size:
+                raise Untrusted("bundle_size", f"the bundle has {size} bytes, not {deployment.bundle_size}")
+            if digest != deployment.bundle_sha256:
+                raise Untrusted("bundle_digest", "the bundle is not the one that was signed")
+            trees.remove(staging)
+            unpack.unpack(copied, staging, packed_size=size)
+            if unpack.spec_hash(staging) != deployment.spec_hash:
+                raise Untrusted("spec_hash", "spec.kv is not the one that was signed")
+            self._approved(staging, deployment, ring=ring, now=now)
+            if not (staging / SIGNING_KEYS).exists():
+                files.write_json(staging / SIGNING_KEYS, keyring.public(ring), mode=0o644)
+            trees.remove(final)  # of an interrupted run; `switch` was not begun with it
+            trees.complete(staging, final)
+            return True
+        finally:
+            files.remove(copied)
+            trees.remove(staging)
+
+    def _approved(self, directory: Path, deployment: Deployment, *, ring: Ring, now: Optional[float]) -> None:
+        approval = unpack.read_member(directory, "approval.cred", limit=APPROVAL_LIMIT)
+        approve(approval, deployment, ring=ring, now=now)
+
+    def _tell(self, deployment: Deployment, error: Untrusted) -> None:
+        """The plane's own deployment, refused for what only this host could see: it is told why, as `failed`."""
+        # An id of the deployment's own: the same refusal after a crash is the same report.
+        report_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{deployment.payload_sha256}:{error.code}")
+        body = switch.report(
+            str(report_id), "failed", sequence=deployment.sequence, spec_hash=deployment.spec_hash, reason=error.code,
+            at=self._now(),
+        )  # fmt: skip
+        outcomes.put(self.layout, deployment.deployment_id, body)
+
+    def _place(self) -> Place:
+        place = Place.of(self.settings)
+        if place is None:
+            raise Invalid("the settings name no organisation, project and environment", hint="byteor-firstboot status")
+        return place
+
+    def _trusted_now(self, request: Request) -> Optional[float]:
+        """The time if this host's clock is to be believed (contract 3), else None.
+
+        The agent's word counts: it can only lie about a clock that is wrong, and then merely be judged by that clock.
+        """
+        offset = request.clock_offset_s
+        agrees = offset is not None and abs(offset) <= CLOCK_TOLERANCE_S
+        return self.clock.wall() if agrees or (self.layout.is_host and os.path.exists(SYNCHRONIZED)) else None
+
+    def _now(self) -> str:
+        return rfc3339(self.clock.wall())
+
+
+def _of(blank: record.Row, deployment: Deployment) -> record.Row:
+    return replace(
+        blank, deployment_id=deployment.deployment_id, sequence=deployment.sequence, spec_hash=deployment.spec_hash,
+        payload_sha256=deployment.payload_sha256,
+    )  # fmt: skip
+
+
+def _systemd_makes_the_link() -> bool:
+    return os.path.isdir("/run/systemd/system")
+
+
+def link_spec(layout: Layout) -> None:
+    """The vendor's documented path, where no tmpfiles makes it; what somebody put there is never replaced."""
+    path = layout.path("/etc/byteor/spec.kv")
+    if not os.path.lexists(path):
+        files.make_directory(path.parent, 0o755)
+        trees.point(path, "/var/lib/byteor/current/spec.kv")

@@ -1,0 +1,100 @@
+"""``activation/journal.json``: one activation in progress, so that whatever interrupts it, the next start finishes or undoes it.
+
+There when something was begun, gone when it is settled. It names the ids of its reports before one is written, so that a
+repeated step repeats a report and makes no second one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any, Mapping, Optional
+
+from firstboot import files, keeping, log
+from firstboot.activate.admission import Deployment
+from firstboot.errors import Corrupt
+from firstboot.frozen import IDENTIFIER
+from firstboot.layout import Layout
+
+VERSION = 1
+# In order: the new one is switched to and judged; the old one is put back and judged; only the books are left to do.
+ACTIVATING, RESTORING, SETTLED = "activating", "restoring", "settled"
+PHASES = (ACTIVATING, RESTORING, SETTLED)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is being activated."""
+
+    deployment_id: str
+    sequence: int
+    spec_hash: str
+    payload_sha256: str
+    envelope_sha256: str
+    keys_version: int
+
+    @property
+    def directory(self) -> str:
+        return f"{self.deployment_id}-{self.sequence}"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """`tries` counts beginnings of this phase; `verdict`, `code` and `reason` are set once they are known."""
+
+    target: Target
+    previous: Optional[str]  # the directory that was in force before, None for the first deployment of all
+    phase: str
+    tries: int
+    success_id: str  # report ids: of `active`, or of `rolled_back` (or `rollback_failed`)
+    failure_id: str  # of `failed`
+    verdict: Optional[str] = None
+    code: Optional[str] = None
+    reason: Optional[str] = None
+
+
+def begin(deployment: Deployment, *, envelope_sha256: str, keys_version: int, previous: Optional[str]) -> Journal:
+    """A new activation; nothing is written yet."""
+    target = Target(
+        deployment.deployment_id, deployment.sequence, deployment.spec_hash, deployment.payload_sha256,
+        envelope_sha256, keys_version,
+    )  # fmt: skip
+    return Journal(target, previous, ACTIVATING, 0, str(uuid.uuid4()), str(uuid.uuid4()))
+
+
+def load(layout: Layout) -> Optional[Journal]:
+    """Read the journal, None when nothing is in progress; a damaged one is set aside, and `current` stays what it is."""
+    path = layout.activation / "journal.json"
+    try:
+        stored = files.read_json(path)
+        return None if stored is None else _parse(stored)
+    except Corrupt as error:
+        log.warning(str(error), kept_as=keeping.set_aside(path))
+        return None
+
+
+def save(layout: Layout, journal: Journal) -> Journal:
+    """Make it durable and return it."""
+    files.write_json(layout.activation / "journal.json", {"v": VERSION, **asdict(journal)})
+    return journal
+
+
+def remove(layout: Layout) -> None:
+    """Nothing is in progress any more."""
+    files.remove(layout.activation / "journal.json")
+
+
+def _parse(stored: Mapping[str, Any]) -> Journal:
+    try:
+        target, values = stored["target"], {name: stored[name] for name in Journal.__dataclass_fields__ if name != "target"}
+        journal = Journal(target=Target(**target), **values)
+    except (KeyError, TypeError) as error:
+        raise Corrupt("journal.json is damaged: a member is missing") from error
+    named = journal.target
+    directories = [named.directory, *([journal.previous] if journal.previous is not None else [])]
+    if journal.phase not in PHASES or not isinstance(journal.tries, int) or not isinstance(named.sequence, int):
+        raise Corrupt("journal.json is damaged: no such phase")
+    # Names of directories that are made into paths: ours were identifiers with a number behind.
+    if not all(isinstance(name, str) and IDENTIFIER.match(name.rpartition("-")[0]) for name in directories):
+        raise Corrupt("journal.json is damaged: a name")
+    return journal

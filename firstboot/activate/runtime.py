@@ -1,0 +1,167 @@
+"""Telling the runtime that ``current`` changed, and watching whether it stays healthy: the health gate of contract 3.
+
+By default `byteor-runtime.service` is reloaded or restarted, where it exists, and has to stay active for the window. What
+the operator configured (``activation`` in firstboot.yaml) replaces that: `unit`, `command`, `health`, `window_s`. Commands run as
+root, on a systemd host in transient units of their own: outside the activator's sandbox, time-limited, gone with all
+they started. A health check may fail while the runtime is coming up; once it has succeeded it must go on to, and it must have
+by the end of the window.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from dataclasses import dataclass
+from typing import Any, List, Mapping, Optional, Tuple
+
+from firstboot import systemd
+from firstboot.clock import monotonic
+from firstboot.errors import LocalFault
+from firstboot.layout import Layout
+from firstboot.redaction import redact
+
+DEFAULT_UNIT = "byteor-runtime.service"
+DEFAULT_WINDOW_S = 10.0
+COMMAND_LIMIT_S = 120.0
+HEALTH_LIMIT_S = 30.0  # of one check
+LOOK_EVERY_S = 0.5
+OUTPUT_LIMIT = 64 * 1024  # bytes kept of what was printed, the last ones
+JOURNAL_LINES = 60
+OURS = ("systemctl", "systemd-run", "journalctl")
+NO_UNIT = "no_unit"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How an activation ended: `code` None for healthy. `note` is for the report of a healthy one; `output` what was printed."""
+
+    code: Optional[str] = None
+    reason: Optional[str] = None
+    note: Optional[str] = None
+    output: bytes = b""
+
+    @property
+    def healthy(self) -> bool:
+        return self.code is None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What ``activation`` in firstboot.yaml says. `managed`: systemd is here and its units are ours to act on."""
+
+    unit: Optional[str]
+    command: Tuple[str, ...]
+    health: Tuple[str, ...]
+    window_s: float
+    managed: bool
+
+    @classmethod
+    def configured(cls, layout: Layout, activation: Optional[Mapping[str, Any]]) -> Runtime:
+        """Read the frozen setting; None is the default of contract 3."""
+        said = activation or {}
+        managed = layout.is_host and systemd.booted()
+        window = said.get("window_s")
+        return cls(
+            unit=said.get("unit") or (None if said.get("command") or said.get("health") else DEFAULT_UNIT),
+            command=tuple(said.get("command") or ()),
+            health=tuple(said.get("health") or ()),
+            window_s=float(window) if isinstance(window, (int, float)) else DEFAULT_WINDOW_S,
+            managed=managed,
+        )
+
+    def activate(self) -> Gate:
+        """Make the runtime take what ``current`` names, and judge it for the window."""
+        unit = self._unit()
+        if unit is None and self.unit not in (None, DEFAULT_UNIT) and self.managed:
+            return Gate("unit_not_found", f"there is no unit {self.unit}")
+        output = b""
+        if self.command:
+            code, output = self._run(self.command, COMMAND_LIMIT_S)
+            if code != 0:
+                return Gate("activation_failed", f"{self.command[0]} {_ended(code)}", output=output)
+        elif unit is not None:
+            code, output = _call(["systemctl", "reload-or-restart", unit], COMMAND_LIMIT_S)
+            if code != 0:
+                return Gate("activation_failed", f"systemctl reload-or-restart {unit} {_ended(code)}", output=output)
+        if unit is None and not self.command and not self.health:
+            return Gate(note=NO_UNIT)
+        return self._watch(unit, output)
+
+    def diagnostic(self, gate: Gate) -> bytes:
+        """What a person needs who looks for the cause: the output and the unit's last journal lines, redacted."""
+        parts = [f"{gate.code}: {gate.reason}\n".encode(), gate.output]
+        unit = self._unit()
+        if unit is not None:
+            journal = ["journalctl", "--no-pager", "-o", "short-iso", "-b", "-n", str(JOURNAL_LINES), "-u", unit]
+            parts += [f"\n-- last lines of {unit}\n".encode(), _call(journal, HEALTH_LIMIT_S)[1]]
+        return redact(b"".join(parts).decode("utf-8", "replace"))[0].encode()
+
+    def _unit(self) -> Optional[str]:
+        """The unit to act on, if systemd is here and has it."""
+        if self.unit is None or not self.managed:
+            return None
+        return self.unit if _facts(self.unit).get("LoadState") == "loaded" else None
+
+    def _watch(self, unit: Optional[str], output: bytes) -> Gate:
+        """Look again and again until the window is over. A unit that was started anew meanwhile did not stay active."""
+        end = monotonic() + self.window_s
+        pause, began, was_healthy = threading.Event(), _facts(unit).get("InvocationID") if unit else None, False
+        while True:
+            if unit is not None:
+                now = _facts(unit)
+                if now.get("ActiveState") not in ("active", "reloading"):
+                    return Gate("unit_not_active", f"{unit} is {now.get('ActiveState')}", output=output)
+                if now.get("InvocationID") != began:
+                    return Gate("unit_not_active", f"{unit} ended and was started again", output=output)
+            if self.health:
+                code, said = self._run(self.health, min(HEALTH_LIMIT_S, max(1.0, end - monotonic())))
+                if code != 0 and (was_healthy or monotonic() >= end):
+                    return Gate("health_check_failed", f"{self.health[0]} {_ended(code)}", output=output + said)
+                was_healthy = code == 0
+            left = end - monotonic()
+            if left <= 0:
+                return Gate(output=output)
+            pause.wait(min(LOOK_EVERY_S, left))
+
+    def _run(self, argv: Tuple[str, ...], limit_s: float) -> Tuple[Optional[int], bytes]:
+        if not self.managed:
+            return _call(list(argv), limit_s)
+        limit = f"--property=RuntimeMaxSec={limit_s:.0f}"
+        unit = ["systemd-run", "--wait", "--collect", "--pipe", "--quiet", "--service-type=exec", limit]
+        return _call([*unit, "--", *argv], limit_s + HEALTH_LIMIT_S)
+
+
+def _facts(unit: str) -> Mapping[str, str]:
+    """Some of ``systemctl show``; empty when systemd does not answer."""
+    names = "LoadState,ActiveState,InvocationID"
+    _, output = _call(["systemctl", "show", "--property", names, "--", unit], HEALTH_LIMIT_S)
+    return dict(line.split("=", 1) for line in output.decode("utf-8", "replace").splitlines() if "=" in line)
+
+
+def _ended(code: Optional[int]) -> str:
+    return "did not end in time" if code is None else f"ended with exit code {code}"
+
+
+def _call(argv: List[str], limit_s: float) -> Tuple[Optional[int], bytes]:
+    """Run a command to its end; exit code (None: not in time, and ended) and the last of what it printed on both channels."""
+    with tempfile.TemporaryFile() as printed:  # not a pipe: what a daemon keeps open would have to be waited for
+        try:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            if argv[0] in OURS:
+                raise LocalFault(f"cannot run {argv[0]}: {type(error).__name__}") from error
+            return 127, f"{argv[0]}: {error.strerror}\n".encode()
+        code: Optional[int]
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = None
+        printed.seek(max(0, printed.seek(0, os.SEEK_END) - OUTPUT_LIMIT))
+        return code, printed.read()

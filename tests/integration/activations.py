@@ -1,0 +1,123 @@
+"""The root side of deployments without an agent: a tree, a signer, and what an agent would lay into the inbox."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+from tests.controlplane import signing, spoil
+from tests.controlplane.signing import SigningKey
+from tests.controlplane.spoil import Made
+
+BIN = Path(sys.executable).parent
+PLACE = ("org_1", "prj_1", "env_1")
+RUN_LIMIT_S = 60
+
+
+class Activations:
+    """One root. `activate` is the installed command, as the path unit calls it."""
+
+    def __init__(self, root: Path, *, activation: Optional[Mapping[str, Any]] = None, **settings: Any) -> None:
+        self.root, self.key = root, SigningKey.new("kid-1")
+        for directory in ("etc/byteor", "run/byteor-agent", "var/lib/byteor/agent/inbox"):
+            (root / directory).mkdir(parents=True)
+        self.state, self.inbox = root / "var/lib/byteor", root / "var/lib/byteor/agent/inbox"
+        self.sequence = 0
+        pinned = {"kid": self.key.kid, "public_key": signing.b64url(self.key.public)}
+        frozen = {"v": 1, "org_id": PLACE[0], "project_id": PLACE[1], "environment_id": PLACE[2], "signing_keys": [pinned]}
+        self.settings = {**frozen, "activation": {"window_s": 0, **(activation or {})}, **settings}
+        self.write_settings()
+
+    def write_settings(self, **changes: Any) -> None:
+        self.settings.update(changes)
+        (self.state / "settings.json").write_text(json.dumps(self.settings))
+
+    # -- what the plane makes
+
+    def make(self, name: str = "one", *, files: Optional[Mapping[str, bytes]] = None, **options: Any) -> Made:
+        """A deployment of the next sequence; options as `spoil.make` has them."""
+        if "sequence" not in options:
+            self.sequence += 1
+        now = options.pop("now", datetime.datetime.now(datetime.timezone.utc))
+        spec = {"spec.kv": f"name = {name}\n".encode()}
+        return spoil.make(
+            PLACE, files or spec, key=options.pop("key", self.key), now=now,
+            deployment_id=options.pop("deployment_id", f"dep_{name}"), sequence=options.pop("sequence", self.sequence), **options,
+        )  # fmt: skip
+
+    # -- what the agent lays down
+
+    def offer(self, made: Made, *, bundle: bool = True, offset: Optional[float] = 0.0) -> None:
+        """Envelope, request, and the bundle under the name of the digest that the payload names."""
+        (self.inbox / "envelope.json").write_text(json.dumps(made.envelope))
+        if bundle:
+            digest = made.payload.get("bundle", {}).get("sha256", hashlib.sha256(made.bundle).hexdigest())
+            (self.inbox / f"{digest}.bundle").write_bytes(made.bundle)
+        self.request(offset=offset)
+
+    def request(self, *, offset: Optional[float] = 0.0) -> str:
+        named = str(uuid.uuid4())
+        value = {"v": 1, "request": named, "clock_offset_s": offset}
+        temporary = self.inbox / "request.tmp"
+        temporary.write_text(json.dumps(value))
+        os.replace(temporary, self.inbox / "request.json")
+        return named
+
+    # -- what root does
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "byteor-agent"), *words, "--root", str(self.root)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_LIMIT_S, stdin=subprocess.DEVNULL)
+        assert "Traceback" not in done.stderr and done.returncode != 1, done.stderr
+        return done
+
+    def activate(self) -> subprocess.CompletedProcess[str]:
+        done = self.command("activate")
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def deploy(self, name: str, **options: Any) -> Made:
+        made = self.make(name, **options)
+        self.offer(made)
+        self.activate()
+        return made
+
+    # -- what came of it
+
+    def record(self) -> Dict[str, Any]:
+        return dict(json.loads((self.state / "activation/deployments.json").read_text()))
+
+    def verdicts(self) -> List[tuple[Optional[str], str, Optional[str]]]:
+        return [(row["deployment_id"], row["verdict"], row["code"]) for row in self.record()["history"]]
+
+    def reports(self) -> List[Dict[str, Any]]:
+        found = sorted((self.state / "activation/outcomes").glob("*.json"))
+        return [json.loads(path.read_text()) for path in found]
+
+    def said(self) -> List[tuple[str, str, Optional[str]]]:
+        return [(one["deployment_id"], one["report"]["status"], one["report"]["reason"]) for one in self.reports()]
+
+    def spec(self) -> Optional[str]:
+        try:
+            return (self.state / "current/spec.kv").read_text()
+        except FileNotFoundError:
+            return None
+
+
+def tree(top: Path, *, without: Path) -> Dict[str, Any]:
+    """Every name below `top` but for `without`, with kind, mode and content: what must not change."""
+    found: Dict[str, Any] = {}
+    for path in sorted(top.rglob("*")):
+        if path == without or without in path.parents:
+            continue
+        facts = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(top))] = (facts.st_mode, content)
+    return found
