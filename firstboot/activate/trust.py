@@ -14,7 +14,7 @@ host, can bring keys of their own. Without pins that price is paid once, for the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 from firstboot import signatures
 from firstboot.errors import Invalid, Untrusted
@@ -131,13 +131,19 @@ def adopt(
     """
     starting = ring.envelope is None
     lenient = trust == TRUST_TLS or (starting and not ring.pins)
+    payloads = [value.get("payload") if isinstance(value, dict) else None for value in envelopes]
+    # A reply may begin with what led to the set in force (the inbox keeps the last one): that it is old is no refusal.
+    known = payloads.index(ring.payload) if ring.payload is not None and ring.payload in payloads else 0
     refused: Optional[Refusal] = None
-    for value in _news(ring, envelopes):
+    for number, value in enumerate(envelopes):
+        if ring.payload is not None and payloads[number] == ring.payload:
+            continue
         try:
             ring = _follow(ring, value, lenient=lenient and not ring.seeks_pin, now=None if starting else now)
         except Untrusted as error:
             # What stands before the first set that a pinned key signed is not ours to judge.
-            if refused is None and not ring.seeks_pin:
+            news = number >= known or error.code == "equivocation"
+            if refused is None and news and not ring.seeks_pin:
                 refused = Refusal(error.code, str(error), at)
     if ring.seeks_pin and envelopes:
         refused = Refusal("broken_chain", f"none of the {len(envelopes)} key sets is signed with a pinned key", at)
@@ -152,15 +158,6 @@ def with_refusal(ring: Ring, refused: Optional[Refusal]) -> Ring:
     return replace(ring, refused=refused)
 
 
-def _news(ring: Ring, envelopes: Sequence[Any]) -> Iterable[Any]:
-    """What comes after the set in force, where the reply holds it: the sets before it were dealt with."""
-    payload = ring.payload
-    for number, value in enumerate(envelopes):
-        if payload is not None and isinstance(value, dict) and value.get("payload") == payload:
-            return envelopes[number + 1 :]
-    return envelopes
-
-
 def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> Ring:
     """The ring with one more key set; Untrusted when it may not follow."""
     envelope = signatures.envelope_of(value, kind=signatures.KEY_SET)
@@ -169,8 +166,6 @@ def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> R
     if found.version < max(ring.version, 1):
         raise Untrusted("rolled_back", f"a key set of version {found.version} after one of version {ring.version}")
     if found.version == ring.version:
-        if value["payload"] == ring.payload:
-            return ring
         raise Untrusted("equivocation", f"another key set under version {found.version}, which is in force")
     listed = {key.kid for key in found.keys}
     former = tuple(replace(key, status=RETIRED) for key in ring.keys if key.kid not in listed)

@@ -1,0 +1,285 @@
+"""Which key set may follow which: histories as data, and what is left of the ring after each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstboot.activate import trust
+from firstboot.activate.trust import Place, Ring, adopt, anchor, unanchored
+from firstboot.clock import from_rfc3339
+from firstboot.errors import Invalid
+from firstboot.frozen import Settings
+from tests.controlplane import signing
+from tests.controlplane.signing import SigningKey
+
+VECTORS = json.loads((Path(__file__).resolve().parents[1] / "vectors" / "keysets.json").read_text())
+PLACE = Place("org_1", "prj_1", "env_1")
+AT, LATER = "2026-06-01T12:00:00Z", "2026-06-02T12:00:00Z"
+NOW = from_rfc3339(AT)
+NOTHING = Ring(PLACE, trust.TLS)
+
+
+def key(number: int) -> SigningKey:
+    return SigningKey.from_seed(f"kid-{number}", bytes([number]) * 32)
+
+
+def key_set(version: int, by: int, *, ends: Optional[Dict[int, str]] = None, **keys: str) -> Dict[str, Any]:
+    """A set with the keys k1="active" and so on, signed with key number `by`."""
+    numbers = {int(name[1:]): status for name, status in keys.items()}
+    entries = [signing.key_entry(key(n), status=status, not_after=(ends or {}).get(n)) for n, status in numbers.items()]
+    return signing.key_set(version, entries, [key(by)])
+
+
+ONE = key_set(1, 1, k1="active")
+TWO = key_set(2, 1, k1="active", k2="active")
+THREE = key_set(3, 2, k1="retired", k2="active")
+FOUR = key_set(4, 2, k2="retired", k3="active")
+FIVE = key_set(5, 3, k3="active", k4="active")
+STRANGE_TWO = key_set(2, 9, k9="active")
+FORGED_TWO = {**TWO, "signatures": [{"keyid": "kid-1", "sig": ONE["signatures"][0]["sig"]}]}
+FOREIGN = signing.envelope(signing.DEPLOYMENT_TYPE, b"{}", [key(1)])
+BY_RETIRED = key_set(4, 1, k1="retired", k2="active", k3="active")
+
+
+def pinned(*numbers: int, sets: Any = (), **settings: Any) -> Settings:
+    keys = tuple({"kid": f"kid-{n}", "public_key": signing.b64url(key(n).public)} for n in numbers)
+    return Settings(org_id="org_1", project_id="prj_1", environment_id="env_1", signing_keys=keys, key_sets=tuple(sets),
+                    **settings)
+
+
+def state(ring: Ring) -> Dict[str, str]:
+    return {one.kid: one.status for one in ring.keys}
+
+
+def refusal(ring: Ring) -> Optional[str]:
+    return ring.refused.code if ring.refused is not None else None
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
+def test_the_golden_histories(case: Dict[str, Any]) -> None:
+    """Sets offered one after the other, each with its verdict; what is refused leaves the ring as it was."""
+    ring = NOTHING
+    for envelope, verdict in zip(case["key_sets"], case["verdicts"]):
+        after = adopt(ring, [envelope], at=AT)
+        if verdict == "accepted":
+            assert refusal(after) is None and after.version > ring.version and after.payload == envelope["payload"]
+        elif verdict == "unchanged":
+            assert after == ring
+        else:
+            assert refusal(after) == verdict and replace(after, refused=ring.refused) == ring
+        ring = replace(after, refused=None)
+
+
+# A ring that follows [ONE, TWO] is offered one reply: what is its version afterwards, and what was refused?
+REPLIES: List[Any] = [
+    ([], 2, None),
+    ([THREE, FOUR, FIVE], 5, None),
+    ([ONE, TWO, THREE], 3, None),  # a plane that ignores `since`: what led to the set in force was dealt with
+    ([TWO], 2, None),
+    ([{**TWO, "signatures": []}], 2, None),  # the bytes in force, whoever signed them this time
+    ([key_set(3, 1, k1="active", k2="active"), TWO], 3, "rolled_back"),
+    ([THREE, TWO], 3, "broken_chain"),  # kid-1, which signed the lower one, is retired by now
+    ([ONE], 2, "rolled_back"),
+    ([ONE, key_set(2, 1, k1="active", k3="active"), TWO], 2, "equivocation"),  # an alarm, wherever it stands
+    ([key_set(0, 1, k1="active")], 2, "rolled_back"),
+    ([key_set(2, 1, k1="active", k3="active")], 2, "equivocation"),
+    ([STRANGE_TWO], 2, "broken_chain"),
+    ([key_set(3, 9, k9="active")], 2, "broken_chain"),
+    ([key_set(3, 9, k1="active", k2="active", k9="active")], 2, "broken_chain"),
+    ([THREE, BY_RETIRED], 3, "broken_chain"),
+    ([THREE, BY_RETIRED, FOUR, FIVE], 5, "broken_chain"),  # what follows the set in force is taken, whatever stood between
+    ([BY_RETIRED, THREE], 4, "rolled_back"),  # kid-1 is still active for this host: the order of the reply is the plane's
+    ([key_set(7, 1, k1="active")], 7, None),  # a gap: what counts is the signature
+    ([FIVE], 2, "broken_chain"),  # a gap too wide: nothing that we know signed it
+    ([FOREIGN], 2, "wrong_type"),
+    ([FOREIGN, THREE], 3, "wrong_type"),
+    ([None, 7, "x", [], {}], 2, "malformed"),
+    ([signing.envelope(signing.KEY_SET_TYPE, b'{"version": "three"}', [key(1)])], 2, "malformed"),
+    ([{**THREE, "payload": THREE["payload"] + "\n"}], 2, "malformed"),
+]
+
+
+@pytest.mark.parametrize(("reply", "version", "refused"), REPLIES)
+def test_one_reply(reply: List[Any], version: int, refused: Optional[str]) -> None:
+    """The chain over missed rotations; a set that may not follow changes nothing, and is remembered with its code."""
+    before = adopt(NOTHING, [ONE, TWO], at=AT)
+    after = adopt(before, reply, at=LATER)
+    assert (after.version, refusal(after)) == (version, refused)
+    assert after.refused is None or after.refused.at == LATER
+    # Offered again (the inbox keeps the reply) nothing moves.
+    assert adopt(after, reply, at="2027-01-01T00:00:00Z").version == version
+
+
+def test_a_refusal_keeps_its_first_time_and_is_forgotten_by_a_clean_reply() -> None:
+    """The same refusal a day later is the same; a reply that follows clears it."""
+    once = adopt(adopt(NOTHING, [ONE], at=AT), [STRANGE_TWO], at=AT)
+    assert adopt(once, [STRANGE_TWO], at=LATER) == once
+    other = adopt(once, [FOREIGN], at=LATER)
+    assert other.refused is not None and (other.refused.code, other.refused.at) == ("wrong_type", LATER)
+    assert refusal(adopt(other, [TWO], at=LATER)) is None
+
+
+def test_keys_that_a_set_no_longer_lists_are_kept_as_retired() -> None:
+    """They verify approvals until those expire, and sign nothing new."""
+    ring = adopt(NOTHING, [ONE, TWO, THREE, FOUR], at=AT)
+    assert state(ring) == {"kid-2": "retired", "kid-3": "active", "kid-1": "retired"}
+    assert [one.kid for one in ring.for_deployments(None)] == ["kid-3"]
+    assert {one.kid for one in ring.for_approvals()} == {"kid-1", "kid-2", "kid-3"}
+
+
+def test_the_ring_stays_bounded() -> None:
+    """A plane that brings new keys with every set does not grow the host's file without end."""
+    ring = adopt(NOTHING, [ONE], at=AT)
+    signer = key(1)
+    for version in range(2, 9):
+        fresh = [SigningKey.from_seed(f"kid-{version}-{n}", bytes([version, n]) * 16) for n in range(60)]
+        ring = adopt(ring, [signing.key_set(version, [signing.key_entry(one) for one in fresh], [signer])], at=AT)
+        signer = fresh[0]
+    assert ring.version == 8
+    assert len(ring.keys) == trust.MOST_KEYS_KEPT
+    assert [one.kid for one in ring.for_deployments(None)] == [f"kid-8-{n}" for n in range(60)]
+
+
+# -- anchors
+
+
+def test_without_pins_and_sets_the_first_reply_is_the_anchor() -> None:
+    """The plane over TLS is the root of trust, once: a chain that is broken in that reply starts at its newest part."""
+    start = anchor(pinned(), PLACE, at=AT)
+    assert (start.source, start.version, start.keys) == (trust.TLS, 0, ())
+    assert adopt(start, [ONE, STRANGE_TWO, FORGED_TWO], at=AT).version == 2
+    after = adopt(start, [key_set(1, 2, k1="active"), ONE, TWO], at=AT)
+    assert (after.version, refusal(after)) == (2, "broken_chain")
+    assert refusal(adopt(adopt(start, [ONE], at=AT), [STRANGE_TWO], at=AT)) == "broken_chain"
+
+
+def test_the_enrollment_replys_sets_are_the_anchor_without_pins() -> None:
+    """Then no later reply can bring keys of its own; sets that anchor nothing are as if they were not there."""
+    ring = anchor(pinned(sets=[ONE, TWO]), PLACE, at=AT)
+    assert (ring.source, ring.version) == (trust.ENROLLMENT, 2)
+    assert refusal(adopt(ring, [key_set(3, 9, k9="active")], at=AT)) == "broken_chain"
+    ring = anchor(pinned(sets=[{"payload": "x"}]), PLACE, at=AT)
+    assert (ring.source, ring.version, refusal(ring)) == (trust.TLS, 0, "malformed")
+
+
+def test_pins_come_before_the_enrollment_reply() -> None:
+    """What the operator pinned counts from the start, before any set is there."""
+    ring = anchor(pinned(2, sets=[ONE]), PLACE, at=AT)
+    assert (ring.source, ring.version, state(ring)) == (trust.PINNED, 0, {"kid-2": "active"})
+    assert [one.kid for one in ring.for_deployments(NOW)] == ["kid-2"]
+
+
+@pytest.mark.parametrize(
+    ("pins", "reply", "version", "refused"),
+    [
+        ((1,), [ONE, TWO, THREE], 3, None),
+        ((2,), [ONE, TWO, THREE, FOUR], 4, None),  # what stands before the first set that kid-2 signed is skipped
+        ((2,), [ONE, TWO], 0, "broken_chain"),
+        ((2,), [], 0, None),
+        ((2,), [{**THREE, "signatures": FORGED_TWO["signatures"]}], 0, "broken_chain"),
+        ((9,), [ONE, TWO, STRANGE_TWO], 2, None),
+        ((1, 9), [ONE, STRANGE_TWO], 1, "broken_chain"),  # once anchored, the sets decide: kid-9 is not in the first
+        ((1,), [ONE, STRANGE_TWO], 1, "broken_chain"),  # the leniency of a first reply is not for pinned hosts
+        ((1,), [FOREIGN, None], 0, "broken_chain"),
+    ],
+)
+def test_pinned_hosts_start_at_the_first_set_that_a_pin_signed(
+    pins: Any, reply: List[Any], version: int, refused: Optional[str]
+) -> None:
+    """Nothing but a pinned key anchors, not even TLS."""
+    ring = adopt(anchor(pinned(*pins), PLACE, at=AT), reply, at=AT)
+    assert (ring.version, refusal(ring), ring.source) == (version, refused, trust.PINNED)
+
+
+def test_a_reset_does_not_take_the_enrollment_reply_again() -> None:
+    """It holds the chain that is broken; the pins stay what they are."""
+    assert unanchored(pinned(sets=[ONE]), PLACE) == NOTHING
+    assert unanchored(pinned(1, sets=[ONE]), PLACE) == anchor(pinned(1), PLACE, at=AT)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [{"kid": "kid-1", "public_key": "AAAA"}],
+        [{"kid": "kid-1", "public_key": signing.b64url(bytes(32))}],
+        [{"kid": "../x", "public_key": signing.b64url(key(1).public)}],
+        [{"kid": "kid-1"}],
+        [{"kid": "kid-1", "public_key": signing.b64url(key(n).public)} for n in (1, 2)],
+    ],
+)
+def test_a_pin_that_cannot_be_a_key_is_said_and_not_passed_over(keys: Any) -> None:
+    """Falling back to TLS would be the opposite of what a pin is for."""
+    with pytest.raises(Invalid, match="signing_keys"):
+        anchor(Settings(signing_keys=tuple(keys)), PLACE, at=AT)
+
+
+# -- signing_keys_trust: tls
+
+
+@pytest.mark.parametrize(
+    ("reply", "version", "refused"),
+    [
+        ([key_set(3, 9, k9="active")], 3, None),
+        ([STRANGE_TWO], 2, "equivocation"),
+        ([key_set(1, 9, k9="active")], 2, "rolled_back"),
+        ([key_set(3, 9, k8="active")], 2, "broken_chain"),  # not even self-consistent
+        ([key_set(3, 9, k9="retired", k8="active")], 2, "broken_chain"),
+        ([THREE, FOUR], 4, None),
+    ],
+)
+def test_with_tls_as_the_root_of_trust_a_newer_set_mends_the_chain(
+    reply: List[Any], version: int, refused: Optional[str]
+) -> None:
+    """Only a self-consistent one, and only upwards."""
+    before = adopt(NOTHING, [ONE, TWO], at=AT)
+    after = adopt(before, reply, at=AT, trust="tls")
+    assert (after.version, refusal(after)) == (version, refused)
+
+
+def test_a_pin_still_anchors_with_tls_as_the_root_of_trust() -> None:
+    """The setting mends chains; it does not take the pins away."""
+    start = anchor(pinned(1), PLACE, at=AT)
+    assert adopt(start, [STRANGE_TWO], at=AT, trust="tls").version == 0
+    assert adopt(start, [ONE, STRANGE_TWO], at=AT, trust="tls").version == 2
+
+
+# -- ends of keys
+
+
+def test_a_key_past_its_end_signs_no_set_once_a_clock_is_trusted() -> None:
+    """Without a clock nothing is judged; a reply that a ring starts from is history, and its keys may have ended."""
+    first = key_set(1, 1, k1="active", ends={1: AT})
+    second = key_set(2, 1, k1="retired", k2="active")
+    ring = adopt(NOTHING, [first], at=AT, now=NOW)
+    assert ring.version == 1
+    assert refusal(adopt(ring, [second], at=AT, now=NOW)) == "broken_chain"
+    assert adopt(ring, [second], at=AT, now=NOW - 1).version == 2
+    assert adopt(ring, [second], at=AT, now=None).version == 2
+    assert adopt(NOTHING, [first, second], at=AT, now=NOW).version == 2
+    assert ring.for_deployments(NOW) == () and len(ring.for_deployments(None)) == 1
+
+
+@given(
+    st.lists(
+        st.sampled_from([ONE, TWO, THREE, FOUR, FIVE, STRANGE_TWO, FORGED_TWO, FOREIGN, BY_RETIRED])
+        | st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
+            st.sampled_from(["payload", "payloadType", "signatures", "keyid", "sig"]), inner)),
+        max_size=8,
+    ),
+    st.sampled_from([None, "chained", "tls"]),
+)
+def test_whatever_is_offered_the_version_never_falls(reply: List[Any], how: Optional[str]) -> None:
+    """Any order of good, hostile and senseless sets: no exception, no lower version, and the set in force has an active key."""
+    ring = adopt(NOTHING, [ONE, TWO], at=AT)
+    after = adopt(ring, reply, at=AT, trust=how)
+    assert after.version >= ring.version
+    assert (after.version > ring.version) or after.keys == ring.keys
+    if how != "tls":
+        assert "kid-9" not in state(after)
