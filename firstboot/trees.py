@@ -119,10 +119,25 @@ def copy(
             stream.flush()
             os.fsync(stream.fileno())
         files.sync_directory(target.parent)
-    except OSError as error:
+    except BaseException as error:
         files.remove(target)
-        files.fail("copy into", target, error)
+        if isinstance(error, OSError):
+            files.fail("copy into", target, error)
+        raise
     return size, digest.hexdigest()
+
+
+def require_room(directory: Path, needed: int) -> None:
+    """Raise LocalFault unless `needed` bytes are free in `directory` now: said before a large copy, not in its middle."""
+    try:
+        facts = os.statvfs(directory)
+    except OSError as error:
+        files.fail("look at", directory, error)
+    free = facts.f_bavail * facts.f_frsize
+    if free < needed:
+        raise LocalFault(
+            f"{directory} has {free >> 20} MiB free, and {needed >> 20} MiB are needed", hint="free some space on the disk"
+        )
 
 
 def complete(staging: Path, final: Path) -> None:
@@ -141,9 +156,6 @@ def complete(staging: Path, final: Path) -> None:
         files.sync_directory(final.parent)
     except OSError as error:
         files.fail("complete", final, error)
-
-
-unlink_if_there = files.remove  # durable, a link itself and not its target; harmless when absent
 
 
 def _raise(error: OSError) -> None:

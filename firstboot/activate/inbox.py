@@ -2,8 +2,8 @@
 
 The directory is opened once, and every file by that descriptor; no link is followed in either place, and nothing is
 opened that could block. Owners are not looked at: the agent may be any user. A file with a second hard link is not
-read, since it may be another file of this host under a name of the agent's. What cannot be read is `Corrupt`: a fault
-of this host, never a verdict on what the plane signed.
+read, since it may be another file of this host under a name of the agent's. What is not to be read is `Corrupt`; a
+bundle is then refused, so that its deployment has an answer.
 """
 
 from __future__ import annotations

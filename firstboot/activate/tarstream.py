@@ -54,8 +54,8 @@ def unsafe(sentence: str) -> NoReturn:
 
 
 def shown(name: bytes) -> str:
-    """A name out of an archive as it may stand in a message: short, on one line, quoted."""
-    return repr(name[:80])[1:]
+    """A name out of an archive as it may stand in a message: short, on one line, quoted, what is invisible escaped."""
+    return repr(name.decode("utf-8", "backslashreplace")[:80])
 
 
 def entries(source: BinaryIO, path: Path, *, limit: int) -> Iterator[Tuple[Entry, Iterator[bytes]]]:

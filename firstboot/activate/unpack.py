@@ -78,12 +78,12 @@ class _Names:
         for depth in range(1, len(parts)):
             above = self._made.setdefault(folded[:depth], _Made(parts[:depth], "implied"))
             if above.kind == "file" or above.parts != parts[:depth]:
-                unsafe(f"{shown(entry.name)} lies below a file, or below a directory of nearly the same name")
+                unsafe(f"{shown(entry.name)} is below a file, or a directory whose name differs only in case or accents")
         known = self._made.get(folded)
         if known is not None and not (entry.is_directory and known == _Made(parts, "implied")):
             if parts == (SPEC,) == known.parts:
                 malformed(f"it has two {SPEC}")
-            unsafe(f"{shown(entry.name)} is there twice, or twice but for case")
+            unsafe(f"{shown(entry.name)} is there twice, or as a name that differs only in case or accents")
         self._made[folded] = _Made(parts, "directory" if entry.is_directory else "file")
         if len(self._made) > ENTRY_LIMIT + IMPLIED_LIMIT:
             unsafe(f"more than {ENTRY_LIMIT + IMPLIED_LIMIT} files and directories")
@@ -109,7 +109,7 @@ def components(entry: Entry) -> Tuple[str, ...]:
     if len(name) > PATH_LIMIT or len(parts) > DEPTH_LIMIT or any(len(part.encode()) > COMPONENT_LIMIT for part in parts):
         unsafe(f"{shown(name)} is too long or too deep")
     if "\\" in text or any(unicodedata.category(letter) in _INVISIBLE for letter in text):
-        unsafe(f"{shown(name)} has a control character or a backslash")
+        unsafe(f"{shown(name)} has an invisible character or a backslash")
     return parts
 
 
