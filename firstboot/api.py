@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple, Union
 from urllib.parse import quote
 
-from firstboot import wire
+from firstboot import bundles, wire
+from firstboot.bodies import deadline_for
+from firstboot.bundles import Coming
 from firstboot.clock import Clock
 from firstboot.errors import Refused, TryAgain
 from firstboot.frozen import IDENTIFIER
+from firstboot.multipart import ArtifactMetadata, ArtifactReply, Multipart
 from firstboot.secret import Secret
-from firstboot.transport import Reply, Transport
+from firstboot.transport import CEILING_BYTES, DEADLINE_S, Reply, Transport
 
 LONGEST_LISTING_PAGES = 1000
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, parsed as far as it goes. `complaint` says why a 2xx could not be read as what it should be."""
+    """One answer, parsed as far as it goes. `complaint` says why a 2xx could not be read as what it should be.
+
+    `body` is kept where somebody else is to judge it (a signed envelope, key sets), with its `tag` to ask with next time.
+    """
 
     status: int
     is_json: bool
@@ -29,6 +36,10 @@ class Answer:
     date: Optional[float]
     enrolled: Optional[wire.EnrollmentReply] = None
     heartbeat: Optional[wire.HeartbeatReply] = None
+    key_sets: Optional[int] = None
+    artifact: Optional[ArtifactReply] = None
+    tag: Optional[str] = None
+    body: bytes = b""
     complaint: Optional[str] = None
 
 
@@ -49,6 +60,10 @@ class PlaneApi:
     def reconnect(self, transport: Transport) -> None:
         """Use another transport from the next request on; one that is under way ends with the old one."""
         self._transport = transport
+
+    def rest(self) -> None:
+        """Close the kept-alive connection: the next request is far off, and makes its own."""
+        self._transport.close()
 
     def enroll(
         self, token: Secret, *, org_id: str, project_id: str, environment_id: str, idempotency_key: str, body: bytes
@@ -98,6 +113,79 @@ class PlaneApi:
         if answer.status == 200 and answer.is_json:
             return replace(answer, heartbeat=wire.HeartbeatReply.parse(value))
         return answer
+
+    def latest(self, agent_id: str, key: Secret, *, tag: Optional[str]) -> Answer:
+        """Request 4: the envelope of what is assigned, unjudged; 304 where it is the one that `tag` came with."""
+        headers = {"If-None-Match": tag} if tag is not None else {}
+        reply = self._send("GET", f"/api/v1/agents/{_id(agent_id)}/deployments/latest", bearer=key, headers=headers)
+        return replace(self._answer(reply)[0], tag=wire.entity_tag(reply.headers.get("etag")), body=reply.body)
+
+    @contextmanager
+    def bundle(
+        self, agent_id: str, key: Secret, deployment_id: str, *, have: int, tag: Optional[str], size: int
+    ) -> Iterator[Union[Answer, Coming]]:
+        """Request 5: what follows the first `have` of `size` bytes, or the plane's answer in its place.
+
+        `tag` came with these bytes; without it the whole is asked for. StartOver where they cannot be continued.
+        """
+        url = f"{self._base}/api/v1/agents/{_id(agent_id)}/deployments/{_id(deployment_id)}/bundle"
+        deadline_s = DEADLINE_S + deadline_for(size - have)
+        with bundles.answered(self._transport, url, bearer=key, have=have, tag=tag, deadline_s=deadline_s) as stream:
+            reply = Reply(stream.status, stream.headers, b"", stream.date)
+            words = reply.media_type.startswith("text/") or reply.media_type.endswith("json")
+            if stream.status in (bundles.WHOLE, bundles.PART) and not words:
+                yield bundles.coming(stream, have=have, tag=tag)
+            elif stream.status == bundles.NO_SUCH_RANGE:
+                raise bundles.StartOver("the plane has no such part of the bundle")
+            else:
+                yield self._answer(replace(reply, body=stream.whole(CEILING_BYTES)))[0]
+
+    def report(self, agent_id: str, key: Secret, deployment_id: str, body: bytes) -> Answer:
+        """Request 6: what became of a deployment; `body` is `wire.report_body`'s. Safe to repeat."""
+        path = f"/api/v1/agents/{_id(agent_id)}/deployments/{_id(deployment_id)}/status"
+        return self._answer(self._send("POST", path, bearer=key, body=body))[0]
+
+    def signing_keys(self, agent_id: str, key: Secret, *, since: int) -> Answer:
+        """Request 7: the key sets that are newer than `since`, unjudged."""
+        path = f"/api/v1/agents/{_id(agent_id)}/signing-keys?since={since:d}"
+        reply = self._send("GET", path, bearer=key)
+        answer, value = self._answer(reply)
+        if answer.status != 200 or not answer.is_json:
+            return answer
+        try:
+            return replace(answer, key_sets=wire.key_sets(value), body=reply.body)
+        except ValueError as error:
+            return replace(answer, complaint=str(error))
+
+    def upload_artifact(
+        self,
+        agent_id: str,
+        key: Secret,
+        metadata: ArtifactMetadata,
+        file: int,
+        *,
+        each: Optional[Callable[[int], None]] = None,
+    ) -> Answer:
+        """Request 8: the artifact that is open as `file`. Safe to repeat: the plane knows it by its content.
+
+        `each` hears how many of its bytes are on their way. WrongContent when they are not what `metadata` says.
+        """
+        body = Multipart(metadata, file, each=each)
+        reply = self._transport.request(
+            "POST",
+            f"{self._base}/api/v1/agents/{_id(agent_id)}/artifacts",
+            bearer=key,
+            body=body,
+            headers={"Content-Type": body.content_type},
+            deadline_s=DEADLINE_S + deadline_for(len(body)),
+        )
+        answer, value = self._answer(reply)
+        if answer.status not in (200, 201) or not answer.is_json:
+            return answer
+        try:
+            return replace(answer, artifact=ArtifactReply.parse(value))
+        except ValueError as error:
+            return replace(answer, complaint=str(error))
 
     def health(self) -> Answer:
         """Request 9: advisory."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Protocol
+from typing import Any, Iterator, Mapping, Optional, Protocol
 
+from firstboot.clock import from_http_date, monotonic
+from firstboot.deadline import current
 from firstboot.errors import TryAgain
 
-PIECE_BYTES = 256 * 1024  # of an answer; larger gains little, and a cut connection costs the piece that it cut
+# Of an answer: larger gains little. A cut connection costs the piece that it cut, so pieces grow where they come quickly.
+SMALLEST_PIECE_BYTES, PIECE_BYTES = 4 * 1024, 256 * 1024
+QUICK_S, PIECE_S = 1.0, 60.0  # a piece within QUICK_S is followed by a larger one; one is never waited for longer than PIECE_S
 BLOCK_BYTES = 256 * 1024  # of a request; http.client's own 8 KiB take twice the time
 SLOWEST_BYTES_S = 16 * 1024  # a transfer that is slower than this on the whole is given up, and taken up again
 BODILESS = (204, 304)  # their Content-Length, if any, is that of the body which another answer would have (RFC 9110, 8.6)
@@ -36,15 +40,28 @@ class Stream:
     raw: Any
     host: str
 
+    @property
+    def date(self) -> Optional[float]:
+        """Its ``Date`` in seconds since the epoch, None without a readable one."""
+        try:
+            return from_http_date(self.headers.get("date", ""))
+        except ValueError:
+            return None
+
     def pieces(self, ceiling: int) -> Iterator[bytes]:
         """The body as it comes; NoAnswer when it is larger than `ceiling` bytes or not as long as announced."""
         if self.headers.get("content-encoding", "identity").lower() != "identity":
             raise NoAnswer(f"{self.host} answered in an encoding that was not asked for")
-        size = 0
+        size, wish, limit = 0, SMALLEST_PIECE_BYTES, current.limit
         while True:
-            piece = self.raw.read(PIECE_BYTES, decode_content=False)
+            began = monotonic()
+            # Whoever reads pieces says after each that he is alive: a drip must not outlast a watchdog.
+            current.limit = min(limit, began + PIECE_S)
+            piece = self.raw.read(wish, decode_content=False)
             if not piece:
                 break
+            quick = monotonic() - began < QUICK_S
+            wish = min(PIECE_BYTES, wish * 2) if quick else max(SMALLEST_PIECE_BYTES, wish // 2)
             size += len(piece)
             if size > ceiling:
                 raise NoAnswer(f"the answer of {self.host} is larger than {ceiling} bytes")

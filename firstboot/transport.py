@@ -27,7 +27,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from firstboot import __version__
 from firstboot.bodies import BLOCK_BYTES, Body, NoAnswer, Stream
-from firstboot.clock import from_http_date, monotonic
+from firstboot.clock import monotonic
 from firstboot.deadline import READ_S, DeadlinedResponse, current
 from firstboot.errors import TryAgain
 from firstboot.proxies import place, proxy_for, usable
@@ -171,8 +171,7 @@ class Transport:
     ) -> Reply:
         """Send one request and read its whole answer of at most `ceiling` bytes; Unreachable or NoAnswer."""
         with self.stream(method, url, bearer=bearer, headers=headers, body=body, deadline_s=deadline_s) as answer:
-            date = _date(answer.headers.get("date"))
-            return Reply(status=answer.status, headers=answer.headers, body=answer.whole(ceiling), date=date)
+            return Reply(status=answer.status, headers=answer.headers, body=answer.whole(ceiling), date=answer.date)
 
     @contextmanager
     def stream(
@@ -208,7 +207,10 @@ class Transport:
         if proxy is not None and not usable(proxy):
             raise Unreachable("the proxy is not a usable URL", hint="give proxy or HTTPS_PROXY like http://proxy.example:3128")
         proxies = {"https": proxy.reveal()} if proxy is not None else {}
-        current.limit, current.sent, current.response = monotonic() + deadline_s, False, None
+        until = monotonic() + deadline_s
+        # What takes long is a body, theirs or ours: an answer to none begins as soon as a short one.
+        current.limit = until if body is not None else min(until, monotonic() + DEADLINE_S)
+        current.sent, current.response = False, None
         self._context.expected = host
         try:
             with self._session.request(
@@ -222,6 +224,7 @@ class Transport:
                 stream=True,
             ) as response:
                 found = {name.lower(): value for name, value in response.headers.items()}
+                current.limit = until
                 yield Stream(response.status_code, found, response.raw, host)
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             _translate(error, f"{host}:{port}", proxy=place(proxy) if proxy is not None else None, sent=current.sent)
@@ -236,13 +239,6 @@ class Transport:
     def close(self) -> None:
         """Close the kept-alive connection."""
         self._session.close()
-
-
-def _date(text: Optional[str]) -> Optional[float]:
-    try:
-        return from_http_date(text) if text else None
-    except ValueError:
-        return None
 
 
 def _causes(error: BaseException) -> list[BaseException]:

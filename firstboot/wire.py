@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -233,6 +234,42 @@ def agent_page(value: Any) -> Tuple[Tuple[ListedAgent, ...], Optional[str]]:
     if cursor is not None and (len(cursor) > LONGEST_CURSOR or any("\ud800" <= c <= "\udfff" for c in cursor)):
         raise ValueError("the answer's next page has no name that a URL can carry")
     return rows, cursor
+
+
+_TAG = re.compile(r'"[!#-~]{1,128}"\Z')
+_RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)\Z")
+
+
+def entity_tag(header: Optional[str]) -> Optional[str]:
+    """A strong ``ETag`` that can be sent back; None for a weak one (no byte is sure under it) and for garbage."""
+    return header if header is not None and _TAG.match(header) else None
+
+
+def content_range(header: Optional[str]) -> Optional[Tuple[int, Optional[int]]]:
+    """Where a part begins and how long the whole is (None: not said); None for garbage."""
+    found = _RANGE.match(header or "")
+    return (int(found[1]), None if found[2] == "*" else int(found[2])) if found is not None else None
+
+
+def key_sets(value: Any) -> int:
+    """How many key sets an answer to request 7 holds, unjudged; ValueError when it is no such answer."""
+    if not isinstance(value, dict) or not isinstance(value.get("key_sets"), list):
+        raise ValueError("the answer has no key_sets")
+    return len(value["key_sets"])
+
+
+_REPORT = {"report_id": str, "status": str, "sequence": int, "spec_hash": str, "occurred_at": str}
+
+
+def report_body(value: Any) -> bytes:
+    """The body of request 6 out of what was kept for it; ValueError when that is no report."""
+    if not isinstance(value, dict) or set(value) != {*_REPORT, "reason"}:
+        raise ValueError("it has not the members of a report")
+    if not all(type(value[name]) is kind for name, kind in _REPORT.items()):
+        raise ValueError("a member of the report has another shape")
+    if not isinstance(value["reason"], (str, type(None))):
+        raise ValueError("the reason is not a text")
+    return json.dumps(value, sort_keys=True).encode()
 
 
 def retry_after(header: Optional[str], *, now: float) -> Optional[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from firstboot.api import Answer
 from firstboot.errors import Refused, TryAgain
 
-UNKNOWN_AGENT = "unknown_agent"
+UNKNOWN_AGENT, NO_DEPLOYMENT = "unknown_agent", "no_deployment"
 
 
 class NotThePlane(TryAgain):
@@ -27,10 +27,10 @@ class RequestRefused(Refused):
     """This one request is refused: a scope is missing, or we made a mistake; the other loops go on."""
 
 
-def check(answer: Answer, *, doing: str, conditional: bool = False) -> None:
+def check(answer: Answer, *, doing: str, conditional: bool = False, scope: str = "for this") -> None:
     """Return on 2xx (and on 304 if `conditional`); raise TryAgain, KeyRefused or RequestRefused for everything else.
 
-    `doing` says what was tried ("heartbeat"), for the sentence that `status` shows.
+    `doing` says what was tried ("heartbeat"), for the sentence that `status` shows; `scope` names what a 403 lacks.
     """
     status, code = answer.status, answer.problem.code if answer.problem is not None else None
     said = f" ({answer.problem.said()})" if answer.problem is not None else ""
@@ -49,7 +49,7 @@ def check(answer: Answer, *, doing: str, conditional: bool = False) -> None:
         )
     if status == 403:
         raise RequestRefused(
-            f"{doing}: the runtime key lacks the scope for this: 403{said}", hint="grant the scope to this agent's key"
+            f"{doing}: the runtime key lacks the scope {scope}: 403{said}", hint="grant the scope to this agent's key"
         )
     if 400 <= status < 500:
         raise RequestRefused(f"{doing}: the plane refused the request: {status}{said}")

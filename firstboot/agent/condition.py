@@ -10,7 +10,7 @@ from firstboot import __version__, files, log
 from firstboot.agent import activation
 from firstboot.agent.heartbeat import Facts
 from firstboot.agent.loop import Loop, Outcome
-from firstboot.agent.problems import Problem, of_the_clock, of_the_key, unique
+from firstboot.agent.problems import Problem, of_the_activation, of_the_clock, of_the_key, unique
 from firstboot.clock import Clock, rfc3339
 from firstboot.errors import LocalFault
 from firstboot.handover import Handover
@@ -21,8 +21,8 @@ from firstboot.wire import HeartbeatReply
 class Work(Protocol):
     """What a loop does, for every loop but the heartbeat."""
 
-    def run_once(self) -> None:
-        """Make one attempt."""
+    def run_once(self) -> Optional[bool]:
+        """Make one attempt; False when the plane was not asked."""
 
     def problems(self) -> List[Problem]:
         """Say what is wrong beyond the last attempt's error."""
@@ -32,6 +32,9 @@ class Work(Protocol):
 
     def hinted(self, hints: HeartbeatReply) -> bool:
         """Return True when the hints name something that was not dealt with yet."""
+
+    def nudged(self) -> bool:
+        """Return True when there is something to do now: somebody on this host says that something changed."""
 
 
 class Condition:
@@ -55,10 +58,11 @@ class Condition:
             if work.hinted(hints):
                 self.loops[name].hint()
 
-    @property
-    def clock_offset_s(self) -> Optional[float]:
-        """Seconds by which the plane's clock is ahead of ours, as its last verified answer said."""
-        return -self._skew_s if self._skew_s is not None else None
+    def nudged(self) -> None:
+        """The activator ran, the spool has something new: wake the loops that this concerns."""
+        for name, work in self.works.items():
+            if work.nudged():
+                self.loops[name].wake()
 
     def facts(self) -> Facts:
         """Return what the next beat says."""
@@ -113,8 +117,7 @@ class Condition:
                 found.append(Problem(f"{name}_failing", loop.health.problem, loop.health.hint))
         for work in self.works.values():
             found.extend(work.problems())
-        if seen.fault is not None:
-            found.append(Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate"))
+        found.extend(of_the_activation(seen, self._clock.wall()))
         found.extend(of_the_key(self._handed, self._clock.wall()))
         found.extend(of_the_clock(self._skew_s))
         return unique(found)

@@ -97,12 +97,15 @@ class LoopHealth:
 
 
 class Loop(threading.Thread):
-    """Run `run_once` on a schedule until `stop` is set and `wake` called; an unexpected error is handed to `crashed`."""
+    """Run `run_once` on a schedule until `stop` is set and `wake` called; an unexpected error is handed to `crashed`.
+
+    An attempt that is False asked the plane nothing, and so proves nothing about it.
+    """
 
     def __init__(
         self,
         name: str,
-        run_once: Callable[[], None],
+        run_once: Callable[[], Optional[bool]],
         *,
         schedule: Schedule,
         stop: threading.Event,
@@ -140,9 +143,9 @@ class Loop(threading.Thread):
         self._wanted = min(self._wanted, self._followed + WOKEN_EVERY_S)
         self._nudged.set()
 
-    def alive(self) -> None:
-        """Say that a long attempt makes progress; else the watchdog ends the process."""
-        self.health.due_by = self._clock.monotonic() + GRACE_S
+    def alive(self, for_s: float = GRACE_S) -> None:
+        """Say that a long attempt makes progress, and may be silent for so long; else the watchdog ends the process."""
+        self.health.due_by = self._clock.monotonic() + for_s
 
     def run(self) -> None:
         """Thread body."""
@@ -183,9 +186,10 @@ class Loop(threading.Thread):
         retry_after = None
         before = health.problem
         try:
-            self._run_once()
+            asked = self._run_once()
             outcome = Outcome.DONE
-            self._pace.free()
+            if asked is not False:
+                self._pace.free()
             health.problem = health.hint = None
             health.last_success_at = health.last_attempt_at
         except TryAgain as error:

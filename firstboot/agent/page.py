@@ -30,6 +30,9 @@ def page(document: Mapping[str, Any], *, now: float) -> List[str]:
     if document.get("age_s") is not None:
         lines.append(_row("written", f"{span(document['age_s'])} ago"))
     loops = document.get("loops") or {}
+    download = (loops.get("deployments") or {}).get("download")
+    if isinstance(download, dict):
+        lines.append(_row("fetching", _fetching(download)))
     if loops:
         lines += ["", f"{'loop':<14} {'last success':<14} {'last attempt':<14} {'next':<12} failures"]
         lines += [_loop(name, loop, now) for name, loop in loops.items()]
@@ -108,6 +111,12 @@ def _contact(document: Mapping[str, Any], now: float) -> Optional[str]:
     said = f"{span(now - last)} ago" if last is not None else "never"
     coming = document.get("running") and due is not None
     return said + (f", next {_in(due - now)}" if coming and due is not None else "")
+
+
+def _fetching(download: Mapping[str, Any]) -> str:
+    here, size = (value if isinstance(value := download.get(key), int) else 0 for key in ("bytes", "size"))
+    percent = f" ({100 * here // size} %)" if size > 0 else ""
+    return f"{word(download.get('deployment_id'))}, {_size(here)} of {_size(size)}{percent}"
 
 
 def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:

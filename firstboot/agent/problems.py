@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Dict, Iterable, List, Optional
 
+from firstboot.agent.activation import Activation
+from firstboot.clock import from_rfc3339
 from firstboot.handover import REENROLL, Handover, key_ends
 
 # As far as deployments' times may be off (contract 3): beyond it, they wait.
 LARGEST_SKEW_S = 300.0
+# Keys are rotated with overlap (contract 2.5): when the last one is so near its end, that did not happen.
+KEYS_END_S = 14 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,29 @@ def of_the_clock(skew_s: Optional[float]) -> Iterable[Problem]:
         side = "ahead of" if skew_s > 0 else "behind"
         detail = f"this host's clock is {abs(skew_s):.0f} s {side} the plane's"
         yield Problem("clock_skew", detail, "check time synchronisation (timedatectl)")
+
+
+def of_the_activation(seen: Activation, now: float) -> Iterable[Problem]:
+    """What the activator's files tell: damage, key sets that were refused or end, a deployment that did not come into force."""
+    if seen.fault is not None:
+        yield Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate")
+    refused = (seen.signing_keys or {}).get("refused")
+    if isinstance(refused, dict):
+        detail = f"a set of signing keys was refused: {refused.get('code')}: {refused.get('detail')}"
+        yield Problem("signing_keys_refused", detail, "if the plane confirms its keys: byteor-firstboot trust --reset")
+    try:
+        left = from_rfc3339(seen.keys_end or "") - now
+    except (ValueError, OverflowError):
+        left = KEYS_END_S
+    if left < KEYS_END_S:
+        word = "end" if left > 0 else "ended"
+        detail = f"the signing keys {word} at {seen.keys_end}: nothing new is activated after that, what is active stays"
+        yield Problem(f"signing_keys_{word}", detail, "rotate the signing keys at the plane")
+    verdict = seen.last_verdict or {}
+    if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
+        named = verdict["deployment_id"] or "of an unverified envelope"
+        detail = f"deployment {named} {verdict['verdict']}: {verdict['reason'] or verdict['code']}"
+        yield Problem(f"deployment_{verdict['verdict']}", detail, "byteor-agent deployments shows them all")
 
 
 def unique(problems: Iterable[Problem]) -> List[Problem]:

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from firstboot import files
 from firstboot.agent import activation
 from firstboot.agent.page import page
-from firstboot.agent.problems import Problem, of_the_expiry, unique
+from firstboot.agent.problems import Problem, of_the_activation, of_the_expiry, unique
 from firstboot.clock import Clock, from_rfc3339
 from firstboot.errors import LocalFault, NoToken
 from firstboot.layout import Layout
@@ -56,7 +56,7 @@ def look(layout: Layout, clock: Clock) -> Dict[str, Any]:
         document[name] = stored.get(name) if isinstance(stored.get(name), dict) else None
     # The activator's own files are newer than what an agent wrote that is down.
     document["deployment"], document["signing_keys"] = seen.deployment, seen.signing_keys
-    document["last_verdict"] = last_verdict(layout)
+    document["last_verdict"] = seen.last_verdict
     loops = stored.get("loops")
     pairs = list(loops.items())[:LIMIT] if isinstance(loops, dict) else []
     document["loops"] = {name: loop for name, loop in pairs if isinstance(loop, dict)}
@@ -65,23 +65,11 @@ def look(layout: Layout, clock: Clock) -> Dict[str, Any]:
     told = _told(stored)
     codes = {problem.code for problem in told}
     # What the agent says of a thing itself, it says best.
-    ours = [problem for problem in _of_the_rest(document, seen.fault, now) if problem.code not in codes]
+    ours = [problem for problem in _of_the_rest(document, seen, now) if problem.code not in codes]
     problems = unique([*_of_the_agent(layout, state, fault), *told, *ours])
     document["problems"] = [problem.shown() for problem in problems]
     document["status"] = "degraded" if problems else "ok"
     return document
-
-
-def last_verdict(layout: Layout) -> Optional[Dict[str, Any]]:
-    """The newest line of the activator's history, None when there is none or it is damaged."""
-    try:
-        history = (files.read_json(layout.activation / "deployments.json") or {}).get("history")
-    except LocalFault:
-        return None
-    if not isinstance(history, list) or not history or not isinstance(history[-1], dict):
-        return None
-    names = ("deployment_id", "sequence", "verdict", "code", "reason", "at")
-    return {name: value if isinstance(value := history[-1].get(name), (str, int)) else None for name in names}
 
 
 def _stored(layout: Layout) -> Tuple[Dict[str, Any], Optional[str]]:
@@ -148,19 +136,10 @@ def _told(stored: Mapping[str, Any]) -> List[Problem]:
     return found
 
 
-def _of_the_rest(document: Mapping[str, Any], fault: Optional[str], now: float) -> List[Problem]:
+def _of_the_rest(document: Mapping[str, Any], seen: activation.Activation, now: float) -> List[Problem]:
     """What can be told without the agent, which may be down: the key's end, the activator's files."""
     found: List[Problem] = []
     expires = (document["identity"] or {}).get("expires_at")
     found.extend(of_the_expiry(expires if isinstance(expires, str) else None, now))
-    if fault is not None:
-        found.append(Problem("activation_unreadable", fault, "systemctl status byteor-activate"))
-    refused = (document["signing_keys"] or {}).get("refused")
-    if isinstance(refused, dict):
-        detail = f"a set of signing keys was refused: {refused.get('code')}: {refused.get('detail')}"
-        found.append(Problem("signing_keys_refused", detail, "if the plane confirms its keys: byteor-firstboot trust --reset"))
-    verdict = document["last_verdict"] or {}
-    if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
-        detail = f"deployment {verdict['deployment_id']} {verdict['verdict']}: {verdict['reason'] or verdict['code']}"
-        found.append(Problem(f"deployment_{verdict['verdict']}", detail, "byteor-agent deployments shows them all"))
+    found.extend(of_the_activation(seen, now))
     return found

@@ -1,13 +1,14 @@
 """The resident process: start the loops, feed the watchdog, follow signals, publish status, end in order.
 
 The watchdog is fed only while every loop is within its own deadline, so that a loop that hangs ends the process, and
-systemd starts another. SIGTERM ends it, SIGHUP makes it read the settings again, SIGUSR1 says that the spool has something
-new. Neither yaml nor cryptography is ever loaded here.
+systemd starts another. SIGTERM ends it, SIGHUP makes it read the settings again, SIGUSR1 says that something on this host
+changed: the activator ran, the spool has something new. Neither yaml nor cryptography is ever loaded here.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 from pathlib import Path
@@ -15,11 +16,15 @@ from types import FrameType
 from typing import Callable, List, Optional
 
 from firstboot import __version__, log, systemd
-from firstboot.agent import arrival
-from firstboot.agent.condition import Condition
+from firstboot.agent import activator, arrival, deployments, keysets, reports
+from firstboot.agent.condition import Condition, Work
+from firstboot.agent.deployments import DeploymentsLoop
 from firstboot.agent.heartbeat import HeartbeatLoop
+from firstboot.agent.inbox import Inbox
+from firstboot.agent.keysets import KeySetsLoop
 from firstboot.agent.loop import Loop, Schedule
 from firstboot.agent.pace import Pace
+from firstboot.agent.reports import ReportsLoop
 from firstboot.api import PlaneApi
 from firstboot.clock import Clock, rng
 from firstboot.errors import ByteorError
@@ -45,8 +50,8 @@ class Supervisor:
         self._settings = settings
         self._clock = Clock()
         self._stop = threading.Event()
-        self._nudged = threading.Event()
-        self._reload = False
+        # What the main thread is to look at: signals, and ends. A signal handler may put into this queue at any moment.
+        self._events: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._crash: Optional[str] = None
         self._condition = Condition(layout, handed, clock=self._clock)
         self._apis: List[PlaneApi] = []
@@ -65,6 +70,41 @@ class Supervisor:
             clock=self._clock,
         )
         self._start("heartbeat", beat.run_once, self._period)
+        self._activator = activator.choose(layout, finished=lambda: self._events.put(signal.SIGUSR1))
+        self._start_works()
+
+    def _start_works(self) -> None:
+        """What the agent does beside beating; what they share is the inbox."""
+        layout, handed, clock = self._layout, self._handed, self._clock
+        inbox = Inbox(layout, self._activator, clock=clock, over_tls=handed.api_base_url.startswith("https:"))
+        daily = Schedule(keysets.PERIOD_S)
+        keys = KeySetsLoop(
+            layout, handed, self._api(), schedule=daily, inbox=inbox, alive=self._alive("keysets"), clock=clock
+        )
+        each_minute = Schedule(deployments.PERIOD_S)
+        fetch = DeploymentsLoop(
+            layout,
+            handed,
+            self._api(),
+            schedule=each_minute,
+            inbox=inbox,
+            alive=self._alive("deployments"),
+            changed=self._condition.publish,
+            keys_wanted=lambda: self.loops["keysets"].hint(),
+            clock=clock,
+        )
+        told = ReportsLoop(layout, handed, self._api(), spooled=lambda: self._wake("artifacts"), clock=clock)
+        first_s = keys.first_delay(rng(), splay_s=self._splay_s)
+        self._start("keysets", keys.run_once, daily, work=keys, first_delay_s=first_s)
+        self._start("deployments", fetch.run_once, each_minute, work=fetch)
+        self._start("reports", told.run_once, Schedule(reports.PERIOD_S), work=told)
+
+    def _alive(self, name: str) -> Callable[..., None]:
+        return lambda *for_s: self.loops[name].alive(*for_s)
+
+    def _wake(self, name: str) -> None:
+        if name in self.loops:
+            self.loops[name].wake()
 
     def _api(self) -> PlaneApi:
         """A connection for one more thread."""
@@ -72,7 +112,17 @@ class Supervisor:
         self._apis.append(api)
         return api
 
-    def _start(self, name: str, run_once: Callable[[], None], schedule: Schedule) -> None:
+    def _start(
+        self,
+        name: str,
+        run_once: Callable[[], Optional[bool]],
+        schedule: Schedule,
+        *,
+        work: Optional[Work] = None,
+        first_delay_s: Optional[float] = None,
+    ) -> None:
+        if work is not None:
+            self._condition.works[name] = work
         self.loops[name] = Loop(
             name,
             run_once,
@@ -80,7 +130,7 @@ class Supervisor:
             stop=self._stop,
             crashed=self._crashed,
             changed=self._condition.publish,
-            first_delay_s=self._splay_s,
+            first_delay_s=self._splay_s if first_delay_s is None else first_delay_s,
             pace=self._pace,
             clock=self._clock,
         )
@@ -98,19 +148,27 @@ class Supervisor:
         period = systemd.watchdog_s()
         pause = period / 2 if period else LOOK_S
         while not self._stop.is_set():
-            self._nudged.wait(pause)
-            self._nudged.clear()
-            if self._reload:
-                self._reload = False
-                self._read_settings_again()
+            self._follow(pause)
             self._feed()
         systemd.notify("STOPPING=1")
+        self._activator.end()
         self._condition.publish(running=False, crashed=self._crash is not None)
         if self._crash is not None:
             log.error(self._crash)
             return 1
         log.notice("stopped")
         return 0
+
+    def _follow(self, pause: float) -> None:
+        """Wait for an event, but no longer than `pause`, and do what it asks."""
+        try:
+            event = self._events.get(timeout=pause)
+        except queue.Empty:
+            return
+        if event == signal.SIGHUP:
+            self._read_settings_again()
+        elif event == signal.SIGUSR1:
+            self._condition.nudged()
 
     def _feed(self) -> None:
         late = [name for name, loop in self.loops.items() if loop.health.due_by < self._clock.monotonic()]
@@ -120,20 +178,15 @@ class Supervisor:
             systemd.notify("WATCHDOG=1")
 
     def _on_signal(self, number: int, frame: Optional[FrameType]) -> None:
-        # Runs between any two instructions of the main thread: it takes no lock.
-        if number == signal.SIGHUP:
-            self._reload = True
-        elif number == signal.SIGUSR1:
-            if "artifacts" in self.loops:
-                self.loops["artifacts"].wake()
-        else:
+        # Runs between any two instructions of the main thread: it takes no lock that this thread could hold.
+        if number not in (signal.SIGHUP, signal.SIGUSR1):
             self._stop.set()
-        self._nudged.set()
+        self._events.put(number)
 
     def _crashed(self, message: str) -> None:
         self._crash = message
         self._stop.set()
-        self._nudged.set()
+        self._events.put(signal.SIGTERM)
 
     def _read_settings_again(self) -> None:
         """SIGHUP: new trust, proxy and period from the next request on; invalid settings change nothing."""

@@ -1,0 +1,181 @@
+"""One bundle, fetched: room first, then its bytes, hashed as they are written, over as many attempts as it takes.
+
+    bundle.json    which bundle `bundle.part` is to become, and the tag that its bytes came with
+    bundle.part    what is there of it; the next attempt goes on at its end
+    bundle         all of it: renamed when it is durable
+
+Whole means: as many bytes as were signed, with their hash. What comes whole and wrong is fetched once more from its first
+byte; the second time it is handed on all the same, since refusing it is the activator's to do (and to report).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from firstboot import files
+from firstboot.agent.activation import Wanted
+from firstboot.agent.answers import check
+from firstboot.agent.inbox import BUNDLE
+from firstboot.api import Answer, PlaneApi
+from firstboot.bundles import Coming, StartOver
+from firstboot.clock import Clock
+from firstboot.errors import Corrupt, LocalFault, TryAgain
+from firstboot.handover import Handover
+from firstboot.layout import Layout
+from firstboot.partial import Partial
+
+DOING = "bundle"
+# On the disk beside the bundle itself: the activator's own copy, and a guess at what comes out of it (a gzip'd tar of
+# programs takes three times its packed size; the activator looks for itself).
+COPIES, UNPACKED = 1, 3
+RESERVE_BYTES = 32 << 20
+PUBLISH_S = 5.0
+MIB = 1 << 20
+NO_CEILING = 1 << 62  # the bytes are counted here
+
+
+class Download:
+    """`bring` makes one attempt; for one thread. `shown` is for any."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        handed: Handover,
+        api: PlaneApi,
+        *,
+        alive: Callable[[], None],
+        changed: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._handed, self._api, self._clock = handed, api, clock
+        self._alive, self._changed = alive, changed
+        self._layout = layout
+        inbox = layout.inbox
+        self._bundle, self._part, self._record = inbox / BUNDLE, inbox / "bundle.part", inbox / "bundle.json"
+        self._progress: Optional[Dict[str, Any]] = None
+        self._published_at = 0.0
+        # Whose first byte this process wrote: what was there before may have been through a power cut.
+        self._own: Optional[str] = None
+        self._wrong: Optional[str] = None
+        self.gained = 0
+
+    def shown(self) -> Optional[Dict[str, Any]]:
+        """The bundle that is on its way: `deployment_id`, `bytes`, `size`; else None."""
+        return self._progress
+
+    def is_here(self, wanted: Wanted) -> bool:
+        """Whether `bundle` is what was brought for this."""
+        return os.path.lexists(self._bundle) and self._recorded(wanted)[0]
+
+    def tidy(self, wanted: Optional[Wanted]) -> None:
+        """Remove what nobody wants any more."""
+        if wanted is not None and self._recorded(wanted)[0]:
+            return
+        self._progress = None
+        for path in (self._part, self._bundle, self._record):
+            files.remove(path)
+
+    def bring(self, wanted: Wanted) -> None:
+        """One attempt; returns when `bundle` is there. TryAgain, LocalFault and what `answers.check` raises.
+
+        What came before it raised is kept; `gained` says how much that was.
+        """
+        self.tidy(wanted)
+        same, tag = self._recorded(wanted)
+        if not same:
+            self._record_now(wanted, None)
+        files.remove(self._bundle)
+        with Partial(self._part, alive=self._alive) as part:
+            part.take_up()
+            if part.size > wanted.size or (tag is None and part.size < wanted.size):
+                part.start_over()
+            before, self.gained = part.size, 0
+            if part.size < wanted.size:
+                self._require_room(wanted, part.size)
+                try:
+                    self._fetch(wanted, part, tag)
+                finally:
+                    self.gained = part.size - before
+            self._judge(wanted, part)
+            part.complete(self._bundle)
+            self._progress = None
+
+    def _fetch(self, wanted: Wanted, part: Partial, tag: Optional[str]) -> None:
+        self._show(wanted, part.size, at_once=True)
+        coming = self._api.bundle(
+            self._handed.agent_id, self._handed.api_key, wanted.deployment_id, have=part.size, tag=tag, size=wanted.size
+        )
+        try:
+            with coming as answer:
+                if isinstance(answer, Answer):
+                    check(answer, doing=DOING)
+                    raise TryAgain(f"{DOING}: the plane answered {answer.status} without a bundle")
+                self._take(wanted, part, answer)
+        except StartOver:
+            part.start_over()
+            raise
+
+    def _take(self, wanted: Wanted, part: Partial, coming: Coming) -> None:
+        """Write what comes, and at most one byte more than was signed: it proves that theirs is longer."""
+        if coming.start == 0 and part.size:
+            part.start_over()
+        if part.size == 0:
+            self._own = wanted.sha256
+            self._record_now(wanted, coming.tag)
+        for piece in coming.stream.pieces(NO_CEILING):
+            part.add(piece[: wanted.size + 1 - part.size])
+            self._show(wanted, part.size)
+            if part.size > wanted.size:
+                return
+        if part.size < wanted.size and (coming.total is None or part.size < coming.total):
+            raise TryAgain(f"{DOING}: it ended after {part.size} of {wanted.size} bytes")
+
+    def _judge(self, wanted: Wanted, part: Partial) -> None:
+        """Return if it is what was signed, or if it was wrong before as well; else throw it away."""
+        if part.size == wanted.size and part.digest.hexdigest() == wanted.sha256:
+            self._wrong = None
+            return
+        if self._wrong == wanted.sha256:
+            return
+        if self._own == wanted.sha256:
+            self._wrong = wanted.sha256
+        part.start_over()
+        raise TryAgain(
+            f"{DOING}: what came is not the bundle that was signed; it is fetched once more",
+            hint="a mirror or an object store that changes files does this",
+        )
+
+    def _require_room(self, wanted: Wanted, have: int) -> None:
+        needed = wanted.size - have + (COPIES + UNPACKED) * wanted.size + RESERVE_BYTES
+        try:
+            facts = os.statvfs(self._layout.inbox)
+        except OSError as error:
+            files.fail("look at the room in", self._layout.inbox, error)
+        free = facts.f_bavail * facts.f_frsize
+        if free < needed:
+            raise LocalFault(
+                f"no room for the bundle of {wanted.deployment_id}: {free // MIB} MiB are free and it takes {needed // MIB}",
+                hint=f"free {(needed - free) // MIB + 1} MiB on the disk of {self._layout.inbox}",
+            )
+
+    def _recorded(self, wanted: Wanted) -> Tuple[bool, Optional[str]]:
+        """Whether what is there was begun for these bytes, and the tag that it came with."""
+        try:
+            stored = files.read_json(self._record) or {}
+        except Corrupt:
+            stored = {}
+        same = (stored.get("sha256"), stored.get("size")) == (wanted.sha256, wanted.size)
+        tag = stored.get("etag")
+        return same, tag if same and isinstance(tag, str) else None
+
+    def _record_now(self, wanted: Wanted, tag: Optional[str]) -> None:
+        document = {"v": 1, "deployment_id": wanted.deployment_id, "sha256": wanted.sha256, "size": wanted.size, "etag": tag}
+        files.write_json(self._record, document)
+
+    def _show(self, wanted: Wanted, size: int, *, at_once: bool = False) -> None:
+        self._progress = {"deployment_id": wanted.deployment_id, "bytes": min(size, wanted.size), "size": wanted.size}
+        now = self._clock.monotonic()
+        if at_once or now - self._published_at >= PUBLISH_S:
+            self._published_at = now
+            self._changed()
