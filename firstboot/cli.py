@@ -106,6 +106,8 @@ def _firstboot_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--upload-test", action="store_true", help="upload a small diagnostic artifact, for the fourth check")
     command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
+    trust = command(commands, "trust", _trust, "whose signatures count here, and what was refused", json=True)
+    trust.add_argument("--reset", action="store_true", help="start over: from the pinned keys, else from the plane over TLS")
     command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
     return parser
 
@@ -215,6 +217,12 @@ def _status(arguments: argparse.Namespace) -> int:
         page=summary(agent, now=clock.wall()),
         as_json=arguments.json,
     )
+
+
+def _trust(arguments: argparse.Namespace) -> int:
+    from firstboot.activate.trust_command import reset, show
+
+    return (reset if arguments.reset else show)(arguments.layout, as_json=arguments.json)
 
 
 def _unseal(arguments: argparse.Namespace) -> int:

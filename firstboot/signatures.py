@@ -30,6 +30,7 @@ ENVELOPE_LIMIT = 1 << 20  # bytes, as every JSON reply (contract 2)
 APPROVAL_LIMIT = 1 << 16  # bytes; a credential takes about 700
 MOST_SIGNATURES = 16  # in one envelope: each costs a verification
 MOST_KEYS = 64  # in one set
+LONGEST_DATE = 64  # characters
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+\Z")
 
@@ -66,7 +67,7 @@ class Key:
         if value.get("status") not in (ACTIVE, RETIRED):
             raise ValueError(f"the key {kid} is neither {ACTIVE} nor {RETIRED}")
         if end is not None:
-            _seconds(end, f"the key {kid} has a not_after that is not a date")
+            seconds(end, f"not_after of the key {kid}")
         return cls(kid, public_key(public, kid=kid), value["status"], end)
 
     def to_json(self) -> Dict[str, Any]:
@@ -219,11 +220,12 @@ def _base64url(text: str) -> bytes:
     return data
 
 
-def _seconds(value: Any, complaint: str) -> float:
+def seconds(value: Any, what: str) -> float:
+    """Seconds since the epoch of an RFC 3339 date; ValueError for anything else."""
     try:
-        return from_rfc3339(value if isinstance(value, str) else "")
+        return from_rfc3339(value if isinstance(value, str) and len(value) <= LONGEST_DATE else "")
     except (ValueError, OverflowError):
-        raise ValueError(complaint) from None
+        raise ValueError(f"{what} is not a date") from None
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,9 @@ def _approval(claims: Mapping[str, Any]) -> Approval:
     for name in (*used, "issued_by", "approval_id"):
         if not isinstance(claims.get(name), str):
             raise ValueError(f"{name} is not a text")
-    _seconds(claims.get("issued_at"), "issued_at is not a date")
+    seconds(claims.get("issued_at"), "issued_at")
     listed: List[Any] = claims["capabilities"] if isinstance(claims.get("capabilities"), list) else [None]
     if not all(isinstance(item, str) for item in listed):
         raise ValueError("capabilities is not a list of texts")
-    end = _seconds(claims.get("expires_at"), "expires_at is not a date")
+    end = seconds(claims.get("expires_at"), "expires_at")
     return Approval(**{name: claims[name] for name in used}, capabilities=tuple(listed), expires_at=end)

@@ -60,12 +60,23 @@ def start(unit: str, *, restart: bool = False) -> None:
 
     Never blocks on the job: a blocking start from inside cloud-final hangs the boot (leak-map, section 5).
     """
-    command = ["systemctl", "--no-block", "restart" if restart else "start", unit]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
-        )
+        done = _systemctl("--no-block", "restart" if restart else "start", unit)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LocalFault(f"cannot ask systemd to start {unit}: {type(error).__name__}") from error
     if done.returncode:
         raise LocalFault(f"systemd does not start {unit}: {done.stderr.strip() or done.returncode}")
+
+
+def wake(unit: str) -> bool:
+    """Send SIGUSR1 to the main process of `unit`: all its loops look again. False when there is none to be told."""
+    try:
+        return _systemctl("kill", "--kill-who=main", "-s", "USR1", unit).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+    )

@@ -163,10 +163,7 @@ def _deployment(value: Mapping[str, Any], payload_sha256: str) -> Deployment:
 
 
 def _date(value: Any, name: str) -> str:
-    try:
-        from_rfc3339(value if isinstance(value, str) else "")
-    except (ValueError, OverflowError):
-        raise ValueError(f"{name} is not a date") from None
+    signatures.seconds(value, name)
     return str(value)
 
 

@@ -13,8 +13,9 @@ host, can bring keys of their own. Without pins that price is paid once, for the
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from firstboot import signatures
 from firstboot.errors import Invalid, Untrusted
@@ -24,6 +25,7 @@ from firstboot.signatures import RETIRED, Envelope, Key, KeySet
 PINNED, ENROLLMENT, TLS = "pinned", "enrollment", "tls"
 TRUST_TLS = "tls"  # the value of signing_keys_trust
 MOST_SETS = 1024  # in one reply; more do not fit into 1 MiB anyway
+LARGEST_SET = 1 << 18  # bytes of its envelope, which is kept
 MOST_KEYS_KEPT = 256  # in a ring, retired ones included; the newest stay
 
 
@@ -170,7 +172,10 @@ def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> R
     listed = {key.kid for key in found.keys}
     former = tuple(replace(key, status=RETIRED) for key in ring.keys if key.kid not in listed)
     kept = (*found.keys, *former)[:MOST_KEYS_KEPT]
-    return replace(ring, version=found.version, envelope=_bare(value), keys=kept)
+    bare = _bare(value)
+    if len(json.dumps(bare)) > LARGEST_SET:
+        raise Untrusted("malformed", f"a key set has more than {LARGEST_SET} bytes")
+    return replace(ring, version=found.version, envelope=bare, keys=kept)
 
 
 def _vouched_for(ring: Ring, envelope: Envelope, *, lenient: bool, now: Optional[float]) -> bytes:
@@ -196,6 +201,7 @@ def _parse(payload: bytes) -> KeySet:
         raise Untrusted("malformed", f"a key set is malformed: {error}") from None
 
 
-def _bare(value: Mapping[str, Any]) -> Mapping[str, Any]:
+def _bare(value: Mapping[str, Any]) -> Dict[str, Any]:
     """The envelope without members that DSSE does not know: nobody vouches for those."""
-    return {name: value[name] for name in ("payload", "payloadType", "signatures")}
+    made = [{"keyid": one.get("keyid"), "sig": one["sig"]} for one in value["signatures"]]
+    return {"payload": value["payload"], "payloadType": value["payloadType"], "signatures": made}

@@ -1,0 +1,154 @@
+"""``activation/keyring.json``: the signing keys in force, kept on disk for the activator, for `status` and for people.
+
+What may follow what is decided in `trust`; here a ring is read, kept and replaced. A ring that is damaged, of another
+environment, or started from other pins than the settings name is set aside, and the anchor is where it starts over.
+Callers hold the activation's lock, but for `look`, which changes nothing. The file is public (0644).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from firstboot import files, keeping, log, wire
+from firstboot.activate import trust
+from firstboot.activate.trust import Place, Refusal, Ring
+from firstboot.clock import Clock, rfc3339
+from firstboot.errors import Corrupt, Invalid
+from firstboot.frozen import Settings
+from firstboot.layout import Layout
+from firstboot.signatures import Key, whole_number
+
+VERSION = 1
+SOURCES = (trust.PINNED, trust.ENROLLMENT, trust.TLS)
+RESET = "if the plane confirms its keys: byteor-firstboot trust --reset"
+# Why a file that is there does not count, and the label under which it is set aside.
+CORRUPT, FOREIGN, REPINNED = "corrupt", "foreign", "repinned"
+WHY = {
+    FOREIGN: "the key ring is another environment's",
+    REPINNED: "the settings pin other signing keys than the key ring started from",
+}
+
+
+def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
+    """The ring in force, or the one that a start from the anchor would make and why it would be made.
+
+    Why: None for the ring of the file, "absent", or the label that the file is set aside under. Invalid when the settings
+    name no place, or pin what cannot be a key.
+    """
+    place = place_of(settings)
+    pins = trust.pins_of(settings)
+    try:
+        stored = files.read_json(layout.activation / "keyring.json")
+        ring = None if stored is None else _parse(stored)
+    except Corrupt as error:
+        log.warning(str(error))
+        return trust.anchor(settings, place, at=_now()), CORRUPT
+    if ring is None:
+        return trust.anchor(settings, place, at=_now()), "absent"
+    why = FOREIGN if ring.place != place else REPINNED if pins and ring.pins != pins else None
+    return (ring, None) if why is None else (trust.anchor(settings, place, at=_now()), why)
+
+
+def place_of(settings: Settings) -> Place:
+    place = Place.of(settings)
+    if place is None:
+        raise Invalid("the settings name no organisation, project and environment", hint="byteor-firstboot status")
+    return place
+
+
+def current(layout: Layout, settings: Settings) -> Ring:
+    """The ring in force; one that does not count is set aside, and what replaces it is kept."""
+    ring, why = look(layout, settings)
+    if why is not None:
+        kept_as = keeping.set_aside(layout.activation / "keyring.json", label=why)
+        if kept_as is not None:
+            log.warning(f"{WHY.get(why, 'the key ring is damaged')}: it starts over", kept_as=kept_as, source=ring.source)
+        save(layout, ring)
+    return ring
+
+
+def offer(layout: Layout, settings: Settings, raw_reply: bytes, *, now: Optional[float] = None) -> Ring:
+    """Judge the bytes of an answer to request 7; keep and return the ring after it, written only when it changed.
+
+    Never raises for what the answer holds. With a trusted `now` keys past their end sign no sets, at the price that
+    `trust.adopt` names.
+    """
+    before = current(layout, settings)
+    try:
+        envelopes = _envelopes(raw_reply)
+    except ValueError as error:
+        refusal = Refusal("malformed", f"what the agent brought as key sets is not an answer: {error}", _now())
+        after = trust.with_refusal(before, refusal)
+    else:
+        after = trust.adopt(before, envelopes, at=_now(), trust=settings.signing_keys_trust, now=now)
+    if after == before:
+        return before
+    save(layout, after)
+    if after.version != before.version:
+        log.notice("signing keys", version=after.version, source=after.source)
+    if after.refused is not None and after.refused != before.refused:
+        log.warning(f"signing keys are refused: {after.refused.code}: {after.refused.detail}", in_force=after.version)
+        log.hint(RESET)
+    return after
+
+
+def _envelopes(raw_reply: bytes) -> Any:
+    value = wire.load(raw_reply)
+    found = value.get("key_sets") if isinstance(value, dict) else None
+    if not isinstance(found, list) or len(found) > trust.MOST_SETS:
+        raise ValueError(f"no list of at most {trust.MOST_SETS} key_sets")
+    return found
+
+
+def public(ring: Ring) -> Dict[str, Any]:
+    """The document ``signing_keys.json`` for the vendor's runtime: a key set's members, retired keys included."""
+    return {"version": ring.version, "keys": [key.to_json() for key in ring.keys]}
+
+
+def save(layout: Layout, ring: Ring) -> None:
+    """Replace the file durably."""
+    document = {
+        "v": VERSION,
+        "place": asdict(ring.place),
+        "version": ring.version,
+        "source": ring.source,
+        "envelope": ring.envelope,
+        "keys": [key.to_json() for key in ring.keys],
+        "pins": [key.to_json() for key in ring.pins],
+        "refused": asdict(ring.refused) if ring.refused is not None else None,
+    }
+    files.write_json(layout.activation / "keyring.json", document, mode=0o644)
+
+
+def _parse(stored: Mapping[str, Any]) -> Ring:
+    """Read what `save` wrote; Corrupt when it has another shape. The keys were verified before they were written."""
+    try:
+        place, envelope, source = stored["place"], stored["envelope"], stored["source"]
+        if source not in SOURCES or not isinstance(envelope, (dict, type(None))):
+            raise ValueError("source or envelope")
+        return Ring(
+            place=Place(*(_text(place[name]) for name in ("org_id", "project_id", "environment_id"))),
+            source=source,
+            version=whole_number(stored, "version"),
+            envelope=envelope,
+            keys=tuple(map(Key.parse, stored["keys"])),
+            pins=tuple(map(Key.parse, stored["pins"])),
+            refused=_refusal(stored["refused"]),
+        )
+    except (ValueError, TypeError, LookupError) as error:
+        raise Corrupt("keyring.json is damaged: a member is not of its shape") from error
+
+
+def _refusal(value: Any) -> Optional[Refusal]:
+    return None if value is None else Refusal(*(_text(value[name]) for name in ("code", "detail", "at")))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return value
+
+
+def _now() -> str:
+    return rfc3339(Clock().wall())
