@@ -2,7 +2,7 @@
 
     bundle.json    which bundle `bundle.part` is to become, and the tag that its bytes came with
     bundle.part    what is there of it; the next attempt goes on at its end
-    bundle         all of it: renamed when it is durable
+    DIGEST.bundle  all of it: renamed when it is durable, under the digest that was signed
 
 Whole means: as many bytes as were signed, with their hash. What comes whole and wrong is fetched once more from its first
 byte; the second time it is handed on all the same, since refusing it is the activator's to do (and to report).
@@ -11,7 +11,8 @@ byte; the second time it is handed on all the same, since refusing it is the act
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Dict, Optional, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from firstboot import files
 from firstboot.agent.activation import Wanted
@@ -50,9 +51,8 @@ class Download:
     ) -> None:
         self._handed, self._api, self._clock = handed, api, clock
         self._alive, self._changed = alive, changed
-        self._layout = layout
-        inbox = layout.inbox
-        self._bundle, self._part, self._record = inbox / BUNDLE, inbox / "bundle.part", inbox / "bundle.json"
+        self._inbox = layout.inbox
+        self._part, self._record = layout.inbox / "bundle.part", layout.inbox / "bundle.json"
         self._progress: Optional[Dict[str, Any]] = None
         self._published_at = 0.0
         # Whose first byte this process wrote: what was there before may have been through a power cut.
@@ -65,19 +65,21 @@ class Download:
         return self._progress
 
     def is_here(self, wanted: Wanted) -> bool:
-        """Whether `bundle` is what was brought for this."""
-        return os.path.lexists(self._bundle) and self._recorded(wanted)[0]
+        """Whether its bundle was brought."""
+        return os.path.lexists(self._bundle(wanted))
 
     def tidy(self, wanted: Optional[Wanted]) -> None:
         """Remove what nobody wants any more."""
-        if wanted is not None and self._recorded(wanted)[0]:
-            return
-        self._progress = None
-        for path in (self._part, self._bundle, self._record):
-            files.remove(path)
+        for path in self._brought():
+            if wanted is None or path != self._bundle(wanted):
+                files.remove(path)
+        if wanted is None or not self._recorded(wanted)[0]:
+            self._progress = None
+            files.remove(self._part)
+            files.remove(self._record)
 
     def bring(self, wanted: Wanted) -> None:
-        """One attempt; returns when `bundle` is there. TryAgain, LocalFault and what `answers.check` raises.
+        """One attempt; returns when the bundle is there. TryAgain, LocalFault and what `answers.check` raises.
 
         What came before it raised is kept; `gained` says how much that was.
         """
@@ -85,7 +87,6 @@ class Download:
         same, tag = self._recorded(wanted)
         if not same:
             self._record_now(wanted, None)
-        files.remove(self._bundle)
         with Partial(self._part, alive=self._alive) as part:
             part.take_up()
             if part.size > wanted.size or (tag is None and part.size < wanted.size):
@@ -98,8 +99,20 @@ class Download:
                 finally:
                     self.gained = part.size - before
             self._judge(wanted, part)
-            part.complete(self._bundle)
-            self._progress = None
+            part.complete(self._bundle(wanted))
+        files.remove(self._record)
+        self._progress = None
+
+    def _bundle(self, wanted: Wanted) -> Path:
+        return self._inbox / f"{wanted.sha256}{BUNDLE}"
+
+    def _brought(self) -> List[Path]:
+        try:
+            return [path for path in self._inbox.iterdir() if path.name.endswith(BUNDLE)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            files.fail("list", self._inbox, error)
 
     def _fetch(self, wanted: Wanted, part: Partial, tag: Optional[str]) -> None:
         self._show(wanted, part.size, at_once=True)
@@ -149,14 +162,14 @@ class Download:
     def _require_room(self, wanted: Wanted, have: int) -> None:
         needed = wanted.size - have + (COPIES + UNPACKED) * wanted.size + RESERVE_BYTES
         try:
-            facts = os.statvfs(self._layout.inbox)
+            facts = os.statvfs(self._inbox)
         except OSError as error:
-            files.fail("look at the room in", self._layout.inbox, error)
+            files.fail("look at the room in", self._inbox, error)
         free = facts.f_bavail * facts.f_frsize
         if free < needed:
             raise LocalFault(
                 f"no room for the bundle of {wanted.deployment_id}: {free // MIB} MiB are free and it takes {needed // MIB}",
-                hint=f"free {(needed - free) // MIB + 1} MiB on the disk of {self._layout.inbox}",
+                hint=f"free {(needed - free) // MIB + 1} MiB on the disk of {self._inbox}",
             )
 
     def _recorded(self, wanted: Wanted) -> Tuple[bool, Optional[str]]:

@@ -22,7 +22,8 @@ AGAIN_S = 60.0
 SILENT_S = 300.0
 # An activation with a health gate answers its own request at its beginning; what comes meanwhile waits for its end.
 SILENT_IN_ACTIVATION_S = 3 * 3600.0
-ENVELOPE, KEY_SETS, BUNDLE, REQUEST = "envelope.json", "keysets.json", "bundle", "request.json"
+ENVELOPE, KEY_SETS, REQUEST = "envelope.json", "keysets.json", "request.json"
+BUNDLE = ".bundle"  # after the digest that was wanted
 ALWAYS = float("-inf")
 
 
