@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from firstboot import files
+from tests.integration.activations import Activations
 
 from . import power
 
@@ -37,3 +38,33 @@ def test_the_recording_shows_a_writer_that_does_not_sync(disk: power.Disk, tmp_p
             theirs.add((place / "theirs").stat().st_size if (place / "theirs").exists() else None)
     assert ours == {b"old" * 1000, b"new" * 1000}
     assert theirs - {None, 3_000_000}
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["healthy", "rolled_back"])
+def test_a_cut_at_any_moment_of_an_activation(disk: power.Disk, tmp_path: Path, good: bool) -> None:
+    """In every cut `current` names one whole deployment, and the next start ends as an undisturbed one would, reported once."""
+    flag = tmp_path / "broken"
+    root = tmp_path / "root"
+    state = root / "var/lib/byteor"
+    state.mkdir(parents=True)
+    check = ["/bin/sh", "-c", f"! test -e {flag} || grep -q one {state}/current/spec.kv"]
+    with power.mounted(disk.image, state):
+        host = Activations(root, activation={"health": check})
+        host.deploy("one")
+        host.offer(host.make("two"))
+        os.sync()
+    if not good:
+        flag.touch()
+    with disk.recorded(state):
+        host.activate()
+    expected = "name = two\n" if good else "name = one\n"
+    statuses = ["active", "active"] if good else ["active", "failed", "rolled_back"]
+    seen = set()
+    for cut in disk.cuts(tmp_path):
+        with power.mounted(cut.image, state):
+            seen.add(host.spec())
+            host.activate()
+            assert host.spec() == expected, cut
+            assert [status for _, status, _ in host.said()] == statuses, cut
+            assert not (state / "activation/journal.json").exists()
+    assert seen == {"name = one\n", "name = two\n"}

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from tests.controlplane import signing, spoil
 from tests.controlplane.signing import SigningKey
@@ -27,7 +27,7 @@ class Activations:
     def __init__(self, root: Path, *, activation: Optional[Mapping[str, Any]] = None, **settings: Any) -> None:
         self.root, self.key = root, SigningKey.new("kid-1")
         for directory in ("etc/byteor", "run/byteor-agent", "var/lib/byteor/agent/inbox"):
-            (root / directory).mkdir(parents=True)
+            (root / directory).mkdir(parents=True, exist_ok=True)
         self.state, self.inbox = root / "var/lib/byteor", root / "var/lib/byteor/agent/inbox"
         self.sequence = 0
         pinned = {"kid": self.key.kid, "public_key": signing.b64url(self.key.public)}
@@ -111,13 +111,12 @@ class Activations:
             return None
 
 
-def tree(top: Path, *, without: Path) -> Dict[str, Any]:
-    """Every name below `top` but for `without`, with kind, mode and content: what must not change."""
+def tree(top: Path, *, without: Sequence[Path]) -> Dict[str, Any]:
+    """Every name below `top` but for `without`, with mode and content: what must not change."""
     found: Dict[str, Any] = {}
     for path in sorted(top.rglob("*")):
-        if path == without or without in path.parents:
+        if any(path == other or other in path.parents for other in without):
             continue
-        facts = path.lstat()
         content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        found[str(path.relative_to(top))] = (facts.st_mode, content)
+        found[str(path.relative_to(top))] = (path.lstat().st_mode, content)
     return found

@@ -29,8 +29,7 @@ def host(tmp_path: Path) -> Activations:
 
 def outside(host: Activations) -> Dict[str, Any]:
     """Everything that a refusal must leave alone: all but the activator's books and the agent's inbox."""
-    found = tree(host.root, without=host.state / "activation")
-    return {name: value for name, value in found.items() if "/agent/" not in name}
+    return tree(host.root, without=[host.state / "activation", host.state / "agent"])
 
 
 def test_a_good_deployment_is_in_force(host: Activations) -> None:
