@@ -15,21 +15,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, List, Optional, Tuple, Type
 
 from firstboot import log, systemd
-from firstboot.commandline import Parser, command, from_stdin, grammar, seconds
+from firstboot.commandline import EXEC, EXIT_CODES, KINDS, UPLOAD, Parser, command, from_stdin, grammar, seconds
 from firstboot.errors import ByteorError, Invalid, NotLaunched, NoToken
 
 if TYPE_CHECKING:
     from firstboot.provision.sources import Inputs
 
 INTERRUPTED = 130
-
-EXEC = """\
-Run COMMAND in place of this process, with BYTEOR_API_BASE_URL, BYTEOR_AGENT_ID and BYTEOR_AGENT_API_KEY set in its
-environment and written nowhere. With --user it gets that user's groups, HOME, USER, LOGNAME and SHELL. Core dumps
-are off in it. Signals and exit code are COMMAND's own.
-
-example: byteor-agent exec --user byteor -- /usr/bin/byteor-runtime --verbose
-exit codes of our own: 125 not started (no root, no identity, no such user) · 126 not executable · 127 not found"""
 
 
 def firstboot_main(argv: Optional[List[str]] = None) -> int:
@@ -138,8 +130,13 @@ def _agent_parser(words: Optional[List[str]]) -> Parser:
     command(commands, "activate", _activate, "the root activator: judge and activate what the agent brought")
     command(commands, "status", _agent_status, "loops, last answers, next attempts, problems with hints", json=True)
     command(commands, "deployments", _deployments, "what was deployed, with verdicts and reasons", json=True)
-    retry = command(commands, "retry", _retry, "try a failed deployment once more; root only")
-    retry.add_argument("id", metavar="ID", help="a deployment's id, or its id and sequence as `deployments` shows them")
+    upload = command(commands, "upload", _upload, "hand an artifact to the spool; returns when it is durable")
+    upload.description, upload.epilog = UPLOAD, EXIT_CODES
+    upload.add_argument("file", metavar="FILE", type=Path, help="a regular file, or the directory of an incident")
+    upload.add_argument("--kind", required=True, choices=KINDS)
+    upload.add_argument("--wait", action="store_true", help="stay until the plane has it, or refuses it")
+    retry = command(commands, "retry", _retry, "try a failed deployment or a refused artifact once more")
+    retry.add_argument("id", metavar="ID", help="as `deployments` shows it (with or without its sequence), or `status`")
     return parser
 
 
@@ -198,8 +195,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     from firstboot.secret import Secret
     from firstboot.verify import Asked, verify
 
+    def upload() -> str:
+        from firstboot.agent.upload import upload_test
+
+        return upload_test(arguments.layout)
+
     token = Secret(sys.stdin.read(8192).strip()) if arguments.operator_token else None
-    return verify(arguments.layout, Asked(token, arguments.upload_test), as_json=arguments.json)
+    return verify(arguments.layout, Asked(token, arguments.upload_test, upload), as_json=arguments.json)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -268,12 +270,23 @@ def _deployments(arguments: argparse.Namespace) -> int:
 
 def _retry(arguments: argparse.Namespace) -> int:
     from firstboot.activate import activator, again
+    from firstboot.agent.retry import retry_artifact
 
+    if retry_artifact(arguments.layout, arguments.id):
+        return 0
     named = again.retry_deployment(arguments.layout, arguments.id)
     if named is None:
-        raise Invalid(f"there is no deployment {arguments.id}", hint="byteor-agent deployments shows them")
+        raise Invalid(
+            f"there is no deployment or refused artifact {arguments.id}", hint="byteor-agent deployments; byteor-agent status"
+        )
     log.notice(f"{named} is tried once more")
     if arguments.layout.is_host and systemd.booted():
         systemd.start("byteor-activate.service")
         return 0
     return activator.run(arguments.layout)
+
+
+def _upload(arguments: argparse.Namespace) -> int:
+    from firstboot.agent.upload import upload
+
+    return upload(arguments.layout, arguments.file, kind=arguments.kind, wait=arguments.wait)

@@ -16,6 +16,23 @@ exit codes: 0 done · 1 unexpected · 2 usage · 3 no token and not enrolled · 
   5 the plane refused · 6 gave up on a transient failure · 7 local fault · 8 identity belongs to another host
   9 enrolled, but a copy of the token could not be erased · 10 a validation check failed"""
 
+EXEC = """\
+Run COMMAND in place of this process, with BYTEOR_API_BASE_URL, BYTEOR_AGENT_ID and BYTEOR_AGENT_API_KEY set in its
+environment and written nowhere. With --user it gets that user's groups, HOME, USER, LOGNAME and SHELL. Core dumps
+are off in it. Signals and exit code are COMMAND's own.
+
+example: byteor-agent exec --user byteor -- /usr/bin/byteor-runtime --verbose
+exit codes of our own: 125 not started (no root, no identity, no such user) · 126 not executable · 127 not found"""
+
+UPLOAD = """\
+Copy FILE into the spool and print its id; the agent uploads it when it can, oldest first, once per content. For root and
+byteor-agent. What is shaped like a credential is replaced in a diagnostic that is a text, and in a directory that is
+packed as an incident bundle (spec.kv, spec_validation.json, runtime.json, policy_audit.json, environment.json, and
+whatever else it holds). A snapshot, and a bundle that is a file already, is sent as it is.
+
+example: byteor-agent upload /var/tmp/incident-7 --kind incident-bundle --wait"""
+KINDS = ("incident-bundle", "snapshot", "diagnostic")
+
 Handler = Callable[[argparse.Namespace], int]
 
 

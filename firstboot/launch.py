@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Mapping, NoReturn, Optional
 
-from firstboot import identity
-from firstboot.errors import ByteorError, NotLaunched
+from firstboot import accounts, identity
+from firstboot.errors import ByteorError, LocalFault, NotLaunched
 from firstboot.identity import Identity
 from firstboot.layout import Layout
 
@@ -101,25 +101,8 @@ def _account(user: str) -> pwd.struct_passwd:
 
 
 def _become(account: pwd.struct_passwd) -> None:
-    """Fall to `account` for good, and make sure of it before the key is handed on."""
-    uid, gid = account.pw_uid, account.pw_gid
+    """Fall to `account` for good, before the key is handed on."""
     try:
-        if os.geteuid() == 0:
-            os.initgroups(account.pw_name, gid)
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-    except OSError as error:
-        raise NotLaunched(f"cannot become {account.pw_name}: {os.strerror(error.errno or 0).lower()}") from error
-    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _returns(uid):
-        raise NotLaunched(f"this process did not become {account.pw_name}")
-
-
-def _returns(uid: int) -> bool:
-    """True when the way back to root is still open."""
-    if uid == 0:
-        return False
-    try:
-        os.setuid(0)
-    except OSError:
-        return False
-    return True
+        accounts.become(account)
+    except LocalFault as error:
+        raise NotLaunched(str(error)) from error

@@ -15,12 +15,15 @@ from typing import List, Tuple
 
 from firstboot.secret import MASK, redacted
 
+IDENTITY = ("BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY")
+
 # Of a name and what stands between it and its value, in shell, JSON, YAML, TOML, INI, URLs and headers.
 _BETWEEN = r"""["']?\s{0,8}(?:=>|[:=])\s{0,8}"""
 # A value: quoted, else up to white space or what ends a value. Bounded: no text makes a pattern take quadratic time.
-_VALUE = r"""(?:"(?:\\.|[^"\\\n]){1,8192}"?|'(?:\\.|[^'\\\n]){1,8192}'?|[^\s"',;&)}\]]{1,8192})"""
+_VALUE = r"""(?:\[[^\[\]]{1,8192}\]|"(?:\\.|[^"\\\n]){1,8192}"?|'(?:\\.|[^'\\\n]){1,8192}'?|[^\s"',;&)}\]]{1,8192})"""
 _NAMES = (
     r"(?:[A-Za-z0-9]{1,40}[_.-]){0,6}"
+    r"(?:(?-i:[a-z][a-z0-9]{0,40}(?:[A-Z][a-z0-9]{0,40}){0,4}(?=[A-Z])))?"  # of a name like clientSecret
     r"(?:pass(?:word|wd|phrase)?|pwd|secrets?|tokens?|keys?|apikeys?|credentials?|auth|cookie|signature|sig)"
 )
 
@@ -36,7 +39,7 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
     ),
     (
         "identity",
-        re.compile(r"(?P<kept>\b(?:BYTEOR_API_BASE_URL|BYTEOR_AGENT_ID|BYTEOR_AGENT_API_KEY)" + _BETWEEN + ")" + _VALUE),
+        re.compile(r"(?P<kept>\b(?:" + "|".join(IDENTITY) + ")" + _BETWEEN + ")" + _VALUE),
     ),
     (
         "authorization",
@@ -58,27 +61,40 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
 )
 
 
-def redact(text: str) -> Tuple[str, List[str]]:
+_SENSITIVE = re.compile(r"(?<![A-Za-z0-9])(?:" + _NAMES + r"|(?:proxy-)?authorization)\Z", re.IGNORECASE)
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether what stands under `name` in a structure is taken for a secret whatever it looks like.
+
+    >>> [names_a_secret(name) for name in ("DB_PASSWORD", "clientSecret", "keyboard")]
+    [True, True, False]
+    """
+    return name in IDENTITY or _SENSITIVE.search(name) is not None
+
+
+def redact(text: str, *, keep_length: bool = False) -> Tuple[str, List[str]]:
     """Return `text` with ``<secret>`` for all that is shaped like a credential, and what kinds were found, each once.
 
-    Safe to repeat: a redacted text comes back as it is, without kinds.
+    Safe to repeat: a redacted text comes back as it is, without kinds. With `keep_length` a secret becomes as many ``x``,
+    for bytes whose places mean something: not to be repeated.
     """
     kinds: List[str] = []
-    known = redacted(text)
+    known = redacted(text, keep_length=keep_length)
     if known != text:
         kinds.append("known")
     text = known
     for kind, pattern in _PATTERNS:
-        text, changed = _replaced(pattern, text)
+        text, changed = _replaced(pattern, text, keep_length)
         if changed and kind not in kinds:
             kinds.append(kind)
     return text, kinds
 
 
-def _replaced(pattern: re.Pattern[str], text: str) -> Tuple[str, bool]:
+def _replaced(pattern: re.Pattern[str], text: str, keep_length: bool) -> Tuple[str, bool]:
     def one(found: re.Match[str]) -> str:
         kept = found.groupdict().get("kept") or ""
-        return kept + MASK
+        return kept + ("x" * (len(found.group()) - len(kept)) if keep_length else MASK)
 
     fresh = pattern.sub(one, text)
     return fresh, fresh != text

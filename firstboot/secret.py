@@ -56,9 +56,10 @@ class Secret:
     __getstate__ = __reduce__
 
 
-def redacted(text: str) -> str:
-    """Return `text` with every secret that this process has seen replaced by ``<secret>``."""
-    for secret in _known:
+def redacted(text: str, *, keep_length: bool = False) -> str:
+    """Return `text` with every secret that this process has seen replaced by ``<secret>``, or by as many ``x``."""
+    # Longest first: one may be a part of another.
+    for secret in sorted(_known, key=len, reverse=True):
         if secret in text:
-            text = text.replace(secret, MASK)
+            text = text.replace(secret, "x" * len(secret) if keep_length else MASK)
     return text

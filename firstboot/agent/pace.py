@@ -7,6 +7,7 @@ without this a host sends four requests in some minutes (``tests/fleet``). Healt
 from __future__ import annotations
 
 import threading
+from typing import Callable
 
 APART_S = 30.0  # two requests in any minute
 
@@ -35,3 +36,23 @@ class Pace:
                 return left
             self._latest = now
             return 0.0
+
+
+class PaceIfAsking(Pace):
+    """The pace of a loop that often has nothing to ask: then it neither waits for a turn nor takes one."""
+
+    def __init__(self, shared: Pace, asks: Callable[[], bool]) -> None:
+        super().__init__()
+        self._shared, self._asks = shared, asks
+
+    def slow(self) -> None:
+        """As of the shared pace."""
+        self._shared.slow()
+
+    def free(self) -> None:
+        """As of the shared pace."""
+        self._shared.free()
+
+    def wait_s(self, now: float) -> float:
+        """As of the shared pace, and 0 for an attempt that asks nothing."""
+        return self._shared.wait_s(now) if self._asks() else 0.0

@@ -73,10 +73,20 @@ def facts(document: Mapping[str, Any], *, now: float) -> List[str]:
         kept = f", {_size(spool['bytes'])}" if isinstance(spool.get("bytes"), int) else ""
         waiting = f"{word(spool.get('pending', 0))} waiting, {word(spool.get('quarantined', 0))} quarantined"
         lines.append(_row("spool", waiting + kept))
+        rows = spool.get("quarantine")
+        for row in rows if isinstance(rows, list) else ():
+            lines += _quarantined(row) if isinstance(row, dict) else []
     skew = document.get("clock_skew_s")
     if skew is not None and abs(skew) >= 1:
         lines.append(_row("clock", f"{span(abs(skew))} {'ahead of' if skew > 0 else 'behind'} the plane's"))
     return lines
+
+
+def _quarantined(row: Mapping[str, Any]) -> List[str]:
+    """One artifact that the plane refused, why, and how to send it again."""
+    why = ": ".join(word(row[name]) for name in ("status", "detail") if row.get(name) is not None)
+    named = word(row.get("id"))
+    return [_row("", f"{named}, {word(row.get('kind'))}, refused: {why}"), _row("", f"  byteor-agent retry {named}")]
 
 
 def problems(document: Mapping[str, Any]) -> List[str]:

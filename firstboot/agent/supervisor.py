@@ -16,14 +16,15 @@ from types import FrameType
 from typing import Callable, List, Optional
 
 from firstboot import __version__, log, systemd
-from firstboot.agent import activator, arrival, deployments, keysets, reports
+from firstboot.agent import activator, arrival, artifacts, deployments, keysets, reports
+from firstboot.agent.artifacts import ArtifactsLoop
 from firstboot.agent.condition import Condition, Work
 from firstboot.agent.deployments import DeploymentsLoop
 from firstboot.agent.heartbeat import HeartbeatLoop
 from firstboot.agent.inbox import Inbox
 from firstboot.agent.keysets import KeySetsLoop
 from firstboot.agent.loop import Loop, Schedule
-from firstboot.agent.pace import Pace
+from firstboot.agent.pace import Pace, PaceIfAsking
 from firstboot.agent.reports import ReportsLoop
 from firstboot.api import PlaneApi
 from firstboot.clock import Clock, rng
@@ -98,6 +99,9 @@ class Supervisor:
         self._start("keysets", keys.run_once, daily, work=keys, first_delay_s=first_s)
         self._start("deployments", fetch.run_once, each_minute, work=fetch)
         self._start("reports", told.run_once, Schedule(reports.PERIOD_S), work=told)
+        sent = ArtifactsLoop(layout, handed, self._api(), clock=clock, alive=self._alive("artifacts"))
+        each_period = Schedule(min(self._period.period_s, artifacts.LONGEST_PERIOD_S))
+        self._start("artifacts", sent.run_once, each_period, work=sent, pace=PaceIfAsking(self._pace, sent.nudged))
 
     def _alive(self, name: str) -> Callable[..., None]:
         return lambda *for_s: self.loops[name].alive(*for_s)
@@ -120,6 +124,7 @@ class Supervisor:
         *,
         work: Optional[Work] = None,
         first_delay_s: Optional[float] = None,
+        pace: Optional[Pace] = None,
     ) -> None:
         if work is not None:
             self._condition.works[name] = work
@@ -131,7 +136,7 @@ class Supervisor:
             crashed=self._crashed,
             changed=self._condition.publish,
             first_delay_s=self._splay_s if first_delay_s is None else first_delay_s,
-            pace=self._pace,
+            pace=pace or self._pace,
             clock=self._clock,
         )
 
@@ -221,6 +226,7 @@ def _transport(handed: Handover, settings: Settings) -> Transport:
 
 def start(layout: Layout, *, config: Optional[Path]) -> int:
     """What ``byteor-agent run`` does: hand-over or environment, settings, supervise."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there are loops to wake: it would end the process
     with arrival.alone(layout):
         try:
             handed, settings = arrival.arrive(layout, config=config, environ=os.environ)

@@ -6,14 +6,10 @@ process. A foreign or unreadable identity is not handed over: the agent then doe
 
 from __future__ import annotations
 
-import pwd
 from typing import Optional, Tuple
 
-from firstboot import files, handover, identity
-from firstboot.errors import LocalFault
+from firstboot import accounts, files, handover, identity
 from firstboot.layout import Layout
-
-AGENT_USER = "byteor-agent"
 
 
 def unseal(layout: Layout) -> int:
@@ -43,8 +39,5 @@ def unseal(layout: Layout) -> int:
 def _agent(layout: Layout) -> Optional[Tuple[int, int]]:
     if not layout.is_host:
         return None
-    try:
-        user = pwd.getpwnam(AGENT_USER)
-    except KeyError as error:
-        raise LocalFault(f"there is no user {AGENT_USER}", hint="systemd-sysusers makes it") from error
+    user = accounts.agent()
     return user.pw_uid, user.pw_gid

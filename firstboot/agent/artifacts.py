@@ -1,0 +1,217 @@
+"""Uploads what is in the spool: oldest first, one at a time, until the plane has it or refuses it for good (contract 2.4).
+
+What the plane answered stays known until the disk shows it, so that a full or read-only disk makes nothing travel twice.
+An artifact that fails twice while others pass fails by itself: it waits, ever longer, and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional
+
+from firstboot import files, log
+from firstboot.agent import spool, stock
+from firstboot.agent.answers import NotThePlane, check
+from firstboot.agent.problems import Problem
+from firstboot.agent.stock import Entry
+from firstboot.api import PlaneApi
+from firstboot.clock import Backoff, Clock, rng
+from firstboot.errors import Corrupt, LocalFault, TryAgain
+from firstboot.handover import Handover
+from firstboot.layout import Layout
+from firstboot.multipart import WrongContent
+from firstboot.wire import HeartbeatReply
+
+SCOPE = "agent:artifact_upload"
+# With a JSON body: the plane's word on this artifact, which sending it again does not change.
+FINAL = (413, 415, 422)
+STRIKES = 2
+LATER_BASE_S, LATER_CAP_S = 30.0, 900.0
+PROGRESS_S = 0.5
+LONGEST_PERIOD_S = 60.0
+
+
+@dataclass
+class _Late:
+    """An artifact that fails by itself."""
+
+    backoff: Backoff
+    due: float  # monotonic
+    said: str
+
+
+class ArtifactsLoop:
+    """`run_once` uploads what is due; `alive` is told that a long upload makes progress."""
+
+    def __init__(
+        self, layout: Layout, handed: Handover, api: PlaneApi, *, clock: Clock, alive: Callable[[], None]
+    ) -> None:
+        self._layout, self._handed, self._api, self._clock, self._alive = layout, handed, api, clock, alive
+        self._chance = rng()
+        self._prepared = self._limited = self._asked = False
+        # Answered by the plane, and perhaps still in the spool: the id there, or why it was refused.
+        self._stored: Dict[str, str] = {}
+        self._refused: Dict[str, Dict[str, Any]] = {}
+        self._strikes: Dict[str, int] = {}
+        self._late: Dict[str, _Late] = {}
+
+    def nudged(self) -> bool:
+        """Whether there is anything to send now."""
+        return bool(self._due())
+
+    def run_once(self) -> bool:
+        """Upload all that is due, False for nothing; raise what stops it: TryAgain, or what `answers.check` raises."""
+        if not self._prepared:
+            self._start()
+        self._asked = False
+        passed, suspect = False, None
+        for name in self._due():
+            try:
+                passed = self._one(name) or passed
+            except TryAgain as error:
+                if suspect is not None or not self._by_itself(name, error):
+                    raise
+                suspect = (name, error)
+            if suspect is not None and passed:
+                self._postpone(*suspect)
+                suspect = None
+        if suspect is not None:
+            raise suspect[1]  # nothing else was there to tell whose fault it is
+        if self._asked:
+            self._api.rest()
+        return self._asked
+
+    def problems(self) -> List[Problem]:
+        """What failed by itself, and a spool that takes nothing more."""
+        found = []
+        for name, late in list(self._late.items()):
+            detail = f"artifact {name} failed {late.backoff.failures + 1} times, others pass: {late.said}"
+            found.append(Problem("artifact_failing", detail, "it is tried again, ever more rarely"))
+        if not stock.census(self._layout).room_for(1):
+            found.append(Problem("spool_full", "the spool is full: new artifacts are refused", "byteor-agent status"))
+        return found
+
+    def shown(self) -> Dict[str, Any]:
+        """Return `spool` of `status.json`."""
+        there = stock.census(self._layout)
+        return {
+            "pending": there.pending,
+            "quarantined": there.quarantined,
+            "bytes": there.bytes,
+            "quarantine": stock.quarantined(self._layout),
+        }
+
+    def hinted(self, hints: HeartbeatReply) -> bool:
+        """No hint of the plane concerns artifacts."""
+        return False
+
+    def _due(self) -> List[str]:
+        """Oldest first; what failed by itself comes last, since its attempt may take long."""
+        names, now = stock.ids(self._layout.spool), self._clock.monotonic()
+        late = [name for name in names if name in self._late]
+        return [name for name in names if name not in late] + [name for name in late if self._late[name].due <= now]
+
+    def _start(self) -> None:
+        spool.prepare(self._layout)
+        try:
+            # A crash between the plane's word and the removal.
+            self._stored = {row.id: row.artifact_id for row in stock.uploaded(self._layout)}
+        except Corrupt as error:
+            log.warning(str(error))
+        self._prepared = True
+
+    def _one(self, name: str) -> bool:
+        """Bring one artifact to its end; True when the plane took it."""
+        if name not in self._stored and name not in self._refused:
+            try:
+                entry = stock.load(self._layout.spool / name)
+                if entry is None:
+                    return False
+                self._send(entry)
+            except Corrupt as error:
+                self._refuse(name, None, "damaged", str(error))
+        self._strikes.pop(name, None)
+        self._late.pop(name, None)
+        if name in self._refused:
+            spool.quarantine(self._layout, name, self._refused[name])
+            del self._refused[name]
+            return False
+        spool.drop(self._layout, name)
+        del self._stored[name]
+        return True
+
+    def _send(self, entry: Entry) -> None:
+        """One request; what the plane says for good is in `_stored` or `_refused` afterwards."""
+        self._limited = False
+        fd = _open(entry)
+        self._asked = True
+        try:
+            answer = self._api.upload_artifact(
+                self._handed.agent_id, self._handed.api_key, entry.metadata, fd, each=_Progress(self, entry)
+            )
+        finally:
+            os.close(fd)
+        if answer.status in FINAL and answer.is_json:
+            problem = answer.problem
+            self._refuse(
+                entry.id, answer.status, problem.code if problem else None, problem.said() if problem else None
+            )
+            return
+        self._limited = answer.status == 429
+        check(answer, doing="artifact upload", scope=SCOPE)
+        if answer.artifact is None:
+            raise TryAgain(f"artifact upload: {answer.complaint or f'the plane answered {answer.status} without a word'}")
+        self._stored[entry.id] = answer.artifact.artifact_id
+        log.notice("artifact uploaded", id=entry.id, artifact_id=answer.artifact.artifact_id, bytes=entry.metadata.size)
+        try:
+            spool.remember(self._layout, entry, answer.artifact.artifact_id)
+        except LocalFault as error:
+            log.warning(f"an upload is not remembered: {error}", hint=error.hint)
+
+    def _refuse(self, name: str, status: Optional[int], code: Optional[str], detail: Optional[str]) -> None:
+        self._refused[name] = {"status": status, "code": code, "detail": detail}
+        log.warning(f"artifact {name} goes to quarantine", status=status, detail=detail, hint=f"byteor-agent retry {name}")
+
+    def _by_itself(self, name: str, error: TryAgain) -> bool:
+        """Whether it may be this artifact's fault: it failed before, and the plane was there and did not say "slower"."""
+        if isinstance(error, NotThePlane) or not error.maybe_arrived or self._limited:
+            return False
+        self._strikes[name] = self._strikes.get(name, 0) + 1
+        return self._strikes[name] >= STRIKES
+
+    def _postpone(self, name: str, error: TryAgain) -> None:
+        late = self._late.setdefault(name, _Late(Backoff(LATER_BASE_S, LATER_CAP_S), 0.0, ""))
+        late.said = str(error)
+        late.due = self._clock.monotonic() + late.backoff.next_delay(self._chance, error.retry_after)
+
+
+class _Progress:
+    """Keeps the watchdog fed during a long upload, and shows `upload --wait` how far it is."""
+
+    def __init__(self, loop: ArtifactsLoop, entry: Entry) -> None:
+        self._loop, self._entry = loop, entry
+        self._written = loop._clock.monotonic()
+
+    def __call__(self, sent: int) -> None:
+        loop, now = self._loop, self._loop._clock.monotonic()
+        loop._alive()
+        if now < self._written + PROGRESS_S:
+            return
+        self._written = now
+        document = {"v": 1, "id": self._entry.id, "sent": sent, "size": self._entry.metadata.size}
+        try:
+            files.write_json(loop._layout.upload_progress, document, mode=0o644, durable=False)
+        except LocalFault:
+            pass  # a full /run must not stop an upload
+
+
+def _open(entry: Entry) -> int:
+    try:
+        fd = os.open(entry.data, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise WrongContent(f"{entry.data} cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+    if os.fstat(fd).st_size != entry.metadata.size:
+        os.close(fd)
+        raise WrongContent(f"{entry.data} is not as long as it was")
+    return fd

@@ -1,0 +1,46 @@
+"""Telling the agent that runs on this tree that the spool has something new; without it the agent looks at its period."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Optional
+
+from firstboot import files
+from firstboot.errors import LocalFault
+from firstboot.layout import Layout
+
+LOCKS = Path("/proc/locks")
+LOCKS_LIMIT = 1 << 20  # bytes
+
+
+def wake(layout: Layout) -> bool:
+    """Signal the agent; False when none was found, or it belongs to another user."""
+    pid = agent_pid(layout)
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, signal.SIGUSR1)
+    except OSError:
+        return False
+    return True
+
+
+def agent_pid(layout: Layout) -> Optional[int]:
+    """The process that wrote `status.json` and holds the agent's lock now, as the kernel says.
+
+    Both, since a number in a file may be another process's by now, and a signal that it does not expect would end it.
+    """
+    try:
+        pid = (files.read_json(layout.agent_status) or {}).get("pid")
+        inode = os.stat(layout.agent_lock).st_ino
+        table = files.read(LOCKS, limit=LOCKS_LIMIT) or b""
+    except (LocalFault, OSError):
+        return None
+    # 1: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF (the device differs from stat's on some file systems)
+    for line in table.decode("ascii", "replace").splitlines():
+        words = line.split()
+        if len(words) == 8 and words[1] == "FLOCK" and words[4] == str(pid) and words[5].split(":")[-1] == str(inode):
+            return int(words[4])
+    return None
