@@ -189,7 +189,7 @@ class Activator:
                 if source is None:
                     return False
                 # Our own copy: what the agent does to its file from here on changes nothing.
-                files.require_room(self.layout.activation, deployment.bundle_size)
+                trees.require_room(self.layout.activation, deployment.bundle_size)
                 size, digest = trees.copy(source, copied, limit=deployment.bundle_size + 1)
             if size != deployment.bundle_size:
                 raise Untrusted("bundle_size", f"the bundle has {size} bytes, not {deployment.bundle_size}")
