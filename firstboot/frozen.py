@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 from urllib.parse import urlsplit
 
 from firstboot.errors import Corrupt
@@ -16,6 +16,8 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\Z")
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 3600.0
+MOST_KEY_SETS, MOST_SIGNATURES = 64, 16  # of an enrollment reply that are kept; of one set
+KEY_SETS_LIMIT = 1 << 17  # bytes of them in all: everything in settings.json is read by every process
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,30 @@ def has_password(proxy: Optional[Secret]) -> bool:
     return proxy is not None and urlsplit(proxy.reveal()).password is not None
 
 
+def envelopes(value: Any) -> Tuple[Dict[str, Any], ...]:
+    """The key sets (DSSE envelopes, contract 2.5) that a list begins with, in shape only: nobody vouches for them here.
+
+    A chain is good up to where it is cut, and the plane is asked for the rest: so what is malformed, or beyond the bounds,
+    ends the list and is no error. Members that DSSE does not know are dropped.
+    """
+    found: List[Dict[str, Any]] = []
+    room = KEY_SETS_LIMIT
+    for item in value[:MOST_KEY_SETS] if isinstance(value, list) else ():
+        listed = item.get("signatures") if isinstance(item, dict) else None
+        if not isinstance(listed, list) or len(listed) > MOST_SIGNATURES or not all(isinstance(one, dict) for one in listed):
+            break
+        made = [{"keyid": one.get("keyid"), "sig": one.get("sig")} for one in listed]
+        texts = [item.get("payload"), item.get("payloadType"), *(text for one in made for text in one.values())]
+        # ASCII, since JSON takes up to twelve bytes for any other character.
+        if not all(isinstance(text, str) and text.isascii() and text.isprintable() for text in texts):
+            break
+        room -= sum(map(len, texts))
+        if room < 0:
+            break
+        found.append({"payload": texts[0], "payloadType": texts[1], "signatures": made})
+    return tuple(found)
+
+
 def freeze(settings: Settings) -> Dict[str, Any]:
     """Return what ``settings.json`` (0644) holds: everything but a proxy with a password, which is sealed."""
     proxy = None if settings.proxy is None or has_password(settings.proxy) else settings.proxy.reveal()
@@ -123,13 +149,12 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
     if isinstance(interval, bool) or not isinstance(interval, (int, float, type(None))):
         raise Corrupt("settings.json is damaged: heartbeat_interval_s is not a number")
     keys, activation = stored.get("signing_keys") or [], stored.get("activation")
-    sets = stored.get("key_sets") or []
     if not isinstance(proxy, (str, type(None))) or not isinstance(no_proxy, list):
         raise Corrupt("settings.json is damaged: proxy or no_proxy")
     if not isinstance(keys, list) or not isinstance(activation, (dict, type(None))):
         raise Corrupt("settings.json is damaged: signing_keys or activation")
-    if not isinstance(sets, list) or not all(isinstance(item, dict) for item in (*keys, *sets)):
-        raise Corrupt("settings.json is damaged: signing_keys or key_sets")
+    if not all(isinstance(key, dict) for key in keys):
+        raise Corrupt("settings.json is damaged: signing_keys")
     pinned = stored.get("pinned") or []
     if not isinstance(pinned, list) or not all(isinstance(key, str) for key in pinned):
         raise Corrupt("settings.json is damaged: pinned")
@@ -143,6 +168,6 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
         seal=str(stored.get("seal") or "auto"),
         signing_keys=tuple(keys),
         activation=activation,
-        key_sets=tuple(sets),
+        key_sets=envelopes(stored.get("key_sets")),
         pinned=tuple(pinned),
     )

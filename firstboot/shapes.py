@@ -91,6 +91,10 @@ def _keys(value: Any) -> Tuple[Mapping[str, str], ...]:
     for key in value:
         if not isinstance(key, dict) or set(key) != {"kid", "public_key"} or not all(map(_is_text, key.values())):
             raise ValueError("must be a list of {kid, public_key}")
+        if not IDENTIFIER.match(key["kid"]) or not re.fullmatch(r"[A-Za-z0-9_-]{43}", key["public_key"]):
+            raise ValueError("must name each key by an id, with the base64url of its 32 bytes (43 characters)")
+    if len({key["kid"] for key in value}) != len(value):
+        raise ValueError("must name each kid once")
     return tuple(value)
 
 

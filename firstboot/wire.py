@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from firstboot.clock import LONGEST_RETRY_AFTER_S, from_http_date, from_rfc3339
-from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
+from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, envelopes
 from firstboot.secret import Secret
 
 LONGEST_LIST = 64  # scopes that we keep
@@ -94,7 +94,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class EnrollmentReply:
-    """What enrollment gives (contract 2.1). `signing_keys` is not read yet: it comes with the key sets."""
+    """What enrollment gives (contract 2.1). `signing_keys` are envelopes that nobody vouches for yet."""
 
     agent_id: str
     api_key: Secret
@@ -102,6 +102,7 @@ class EnrollmentReply:
     scopes: Tuple[str, ...]
     expires_at: Optional[str]
     heartbeat_interval_s: Optional[float]
+    signing_keys: Tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def parse(cls, value: Any) -> EnrollmentReply:
@@ -122,6 +123,7 @@ class EnrollmentReply:
             scopes=tuple(filter(None, map(_plain, scopes[:LONGEST_LIST]))) if isinstance(scopes, list) else (),
             expires_at=_date(value.get("expires_at")),
             heartbeat_interval_s=interval(value.get("heartbeat_interval_s")),
+            signing_keys=envelopes(value.get("signing_keys")),
         )
 
 

@@ -207,9 +207,10 @@ class FirstBoot:
             proxy=found.proxy,
             idempotency_key=intent.key,
         )
-        frozen_settings = found
+        # The reply's key sets replace those of an enrollment before: they are this environment's.
+        frozen_settings = replace(found, key_sets=reply.signing_keys)
         if found.heartbeat_interval_s is None and reply.heartbeat_interval_s is not None:
-            frozen_settings = replace(found, heartbeat_interval_s=reply.heartbeat_interval_s)
+            frozen_settings = replace(frozen_settings, heartbeat_interval_s=reply.heartbeat_interval_s)
         files.write_json(self._layout.settings, frozen.freeze(frozen_settings), mode=0o644)
         identity.save(self._layout, fresh, seal=found.seal)
         back = identity.look(self._layout)

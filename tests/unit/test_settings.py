@@ -131,6 +131,9 @@ WRONG = [
     ("signing_keys_trust", "yes"),
     ("signing_keys", {}),
     ("signing_keys", [{"kid": "a"}]),
+    ("signing_keys", [{"kid": "../a", "public_key": "A" * 43}]),
+    ("signing_keys", [{"kid": "a", "public_key": "A" * 42 + "="}]),
+    ("signing_keys", [{"kid": "a", "public_key": "A" * 43}] * 2),
     ("activation", {"comand": ["x"]}),
     ("activation", {"command": "x"}),
     ("activation", []),
@@ -253,7 +256,39 @@ def test_frozen_settings_round_trip_without_secrets() -> None:
     assert frozen.freeze(Settings(proxy=Secret("http://u:pass@proxy:1")))["proxy"] is None
 
 
-@given(st.dictionaries(st.sampled_from([*CHECKS, "v"]), st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text()))))
+ENVELOPE = {"payload": "e30=", "payloadType": "x", "signatures": [{"keyid": "k", "sig": "AAAA"}]}
+
+
+@pytest.mark.parametrize(
+    ("given_", "kept"),
+    [
+        ([ENVELOPE, {**ENVELOPE, "more": [1], "signatures": [{**ENVELOPE["signatures"][0], "x": 1}]}], 2),
+        ([ENVELOPE, {**ENVELOPE, "payload": None}, ENVELOPE], 1),  # a chain is good up to where it is cut
+        ([ENVELOPE] * 65, frozen.MOST_KEY_SETS),
+        ([{**ENVELOPE, "payload": "A" * 60_000}] * 3, 2),
+        ([{**ENVELOPE, "payload": "é"}], 0),
+        ([{**ENVELOPE, "payloadType": "\n"}], 0),
+        ([{**ENVELOPE, "signatures": ENVELOPE["signatures"] * 17}], 0),
+        ([{**ENVELOPE, "signatures": [{"keyid": None, "sig": "AAAA"}]}], 0),
+        ([{**ENVELOPE, "signatures": ["x"]}], 0),
+        *((wrong, 0) for wrong in (None, 7, "x", {}, [], [None], [[]], [{}])),
+    ],
+)
+def test_the_key_sets_of_an_enrollment_are_bounded_and_never_an_error(given_: Any, kept: int) -> None:
+    """What is not of its shape ends the list; what is kept fits into settings.json and comes back as it was."""
+    sets = frozen.envelopes(given_)
+    assert sets == (ENVELOPE,) * kept or [len(one["payload"]) for one in sets] == [60_000] * kept
+    stored = json.dumps(frozen.freeze(Settings(key_sets=sets)), indent=1)
+    assert len(stored) < 1 << 19
+    assert frozen.thaw(json.loads(stored)).key_sets == sets
+    assert refreeze(frozen.thaw(json.loads(stored)), {"name": "n"}).key_sets == sets
+    assert frozen.thaw({"key_sets": given_}).key_sets == sets
+
+
+KEYS = st.sampled_from([*CHECKS, "v", "key_sets"])
+
+
+@given(st.dictionaries(KEYS, st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text()))))
 def test_a_damaged_settings_file_is_corrupt_or_settings(stored: dict[str, Any]) -> None:
     """Whatever stands in it: our error or a value."""
     try:

@@ -97,7 +97,15 @@ def test_enrollment_is_read_by_every_alias(id_name: str, key_name: str) -> None:
     reply = wire.EnrollmentReply.parse({id_name: ID, key_name: KEY, "unknown": [1], "scopes": ["a", 1], "signing_keys": 7})
     assert (reply.agent_id, reply.api_key.reveal(), reply.scopes) == (ID, KEY, ("a",))
     assert (reply.name, reply.expires_at, reply.heartbeat_interval_s) == (None, None, None)
+    assert reply.signing_keys == ()
     assert KEY not in repr(reply)
+
+
+def test_the_key_sets_of_an_enrollment_reply_are_kept_as_they_came() -> None:
+    """Envelopes that nobody has judged yet; a malformed one ends the list and is no failure of the enrollment."""
+    envelope = {"payload": "e30=", "payloadType": "t", "signatures": [{"keyid": "k", "sig": "AAAA"}]}
+    reply = wire.EnrollmentReply.parse({"id": ID, "api_key": KEY, "signing_keys": [envelope, 7, envelope]})
+    assert reply.signing_keys == (envelope,)
 
 
 @pytest.mark.parametrize(
