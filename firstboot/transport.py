@@ -186,8 +186,8 @@ class Transport:
     ) -> Iterator[Stream]:
         """Send one request and hand out its answer, whose body comes as it is read; Unreachable or NoAnswer.
 
-        A `body` with ``read`` and ``__len__`` is sent in blocks. `deadline_s` is for all of it, also for what is read
-        inside the ``with``; an OSError that is raised there by something else would be taken for the network's.
+        A `body` with ``read`` and ``__len__`` is sent in blocks. `deadline_s` is for all of it, also for what is read inside
+        the ``with``; an OSError that something else raises there would be taken for the network's.
         """
         sent = {
             "User-Agent": USER_AGENT,
@@ -202,15 +202,12 @@ class Transport:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         # Never for http, which goes to loopback only: a proxy would read the credential.
-        https = parts.scheme == "https"
-        proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ) if https else None
-        if proxy is not None and not usable(proxy):
-            raise Unreachable("the proxy is not a usable URL", hint="give proxy or HTTPS_PROXY like http://proxy.example:3128")
+        proxy = self._proxy_for(host, port) if parts.scheme == "https" else None
         proxies = {"https": proxy.reveal()} if proxy is not None else {}
         until = monotonic() + deadline_s
+        current.sent, current.response = False, None
         # What takes long is a body, theirs or ours: an answer to none begins as soon as a short one.
         current.limit = until if body is not None else min(until, monotonic() + DEADLINE_S)
-        current.sent, current.response = False, None
         self._context.expected = host
         try:
             with self._session.request(
@@ -235,6 +232,12 @@ class Transport:
         finally:
             if current.response is not None:  # Python 3.9 leaves a refusing proxy's, which holds the socket open
                 current.response.close()
+
+    def _proxy_for(self, host: str, port: int) -> Optional[Secret]:
+        proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ)
+        if proxy is not None and not usable(proxy):
+            raise Unreachable("the proxy is not a usable URL", hint="give proxy or HTTPS_PROXY like http://proxy.example:3128")
+        return proxy
 
     def close(self) -> None:
         """Close the kept-alive connection."""
