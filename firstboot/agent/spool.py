@@ -22,7 +22,7 @@ from firstboot.layout import Layout
 from firstboot.multipart import LARGEST, SPEC_HASH, ArtifactMetadata
 from firstboot.redaction import redact
 
-MOST_REMEMBERED = 500  # uploads
+MOST_REMEMBERED = 200  # uploads
 MOST_REPLACED = 200  # parts in meta.json; a bundle itself has the whole list
 BESIDE_BYTES = 64 << 10  # room for what stands beside the data
 LOCK_WAIT_S = 60.0  # another `upload` copies 64 MiB
@@ -254,4 +254,8 @@ def _require_room(layout: Layout, size: int) -> None:
 
 def _next(layout: Layout) -> int:
     there = stock.ids(layout.spool)[-1:] + stock.ids(layout.quarantine)[-1:]
+    try:
+        there += [row.id for row in stock.uploaded(layout)[-1:]]  # only so that people meet no number twice
+    except Corrupt:
+        pass
     return 1 + max(map(stock.number, there), default=0)

@@ -140,6 +140,7 @@ def uploaded(layout: Layout) -> List[Uploaded]:
     """The newest uploads, oldest first; Corrupt when the file is damaged."""
     rows = (files.read_json(layout.uploaded) or {}).get("uploaded")
     try:
-        return [Uploaded(**{name: row[name] for name in Uploaded.__dataclass_fields__}) for row in rows or ()]
+        found = [Uploaded(**{name: row[name] for name in Uploaded.__dataclass_fields__}) for row in rows or ()]
+        return [row for row in found if _NAME.match(row.id)]
     except (TypeError, KeyError) as error:
         raise Corrupt(f"{layout.uploaded} is damaged") from error

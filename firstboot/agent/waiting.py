@@ -82,7 +82,7 @@ def _refused(layout: Layout, entry_id: str) -> Refused:
 
 def reason(row: Mapping[str, Any]) -> str:
     """Why an artifact is in quarantine, in one line."""
-    said = [str(row[name]) for name in ("status", "code", "detail") if row.get(name) is not None]
+    said = [str(row[name]) for name in ("status", "detail") if row.get(name) is not None]
     return word(": ".join(said) or "no reason was kept")
 
 

@@ -1,0 +1,393 @@
+"""The spool: in durably and once, whole or not at all, out by one rename; full means refused, and nothing old is dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from firstboot import files, locks, trees
+from firstboot.agent import spool, stock, waking
+from firstboot.agent.spool import About
+from firstboot.errors import Corrupt, LocalFault, TryAgain
+from firstboot.layout import Layout
+from firstboot.multipart import LARGEST
+
+ABOUT = About("snapshot", "shot.bin", 1_700_000_000.0)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    (tmp_path / "var/lib/byteor").mkdir(parents=True)
+    (tmp_path / "run/byteor-agent").mkdir(parents=True)
+    return Layout(tmp_path)
+
+
+def put(layout: Layout, data: bytes, about: About = ABOUT) -> spool.Added:
+    held = spool.hold(data)
+    try:
+        return spool.add(layout, held, about)
+    finally:
+        os.close(held)
+
+
+def contents(directory: Path) -> List[bytes]:
+    return [(directory / name / "data").read_bytes() for name in stock.ids(directory)]
+
+
+def test_what_is_added_is_there_whole_and_private(layout: Layout) -> None:
+    """Data, hash, size, kind and time as given; nobody else may read it."""
+    added = put(layout, b"abc")
+    entry = stock.load(layout.spool / added.id)
+    assert added.state == spool.NEW and entry is not None
+    assert entry.data.read_bytes() == b"abc" and entry.name == "shot.bin"
+    assert (entry.metadata.kind, entry.metadata.size) == ("snapshot", 3)
+    assert entry.metadata.sha256 == added.sha256 == hashlib.sha256(b"abc").hexdigest()
+    assert entry.metadata.captured_at == "2023-11-14T22:13:20Z"
+    assert stat.S_IMODE(layout.spool.stat().st_mode) == stat.S_IMODE(entry.path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in entry.path.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("at", [0.0, -5.0, 4e9, 1e18])
+def test_a_time_that_cannot_be_is_replaced_by_now(layout: Layout, at: float) -> None:
+    """A file from 1970 or from the future: the plane would refuse its date."""
+    entry = stock.load(layout.spool / put(layout, b"abc", About("snapshot", "x", at)).id)
+    assert entry is not None and entry.metadata.captured_at.startswith("20") and entry.metadata.captured_at < "2033"
+
+
+def test_what_the_plane_would_not_accept_of_a_deployment_is_left_out(layout: Layout) -> None:
+    """An id or spec hash of another shape does not make an artifact that is refused."""
+    entry = stock.load(layout.spool / put(layout, b"abc", About("snapshot", "x", 1e9, "../x", "sha256:0")).id)
+    assert entry is not None and entry.metadata.deployment_id is None and entry.metadata.spec_hash is None
+
+
+def test_equal_content_is_there_once_wherever_it_is(layout: Layout) -> None:
+    """In the spool, in quarantine (as the same kind) and after it was uploaded: the first one is named."""
+    first = put(layout, b"abc")
+    assert put(layout, b"abc", About("diagnostic", "y", 1e9)) == spool.Added(first.id, spool.WAITING, first.sha256)
+    spool.quarantine(layout, first.id, {"status": 422, "code": "x", "detail": "y"})
+    assert put(layout, b"abc") == spool.Added(first.id, spool.QUARANTINED, first.sha256)
+    other = put(layout, b"abc", About("diagnostic", "y", 1e9))
+    assert other.state == spool.NEW
+    entry = stock.load(layout.spool / other.id)
+    assert entry is not None
+    spool.remember(layout, entry, "art_1")
+    spool.drop(layout, other.id)
+    assert put(layout, b"abc", About("incident-bundle", "y", 1e9)) == spool.Added(other.id, spool.UPLOADED, first.sha256, "art_1")
+    assert stock.ids(layout.spool) == []
+
+
+def test_ids_are_in_order_and_are_not_used_again(layout: Layout) -> None:
+    """The oldest is first, also beyond eight digits; what left does not give its number away."""
+    names = [put(layout, bytes([n])).id for n in range(3)]
+    assert stock.ids(layout.spool) == names and [stock.number(name) for name in names] == [1, 2, 3]
+    (layout.spool / names[2]).rename(layout.spool / f"99999999-{names[2][9:]}")
+    last = put(layout, b"z").id
+    assert last.startswith("100000000-") and stock.ids(layout.spool)[-1] == last
+
+
+def test_empty_and_too_large_are_refused_before_anything_is_copied(layout: Layout) -> None:
+    """0 bytes and 64 MiB + 1: a sentence each, and nothing in the spool."""
+    for size, said in ((0, "empty"), (LARGEST + 1, "larger than 64 MiB")):
+        held = spool.hold(b"")
+        os.truncate(held, size)
+        with pytest.raises(LocalFault, match=said):
+            spool.add(layout, held, ABOUT)
+        os.close(held)
+    assert sorted(os.listdir(layout.spool)) == ["lock"]
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "differs"])
+def test_a_file_that_changes_while_it_is_copied_is_refused(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Between the hash and the copy: nothing half right is kept."""
+    held = spool.hold(b"a" * 1000)
+    real = trees.copy
+
+    def copy(source: int, target: Path, **keywords: Any) -> Any:
+        if change == "shrinks":
+            os.truncate(source, 10)
+        else:
+            os.pwrite(source, b"b", 1000 if change == "grows" else 0)
+        return real(source, target, **keywords)
+
+    monkeypatch.setattr(trees, "copy", copy)
+    with pytest.raises(LocalFault, match="changed while it was read"):
+        spool.add(layout, held, ABOUT)
+    os.close(held)
+    assert sorted(os.listdir(layout.spool)) == ["lock"]
+
+
+@pytest.mark.parametrize(("entries", "size"), [(3, 1 << 20), (1000, 10)])
+def test_a_full_spool_refuses_the_new_one_and_keeps_the_old(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, entries: int, size: int
+) -> None:
+    """By number or by bytes, what is in quarantine counted in; equal content is still answered."""
+    monkeypatch.setattr(stock, "MOST_ENTRIES", entries)
+    monkeypatch.setattr(stock, "MOST_BYTES", size)
+    first, *_ = added = [put(layout, bytes([n]) * 3) for n in range(3)]
+    spool.quarantine(layout, first.id, {})
+    before = sorted(os.walk(layout.agent))
+    with pytest.raises(spool.Full, match="2 waiting and 1 quarantined") as raised:
+        put(layout, b"more")
+    assert raised.value.hint and raised.value.exit_code == 7
+    assert sorted(os.walk(layout.agent)) == before
+    assert put(layout, bytes([1]) * 3).id == added[1].id
+
+
+def test_a_disk_without_room_is_said_before_it_is_filled(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The free space is looked at first."""
+    real = os.statvfs
+
+    def statvfs(path: Any) -> Any:
+        facts = list(real(path))
+        facts[4] = 0
+        return os.statvfs_result(facts)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    with pytest.raises(spool.Full, match="no room for 3 bytes"):
+        put(layout, b"abc")
+    assert stock.ids(layout.spool) == []
+
+
+def test_a_text_loses_its_secrets_and_is_there_once(layout: Layout) -> None:
+    """What was replaced stands beside it, by kind; repeated it is the same artifact."""
+    text = b"start\npassword=hunter22 \xff\n"
+    first = spool.add_text(layout, text, deployment_id="dep_1", spec_hash="sha256:" + "0" * 64)
+    assert spool.add_text(layout, text).state == spool.WAITING
+    entry = stock.load(layout.spool / first.id)
+    assert entry is not None
+    assert entry.data.read_text() == "start\npassword=<secret> \ufffd\n"
+    assert entry.replaced == ({"part": "diagnostic", "kinds": ["value"]},)
+    assert (entry.metadata.deployment_id, entry.metadata.spec_hash) == ("dep_1", "sha256:" + "0" * 64)
+    assert "hunter22" not in (entry.path / "meta.json").read_text()
+
+
+def test_quarantine_and_back(layout: Layout) -> None:
+    """With its reason there, shown; back under its own id without it; an unknown id is False."""
+    name = put(layout, b"abc").id
+    spool.quarantine(layout, name, {"status": 415, "code": "unsupported_media_type", "detail": "no"})
+    assert contents(layout.quarantine) == [b"abc"] and contents(layout.spool) == []
+    (row,) = stock.quarantined(layout)
+    assert row.pop("at")
+    assert row == {
+        "id": name, "kind": "snapshot", "size": 3, "name": "shot.bin", "status": 415,
+        "code": "unsupported_media_type", "detail": "no",
+    }  # fmt: skip
+    assert stock.census(layout) == stock.Census(0, 1, 3)
+    for unknown in ("x", "../spool", name[:-1], ".."):
+        assert not spool.release(layout, unknown)
+    assert spool.release(layout, name) and not spool.release(layout, name)
+    assert contents(layout.spool) == [b"abc"]
+    assert sorted(os.listdir(layout.spool / name)) == ["data", "meta.json"]
+
+
+def test_the_memory_is_bounded_and_a_damaged_one_is_kept_aside(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest uploads are remembered; what is not ours to read begins anew."""
+    monkeypatch.setattr(spool, "MOST_REMEMBERED", 2)
+    for number in range(4):
+        entry = stock.load(layout.spool / put(layout, bytes([number])).id)
+        assert entry is not None
+        spool.remember(layout, entry, f"art_{number}")
+    assert [row.artifact_id for row in stock.uploaded(layout)] == ["art_2", "art_3"]
+    layout.uploaded.write_text('{"v": 1, "uploaded": [5]}')
+    with pytest.raises(Corrupt):
+        stock.uploaded(layout)
+    assert put(layout, b"abc").state == spool.NEW
+    spool.remember(layout, entry, "art_9")
+    assert [row.artifact_id for row in stock.uploaded(layout)] == ["art_9"]
+    assert layout.uploaded.with_name("uploaded.json.corrupt-1").exists()
+
+
+def test_what_is_half_done_goes_unless_somebody_is_at_it(layout: Layout) -> None:
+    """The rests of a power cut go at the next start; those of a living upload stay."""
+    put(layout, b"abc")
+    rest = layout.spool / ".00000007-0123456789abcdef.new"
+    rest.mkdir()
+    (rest / "data").write_text("half")
+    with locks.locked(layout.spool / "lock", wait_s=0, busy=lambda: TryAgain("busy")):
+        spool.prepare(layout)
+        assert rest.exists()
+    spool.prepare(layout)
+    assert not rest.exists() and contents(layout.spool) == [b"abc"]
+
+
+# -- kills: a child of its own ends at the n-th change of the disk
+
+_STEPS = ("mkdir", "open", "fsync", "rename", "unlink", "rmdir", "chmod", "fchmod", "write")
+
+
+def killed_at(step: int, work: Callable[[], object]) -> bool:
+    """Run `work` in a child that is killed before its `step`-th call; True when it came to its end."""
+    child = os.fork()
+    if not child:
+        try:
+            left = step
+
+            def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+                def call(*arguments: Any, **keywords: Any) -> Any:
+                    nonlocal left
+                    left -= 1
+                    if left < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return real(*arguments, **keywords)
+
+                return call
+
+            for name in _STEPS:
+                setattr(os, name, counted(getattr(os, name)))
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return not os.WIFSIGNALED(status)
+
+
+def whole(directory: Path) -> Dict[str, bytes]:
+    """Every artifact there, each complete and as its metadata says; nothing else but the lock."""
+    found = {}
+    for name in os.listdir(directory):
+        if name == "lock":
+            continue
+        entry = stock.load(directory / name)
+        assert entry is not None
+        found[name] = entry.data.read_bytes()
+        assert hashlib.sha256(found[name]).hexdigest() == entry.metadata.sha256
+    return found
+
+
+def test_killed_at_every_call_an_artifact_is_whole_or_not_there(layout: Layout) -> None:
+    """Coming in, and again: exactly one, and no rest."""
+    put(layout, b"before")
+    for step in range(1000):
+        ended = killed_at(step, lambda: put(layout, b"new"))
+        spool.prepare(layout)
+        assert sorted(whole(layout.spool).values()) in ([b"before"], [b"before", b"new"])
+        put(layout, b"new")
+        assert sorted(whole(layout.spool).values()) == [b"before", b"new"]
+        spool.drop(layout, stock.ids(layout.spool)[-1])
+        if ended:
+            assert step > 20
+            return
+    pytest.fail("it never came to its end")
+
+
+@pytest.mark.parametrize("way", ["drop", "quarantine", "release"])
+def test_killed_at_every_call_an_artifact_is_in_one_place(layout: Layout, way: str) -> None:
+    """Leaving, refused or brought back: in the spool, in quarantine or gone, never twice and never half."""
+    ways: Dict[str, Callable[[str], object]] = {
+        "drop": lambda name: spool.drop(layout, name),
+        "quarantine": lambda name: spool.quarantine(layout, name, {"status": 413}),
+        "release": lambda name: spool.release(layout, name),
+    }
+    for step in range(1000):
+        name = put(layout, b"abc").id
+        if way == "release" and name in stock.ids(layout.spool):
+            spool.quarantine(layout, name, {"status": 413})
+        ended = killed_at(step, lambda: ways[way](name))  # noqa: B023
+        spool.prepare(layout)
+        places = [*whole(layout.spool), *whole(layout.quarantine)]
+        assert places in ([name], [] if way == "drop" else [name])
+        if ended:
+            assert step > 3
+            assert bool(places) == (way != "drop")
+            return
+        if name in stock.ids(layout.quarantine):
+            assert "status" in json.loads((layout.quarantine / name / "reason.json").read_text())
+            if way == "quarantine":
+                spool.release(layout, name)
+    pytest.fail("it never came to its end")
+
+
+def test_uploads_at_the_same_time_do_not_meet(layout: Layout) -> None:
+    """Four processes with shared and own contents: each content once, each number once."""
+    code = (
+        "import os, sys; from pathlib import Path; from firstboot.agent import spool; from firstboot.layout import Layout\n"
+        "for n in range(8):\n"
+        "    for data in (b'shared %d' % n, b'own %d of %s' % (n, sys.argv[2].encode())):\n"
+        "        spool.add(Layout(Path(sys.argv[1])), spool.hold(data), spool.About('snapshot', 'x', 1e9))\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(layout.root), str(n)]) for n in range(4)]
+    assert [process.wait(60) for process in running] == [0] * 4
+    found = whole(layout.spool)
+    assert sorted(found.values()) == sorted(
+        [b"shared %d" % n for n in range(8)] + [b"own %d of %d" % (n, p) for n in range(8) for p in range(4)]
+    )
+    assert len({stock.number(name) for name in found}) == len(found)
+
+
+# -- what is damaged
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("shelf") / "00000001-0123456789abcdef"
+    path.mkdir()
+    yield path
+
+
+GOOD = {"v": 1, "kind": "snapshot", "sha256": "0" * 64, "size": 3, "captured_at": "2026-01-01T00:00:00Z", "name": "x"}
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(change=st.dictionaries(st.sampled_from([*GOOD, "deployment_id", "spec_hash", "replaced", "more"]), _json, max_size=3))
+def test_any_metadata_is_an_artifact_or_damaged(shelf: Path, change: Dict[str, Any]) -> None:
+    """Whatever stands there: a value of the right shape, or Corrupt."""
+    (shelf / "meta.json").write_text(json.dumps({**GOOD, **change}))
+    try:
+        entry = stock.load(shelf)
+    except Corrupt:
+        return
+    assert entry is not None and 0 < entry.metadata.size <= LARGEST and len(entry.metadata.sha256) == 64
+
+
+def test_what_vanishes_or_is_damaged_while_it_is_looked_at(layout: Layout) -> None:
+    """No artifact is None, one without metadata is Corrupt, and neither stops a census or a list."""
+    name = put(layout, b"abc").id
+    assert stock.load(layout.spool / "00000009-0123456789abcdef") is None
+    (layout.spool / name / "meta.json").unlink()
+    with pytest.raises(Corrupt, match="no meta.json"):
+        stock.load(layout.spool / name)
+    spool.quarantine(layout, name, {"status": "x", "code": 5})
+    assert stock.quarantined(layout)[0]["status"] is None
+    (layout.quarantine / name / "data").unlink()
+    assert stock.census(layout) == stock.Census(0, 1, 0)
+
+
+# -- waking
+
+
+def test_only_the_process_that_holds_the_agents_lock_is_signalled(layout: Layout) -> None:
+    """A number in status.json that is another process's by now gets no signal."""
+    spool.prepare(layout)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        files.write_json(layout.agent_status, {"v": 1, "pid": sleeper.pid})
+        assert not waking.wake(layout)
+        with locks.locked(layout.agent_lock, wait_s=0, busy=lambda: TryAgain("busy")):
+            assert not waking.wake(layout)  # an agent runs, but it is not the one of this number
+            files.write_json(layout.agent_status, {"v": 1, "pid": os.getpid()})
+            assert waking.agent_pid(layout) == os.getpid()
+        assert waking.agent_pid(layout) is None
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
