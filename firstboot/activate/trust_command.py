@@ -96,6 +96,7 @@ def _document(ring: Ring) -> Dict[str, Any]:
     """What ``--json`` prints (README, "JSON")."""
     refused = ring.refused
     return {
+        "v": 1,
         **keyring.public(ring),
         "source": ring.source,
         "refused": {"code": refused.code, "detail": refused.detail, "at": refused.at} if refused is not None else None,

@@ -55,6 +55,8 @@ def name_of(path: Path) -> str:
 
 def group_of(name: str) -> str:
     first = name.split(".")[0]
+    if name.endswith("__main__"):  # an entry point, of whatever folder
+        return "cli"
     if first in ("provision", "erase", "agent", "activate", "signatures"):
         return first
     for group, members in (("ground", GROUND), ("conversation", CONVERSATION), ("secrets", SECRETS)):
