@@ -92,11 +92,12 @@ class Multipart:
             "Content-Type: application/octet-stream\r\n\r\n"
         ).encode()
         self._tail = f"\r\n--{boundary}--\r\n".encode()
+        self._length = len(self._head) + metadata.size + len(self._tail)
         self._metadata, self._file, self._each = metadata, file, each
         self._digest, self._sent = hashlib.sha256(), 0
 
     def __len__(self) -> int:
-        return len(self._head) + self._metadata.size + len(self._tail)
+        return self._length
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` of the next bytes; WrongContent, in place of the last, when the file was another one."""

@@ -35,6 +35,8 @@ SECRETS = [
     (f"https://store.example/o?X-Amz-Signature={HIDDEN}&a=b", "value"),
     (f"curl --token {HIDDEN} x", "value"),
     (f"Set-Cookie: {HIDDEN}; path=/", "value"),
+    (f"clientSecret: {HIDDEN}", "value"),
+    (f'"apiKeys": ["a", "{HIDDEN}"]', "value"),
 ]
 HARMLESS = [
     "Nov 24 16:18:06 edge-node-01 byteor-runtime[811]: adapter nasdaq started, 12 venues, latency 4.2 us",

@@ -83,7 +83,8 @@ def test_equal_content_is_there_once_wherever_it_is(layout: Layout) -> None:
     assert entry is not None
     spool.remember(layout, entry, "art_1")
     spool.drop(layout, other.id)
-    assert put(layout, b"abc", About("incident-bundle", "y", 1e9)) == spool.Added(other.id, spool.UPLOADED, first.sha256, "art_1")
+    again = put(layout, b"abc", About("incident-bundle", "y", 1e9))
+    assert again == spool.Added(other.id, spool.UPLOADED, first.sha256, "art_1")
     assert stock.ids(layout.spool) == []
 
 

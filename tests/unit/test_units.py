@@ -287,6 +287,8 @@ def test_directories_are_those_of_the_contract() -> None:
         ("d", "/var/lib/byteor/activation", "0755", "root", "root"),
         ("d", "/var/lib/byteor/deployments", "0755", "root", "root"),
         ("d", "/var/lib/byteor/agent/inbox", "0700", "byteor-agent", "byteor-agent"),
+        ("d", "/var/lib/byteor/agent/spool", "0700", "byteor-agent", "byteor-agent"),
+        ("d", "/var/lib/byteor/agent/quarantine", "0700", "byteor-agent", "byteor-agent"),
         ("d", "/var/lib/byteor/activation/outcomes", "0750", "root", "byteor-agent"),
         ("L", "/etc/byteor/spec.kv", "-", "-", "-", "-", "/var/lib/byteor/current/spec.kv"),
     }
