@@ -1,8 +1,7 @@
 """What the plane signs: DSSE envelopes, key sets and approval credentials: bytes in, verified value out.
 
 Nothing here decides *which* keys count: the caller hands in those that do (``activate.trust``). What is called
-``unverified_`` may be looked at to choose keys, and for no more. Errors are `Untrusted` with their code, and nothing
-else, whatever the bytes are.
+``unverified_`` may be looked at to choose keys, and for no more. Whatever the bytes are, the error is `Untrusted`.
 
     envelope = signatures.read_envelope(raw, kind=signatures.DEPLOYMENT)
     payload = envelope.verified(keys)
@@ -14,18 +13,17 @@ import base64
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
 
 from firstboot import wire
 from firstboot.clock import from_rfc3339
-from firstboot.errors import Untrusted
+from firstboot.errors import LocalFault, Untrusted
 from firstboot.frozen import IDENTIFIER
 
 DEPLOYMENT = "application/vnd.byteor.deployment+json"
 KEY_SET = "application/vnd.byteor.signing-keys+json"
-ALGORITHM = "Ed25519"
+ALGORITHM, KEY_BYTES = "Ed25519", 32
 ACTIVE, RETIRED = "active", "retired"
-KEY_BYTES = 32
 ENVELOPE_LIMIT = 1 << 20  # bytes, as every JSON reply (contract 2)
 APPROVAL_LIMIT = 1 << 16  # bytes; a credential takes about 700
 MOST_SIGNATURES = 16  # in one envelope: each costs a verification
@@ -83,7 +81,7 @@ class Key:
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
         """True when this key made `signature` over `message`. Says nothing about whether the key counts."""
-        from cryptography.exceptions import InvalidSignature
+        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
         try:
@@ -91,6 +89,8 @@ class Key:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):
             return False
+        except UnsupportedAlgorithm as error:
+            raise LocalFault(f"this system's OpenSSL refuses {ALGORITHM}", hint="its FIPS mode does") from error
         return True
 
 
@@ -293,8 +293,8 @@ def _approval(claims: Mapping[str, Any]) -> Approval:
         if not isinstance(claims.get(name), str):
             raise ValueError(f"{name} is not a text")
     seconds(claims.get("issued_at"), "issued_at")
-    listed: List[Any] = claims["capabilities"] if isinstance(claims.get("capabilities"), list) else [None]
-    if not all(isinstance(item, str) for item in listed):
+    listed = claims.get("capabilities")
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise ValueError("capabilities is not a list of texts")
     end = seconds(claims.get("expires_at"), "expires_at")
     return Approval(**{name: claims[name] for name in used}, capabilities=tuple(listed), expires_at=end)
