@@ -126,7 +126,8 @@ def _row(value: Any) -> Row:
     if not isinstance(value, dict) or not isinstance(value.get("verdict"), str) or not isinstance(value.get("at"), str):
         raise Corrupt("deployments.json is damaged: a verdict")
     found: Dict[str, Any] = {name: _text(value.get(name)) for name in _TEXTS}
-    return Row(**found, **{name: _number(value.get(name)) for name in _NUMBERS})
+    found.update({name: _number(value.get(name)) for name in _NUMBERS})
+    return Row(**found)
 
 
 def _text(value: Any) -> Optional[str]:

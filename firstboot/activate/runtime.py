@@ -1,10 +1,10 @@
 """Telling the runtime that ``current`` changed, and watching whether it stays healthy: the health gate of contract 3.
 
-By default `byteor-runtime.service` is reloaded or restarted, where it exists, and has to stay active for the window. What
-the operator configured (``activation`` in firstboot.yaml) replaces that: `unit`, `command`, `health`, `window_s`. Commands run as
-root, on a systemd host in transient units of their own: outside the activator's sandbox, time-limited, gone with all
-they started. A health check may fail while the runtime is coming up; once it has succeeded it must go on to, and it must have
-by the end of the window.
+By default `byteor-runtime.service` is reloaded or restarted, where it exists, and has to stay active for the window.
+``activation`` in firstboot.yaml may name another `unit`, a `command` in place of the reload, a `health` check in place of staying
+active, and another `window_s`. Commands run as root, on a systemd host in transient units of their own: outside the activator's
+sandbox, time-limited, gone with all they started. A check may fail while the runtime is coming up; once it has succeeded it
+must go on to, and it must have by the end of the window.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Runtime:
         managed = layout.is_host and systemd.booted()
         window = said.get("window_s")
         return cls(
-            unit=said.get("unit") or (None if said.get("command") or said.get("health") else DEFAULT_UNIT),
+            unit=said.get("unit") or (None if said.get("command") else DEFAULT_UNIT),
             command=tuple(said.get("command") or ()),
             health=tuple(said.get("health") or ()),
             window_s=float(window) if isinstance(window, (int, float)) else DEFAULT_WINDOW_S,
@@ -86,9 +86,7 @@ class Runtime:
             code, output = _call(["systemctl", "reload-or-restart", unit], COMMAND_LIMIT_S)
             if code != 0:
                 return Gate("activation_failed", f"systemctl reload-or-restart {unit} {_ended(code)}", output=output)
-        if unit is None and not self.command and not self.health:
-            return Gate(note=NO_UNIT)
-        return self._watch(unit, output)
+        return self._watch(unit, output, note=None if unit is not None or self.command else NO_UNIT)
 
     def diagnostic(self, gate: Gate) -> bytes:
         """What a person needs who looks for the cause: the output and the unit's last journal lines, redacted."""
@@ -105,26 +103,28 @@ class Runtime:
             return None
         return self.unit if _facts(self.unit).get("LoadState") == "loaded" else None
 
-    def _watch(self, unit: Optional[str], output: bytes) -> Gate:
-        """Look again and again until the window is over. A unit that was started anew meanwhile did not stay active."""
+    def _watch(self, unit: Optional[str], output: bytes, *, note: Optional[str]) -> Gate:
+        """Look again and again until the window is over, at the check or else at the unit, as far as there is one."""
         end = monotonic() + self.window_s
-        pause, began, was_healthy = threading.Event(), _facts(unit).get("InvocationID") if unit else None, False
-        while True:
-            if unit is not None:
-                now = _facts(unit)
-                if now.get("ActiveState") not in ("active", "reloading"):
-                    return Gate("unit_not_active", f"{unit} is {now.get('ActiveState')}", output=output)
-                if now.get("InvocationID") != began:
-                    return Gate("unit_not_active", f"{unit} ended and was started again", output=output)
+        pause, was_healthy = threading.Event(), False
+        began = _facts(unit).get("InvocationID") if unit is not None else None
+        while self.health or unit is not None:
             if self.health:
                 code, said = self._run(self.health, min(HEALTH_LIMIT_S, max(1.0, end - monotonic())))
                 if code != 0 and (was_healthy or monotonic() >= end):
                     return Gate("health_check_failed", f"{self.health[0]} {_ended(code)}", output=output + said)
                 was_healthy = code == 0
+            elif unit is not None:
+                now = _facts(unit)
+                if now.get("ActiveState") not in ("active", "reloading"):
+                    return Gate("unit_not_active", f"{unit} is {now.get('ActiveState')}", output=output)
+                if now.get("InvocationID") != began:  # it ended and came back: it did not stay active
+                    return Gate("unit_not_active", f"{unit} ended and was started again", output=output)
             left = end - monotonic()
             if left <= 0:
-                return Gate(output=output)
+                break
             pause.wait(min(LOOK_EVERY_S, left))
+        return Gate(note=note, output=output)
 
     def _run(self, argv: Tuple[str, ...], limit_s: float) -> Tuple[Optional[int], bytes]:
         if not self.managed:
