@@ -124,11 +124,13 @@ def quarantined(layout: Layout) -> List[Dict[str, Any]]:
 
 def refusal(path: Path) -> Dict[str, Any]:
     """Why an artifact is in quarantine; what is damaged is None."""
+    said: Dict[str, Any] = {}
+    entry = None
     try:
         said = files.read_json(path / "reason.json") or {}
         entry = load(path)
     except LocalFault:
-        said, entry = {}, None
+        pass
     found: Dict[str, Any] = {"id": path.name, "kind": None, "size": None, "name": None}
     if entry is not None:
         found.update(kind=entry.metadata.kind, size=entry.metadata.size, name=entry.name)

@@ -1,0 +1,283 @@
+"""The upload loop's decisions: order, what is sent again and what never, whose fault a failure is, disks that fail."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Union
+
+import pytest
+
+from firstboot import files, trees
+from firstboot.agent import spool, stock
+from firstboot.agent.answers import KeyRefused, NotThePlane, RequestRefused
+from firstboot.agent.artifacts import ArtifactsLoop
+from firstboot.agent.pace import Pace, PaceIfAsking
+from firstboot.agent.spool import About
+from firstboot.api import Answer
+from firstboot.clock import Clock
+from firstboot.errors import ByteorError, LocalFault, TryAgain
+from firstboot.handover import Handover
+from firstboot.layout import Layout
+from firstboot.multipart import ArtifactMetadata, ArtifactReply
+from firstboot.secret import Secret
+from firstboot.transport import Unreachable
+from firstboot.wire import HeartbeatReply, Problem
+
+
+class ByHand(Clock):
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def said(status: int, code: str = "x", *, json: bool = True) -> Answer:
+    problem = Problem(code, None, f"because {code}") if json and status >= 400 else None
+    artifact = ArtifactReply("art_1", status == 200) if status in (200, 201) and json else None
+    return Answer(status, json, False, "application/json", problem, None, None, artifact=artifact)
+
+
+Script = Union[Answer, ByteorError]
+
+
+class Plane:
+    """Answers by content, the last of a list for ever, else 201; keeps what was sent, in order."""
+
+    def __init__(self) -> None:
+        self.sent: List[bytes] = []
+        self.script: Dict[bytes, List[Script]] = {}
+
+    def upload_artifact(
+        self, agent_id: str, key: Secret, metadata: ArtifactMetadata, file: int, *, each: Callable[[int], None]
+    ) -> Answer:
+        data = os.pread(file, 1 << 20, 0)
+        self.sent.append(data)
+        each(len(data))
+        answers = self.script.get(data) or [said(201)]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, ByteorError):
+            raise answer
+        return answer
+
+    def rest(self) -> None:
+        pass
+
+
+class Bench:
+    """A spool with a loop at it."""
+
+    def __init__(self, root: Path) -> None:
+        (root / "var/lib/byteor").mkdir(parents=True)
+        (root / "run/byteor-agent").mkdir(parents=True)
+        self.layout, self.plane, self.clock, self.alive = Layout(root), Plane(), ByHand(), 0
+        self.loop = self.another()
+
+    def another(self) -> ArtifactsLoop:
+        """The loop of the next agent process."""
+        handed = Handover("https://x", "agt_1", Secret("k" * 20), None, None, None, None, None, None, None, ())
+        api: Any = self.plane
+
+        def alive() -> None:
+            self.alive += 1
+
+        return ArtifactsLoop(self.layout, handed, api, clock=self.clock, alive=alive)
+
+    def put(self, *contents: bytes) -> List[str]:
+        names = []
+        for data in contents:
+            held = spool.hold(data)
+            names.append(spool.add(self.layout, held, About("snapshot", "x", 1e9)).id)
+            os.close(held)
+        return names
+
+    def run(self) -> Optional[ByteorError]:
+        try:
+            self.loop.run_once()
+        except ByteorError as error:
+            return error
+        return None
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_all_that_is_there_goes_oldest_first(bench: Bench) -> None:
+    """One attempt empties the spool; one with nothing to send says that it asked nothing."""
+    assert bench.loop.run_once() is False and not bench.loop.nudged()
+    bench.put(b"1", b"2", b"3")
+    assert bench.loop.nudged() and bench.loop.run_once() is True
+    assert bench.plane.sent == [b"1", b"2", b"3"] and bench.alive == 3
+    assert bench.loop.shown() == {"pending": 0, "quarantined": 0, "bytes": 0, "quarantine": []}
+    assert bench.loop.problems() == [] and not bench.loop.hinted(HeartbeatReply())
+
+
+@pytest.mark.parametrize("status", [413, 415, 422])
+def test_refused_for_good_is_kept_and_never_sent_again(bench: Bench, status: int) -> None:
+    """In quarantine with the reason; the others go on; the next agent does not send it either."""
+    bench.put(b"1", b"2", b"3")
+    bench.plane.script[b"2"] = [said(status, "no")]
+    assert bench.run() is None
+    bench.loop = bench.another()
+    assert bench.run() is None
+    assert bench.plane.sent == [b"1", b"2", b"3"]
+    (row,) = bench.loop.shown()["quarantine"]
+    assert (row["status"], row["code"], row["detail"]) == (status, "no", "no: because no")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (said(413, json=False), NotThePlane), (said(403), RequestRefused), (said(401), KeyRefused), (said(400), RequestRefused),
+        (said(404, "unknown_agent"), KeyRefused), (said(429), TryAgain), (said(503), TryAgain),
+        (Answer(201, True, False, "", None, None, None, complaint="no id"), TryAgain), (said(201, json=False), NotThePlane),
+        (Answer(204, False, True, "", None, None, None), TryAgain), (Unreachable("no"), TryAgain), (TryAgain("cut"), TryAgain),
+    ],
+)
+def test_what_is_not_a_word_on_this_artifact_keeps_it(bench: Bench, answer: Script, error: type) -> None:
+    """Raised for the loop; everything stays in the spool, in order, and goes when it is over."""
+    names = bench.put(b"1", b"2")
+    bench.plane.script[b"1"] = [answer, said(201)]
+    raised = bench.run()
+    assert type(raised) is error or isinstance(raised, error)
+    assert stock.ids(bench.layout.spool) == names and bench.plane.sent == [b"1"]
+    assert bench.run() is None
+    assert bench.plane.sent == [b"1", b"1", b"2"]
+
+
+def test_a_missing_scope_is_named(bench: Bench) -> None:
+    """Whatever the plane says."""
+    bench.put(b"1")
+    bench.plane.script[b"1"] = [said(403)]
+    assert "agent:artifact_upload" in str(bench.run())
+
+
+def test_one_that_fails_by_itself_holds_nobody_up(bench: Bench) -> None:
+    """Failed twice while another passes: it waits, is a problem, comes last when it is due, and passes in the end."""
+    large, *_ = bench.put(b"large", b"1", b"2")
+    bench.plane.script[b"large"] = [TryAgain("cut")]
+    assert isinstance(bench.run(), TryAgain)
+    assert bench.run() is None
+    assert bench.plane.sent == [b"large", b"large", b"1", b"2"]
+    assert not bench.loop.nudged()
+    (problem,) = bench.loop.problems()
+    assert problem.code == "artifact_failing" and large in problem.detail and "cut" in problem.detail
+    bench.put(b"3")
+    assert bench.loop.nudged() and bench.run() is None  # not due: not tried
+    assert bench.plane.sent[4:] == [b"3"]
+    bench.clock.now += 31.0
+    bench.put(b"4")
+    assert bench.run() is None
+    assert bench.plane.sent[5:] == [b"4", b"large"]
+    bench.clock.now += 61.0
+    bench.plane.script[b"large"] = [said(201)]
+    assert bench.run() is None
+    assert stock.ids(bench.layout.spool) == [] and bench.loop.problems() == []
+
+
+def test_a_plane_that_is_away_puts_nobody_last(bench: Bench) -> None:
+    """All fail: at most two are tried, the order stays, and the loop's own pause applies."""
+    bench.put(b"1", b"2", b"3")
+    for data in (b"1", b"2", b"3"):
+        bench.plane.script[data] = [said(503)]
+    for _ in range(5):
+        before = len(bench.plane.sent)
+        assert isinstance(bench.run(), TryAgain)
+        assert len(bench.plane.sent) - before <= 2
+    bench.plane.script.clear()
+    bench.plane.sent.clear()
+    assert bench.run() is None
+    assert bench.plane.sent == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("answer", [said(429), Unreachable("no", hint=None), said(404, json=False)])
+def test_slower_and_away_are_never_an_artifacts_fault(bench: Bench, answer: Script) -> None:
+    """After a 429, without a connection, or when a page answered: one request an attempt."""
+    bench.put(b"1", b"2")
+    bench.plane.script[b"1"] = [answer]
+    for turn in range(1, 5):
+        assert bench.run() is not None
+        assert bench.plane.sent == [b"1"] * turn
+
+
+def test_a_crash_before_the_removal_sends_nothing_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plane has it, this process ends: the next one only removes it."""
+    bench.put(b"1")
+
+    def crash(layout: Layout, entry_id: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool, "drop", crash)
+        with pytest.raises(KeyboardInterrupt):
+            bench.loop.run_once()
+    bench.loop = bench.another()
+    assert bench.run() is None
+    assert bench.plane.sent == [b"1"] and stock.ids(bench.layout.spool) == []
+
+
+@pytest.mark.parametrize("status", [201, 413])
+def test_a_disk_that_fails_makes_nothing_travel_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """Full or read-only after the answer: said, kept in mind, and done when the disk works again."""
+    bench.put(b"1")
+    bench.plane.script[b"1"] = [said(status)]
+
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise LocalFault("cannot write: no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write", full)
+        patched.setattr(trees, "remove", full)
+        for _ in range(3):
+            assert isinstance(bench.run(), LocalFault)
+    assert bench.run() is None
+    assert bench.plane.sent == [b"1"]
+    assert stock.census(bench.layout) == stock.Census(0, int(status == 413), int(status == 413))
+
+
+@pytest.mark.parametrize("damage", ["meta.json", "data", "longer"])
+def test_what_is_damaged_is_kept_and_holds_nobody_up(bench: Bench, damage: str) -> None:
+    """Lost or changed on this disk: never sent, in quarantine, the rest goes."""
+    name, _ = bench.put(b"1", b"2")
+    path = bench.layout.spool / name / damage.replace("longer", "data")
+    if damage == "longer":
+        path.write_bytes(b"11")
+    else:
+        path.unlink()
+    assert bench.run() is None
+    assert bench.plane.sent == [b"2"]
+    (row,) = bench.loop.shown()["quarantine"]
+    assert row["id"] == name and row["code"] == "damaged"
+
+
+def test_progress_is_shown_and_a_full_run_does_not_matter(bench: Bench) -> None:
+    """`upload --wait` reads how far it is; where /run takes nothing, the upload goes on."""
+    name, _ = bench.put(b"123", b"4")
+    bench.clock.now = float("nan")  # no comparison with it is true: written at each piece
+    assert bench.run() is None
+    assert files.read_json(bench.layout.upload_progress) is not None
+    bench.layout.upload_progress.unlink()
+    bench.layout.agent_run.rmdir()
+    bench.put(b"5")
+    assert bench.run() is None
+
+
+def test_a_loop_without_a_question_takes_no_turn_from_the_others() -> None:
+    """With a refused key each request waits for its turn; an attempt that asks nothing neither waits nor takes one."""
+    shared, asks = Pace(), [True]
+    own = PaceIfAsking(shared, lambda: asks[0])
+    own.slow()
+    assert own.wait_s(1000.0) == 0 and shared.wait_s(1010.0) == 20.0 and own.wait_s(1010.0) == 20.0
+    asks[0] = False
+    assert own.wait_s(1011.0) == 0 and shared.wait_s(1030.0) == 0
+    own.free()
+    assert shared.wait_s(1031.0) == 0
+
+
+def test_a_spool_that_is_full_is_a_problem(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks learns that new artifacts are refused."""
+    bench.put(b"1")
+    monkeypatch.setattr(stock, "MOST_ENTRIES", 1)
+    assert [problem.code for problem in bench.loop.problems()] == ["spool_full"]
