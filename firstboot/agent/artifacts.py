@@ -28,7 +28,7 @@ SCOPE = "agent:artifact_upload"
 FINAL = (413, 415, 422)
 STRIKES = 2
 LATER_BASE_S, LATER_CAP_S = 30.0, 900.0
-PROGRESS_S = 0.5
+PROGRESS_S, PROGRESS_FROM = 0.5, 1 << 20  # bytes: what is smaller is there before anybody looks
 LONGEST_PERIOD_S = 60.0
 
 
@@ -191,12 +191,12 @@ class _Progress:
 
     def __init__(self, loop: ArtifactsLoop, entry: Entry) -> None:
         self._loop, self._entry = loop, entry
-        self._written = loop._clock.monotonic()
+        self._written = float("-inf")
 
     def __call__(self, sent: int) -> None:
         loop, now = self._loop, self._loop._clock.monotonic()
         loop._alive()
-        if now < self._written + PROGRESS_S:
+        if self._entry.metadata.size < PROGRESS_FROM or now < self._written + PROGRESS_S:
             return
         self._written = now
         document = {"v": 1, "id": self._entry.id, "sent": sent, "size": self._entry.metadata.size}
