@@ -101,7 +101,7 @@ class Activator:
         except Corrupt as error:
             log.warning(f"the agent's inbox is not as it should be: {error}")
         if offered is not None:
-            keyring.offer(self.layout, self.settings, offered, now=now)
+            keyring.offer(self.layout, self.settings, offered)
         ring = keyring.current(self.layout, self.settings)
         if raw is None:
             record.save(self.layout, known)

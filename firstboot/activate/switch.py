@@ -32,7 +32,6 @@ from firstboot.layout import Layout
 MOST_TRIES = 3
 KEPT_DIRECTORIES = 3
 ROLLBACK_FAILED = "rollback_failed"
-LONGEST_REASON = 500  # characters of what a report says
 _DIRECTORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}-\d{1,16}\Z")
 
 
@@ -106,7 +105,7 @@ class Switch:
         if journal.verdict == record.ACTIVE:
             self._report(journal, journal.success_id, "active", code)
         elif journal.verdict == record.ROLLED_BACK:
-            self._report(journal, journal.success_id, "rolled_back", f"{code}: {journal.reason}")
+            self._report(journal, journal.success_id, "rolled_back", code)
         elif code == ROLLBACK_FAILED:
             self._report(journal, journal.success_id, "failed", ROLLBACK_FAILED)
         row = record.Row(
@@ -127,7 +126,7 @@ class Switch:
     def _report_failure(self, journal: Journal, output: bytes = b"") -> None:
         gate = Gate(journal.code, journal.reason, output=output)
         diagnostic = functools.partial(self.runtime.diagnostic, gate)
-        self._report(journal, journal.failure_id, "failed", f"{gate.code}: {gate.reason}", diagnostic=diagnostic)
+        self._report(journal, journal.failure_id, "failed", gate.code, diagnostic=diagnostic)
 
     def _report(
         self,
@@ -151,10 +150,9 @@ class Switch:
 def report(
     report_id: str, status: str, *, sequence: int, spec_hash: str, reason: Optional[str], at: str
 ) -> Dict[str, Any]:
-    """The body of request 6 (contract 2.3)."""
-    said = reason[:LONGEST_REASON] if reason is not None else None
+    """The body of request 6 (contract 2.3). `reason` is a code, for programs; the sentence is in the record, for people."""
     return {
-        "report_id": report_id, "status": status, "sequence": sequence, "spec_hash": spec_hash, "reason": said, "occurred_at": at,
+        "report_id": report_id, "status": status, "sequence": sequence, "spec_hash": spec_hash, "reason": reason, "occurred_at": at,
     }  # fmt: skip
 
 
