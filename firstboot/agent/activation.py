@@ -24,6 +24,7 @@ class Wanted:
     """The bundle that is to be brought: exactly these bytes."""
 
     deployment_id: str
+    sequence: Optional[int]
     sha256: str
     size: int
 
@@ -121,7 +122,7 @@ def _wanted(value: Any) -> Optional[Wanted]:
     named, digest, size = value.get("deployment_id"), value.get("sha256"), _number(value.get("size"))
     if not isinstance(named, str) or not IDENTIFIER.match(named) or not isinstance(digest, str) or not _DIGEST.match(digest):
         return None
-    return Wanted(named, digest, size) if size else None
+    return Wanted(named, _number(value.get("sequence")), digest, size) if size else None
 
 
 def _verdict(row: Mapping[str, Any]) -> Verdict:

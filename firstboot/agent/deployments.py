@@ -68,19 +68,26 @@ class DeploymentsLoop:
         self._sha256: Optional[str] = None
         self._tag: Optional[str] = None
         self._brought: Optional[Wanted] = None
+        # What the plane hinted, what it had hinted when we last looked, and what the envelope in the inbox is.
         self._hint: Optional[Hint] = None
         self._dealt: Optional[Hint] = None
+        self._named: Optional[Hint] = None
+        self._at_it = False
         self._keys_at, self._keys_pause = float("-inf"), KEYS_FIRST_S
         self._waiting: Optional[Verdict] = None
 
     def run_once(self) -> None:
         """One attempt, as the module says; raises what `answers.check` makes of the plane's answers."""
-        self._look()
+        self._at_it = True
         try:
-            self._ask()
+            self._look()
+            try:
+                self._ask()
+            finally:
+                self._settle()
+            self._bring()
         finally:
-            self._settle()
-        self._bring()
+            self._at_it = False
 
     def problems(self) -> List[Problem]:
         """What waits for this host, not for the plane."""
@@ -95,9 +102,9 @@ class DeploymentsLoop:
         return {"download": self._download.shown()}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
-        """Whether the plane names a deployment that it did not name when we last looked."""
+        """Whether the plane names a deployment that is news to us; one that still is with the next beat comes again."""
         hint = (hints.deployment_id, hints.deployment_sequence)
-        if hint in ((None, None), self._dealt):
+        if self._at_it or hint in ((None, None), self._dealt, self._named):
             return False
         self._hint = hint
         return True
@@ -136,8 +143,6 @@ class DeploymentsLoop:
             tag = stored.get("etag")
             if stored.get("envelope_sha256") == self._sha256 and isinstance(tag, str):
                 self._tag = entity_tag(tag)
-        newest = activation.decided(self._layout).verdicts[-1:]
-        self._dealt = (newest[0].deployment_id, newest[0].sequence) if newest else None
         self._looked = True
 
     def _take(self, envelope: bytes, tag: Optional[str]) -> None:
@@ -168,6 +173,8 @@ class DeploymentsLoop:
         answered = not self._inbox.pending(decided) and decided.envelope_sha256 == self._sha256
         verdict = decided.of(self._sha256) if answered and self._sha256 is not None else None
         self._waiting = verdict if verdict is not None and verdict.verdict == "waiting" else None
+        known = decided.wanted if answered and decided.wanted is not None else verdict
+        self._named = (known.deployment_id, known.sequence) if known is not None else None
         if answered or self._sha256 is None:
             self._download.tidy(decided.wanted if self._sha256 is not None else None)
 

@@ -51,6 +51,7 @@ class KeySetsLoop:
         self._hint: Optional[int] = None
         self._dealt: Optional[Tuple[int, int]] = None
         self._version: Optional[int] = None
+        self._at_it = False
 
     def first_delay(self, chance: Chance, *, splay_s: float) -> float:
         """Seconds until the first look: with the first beat where there is no set, else when the last one is a day old."""
@@ -66,6 +67,13 @@ class KeySetsLoop:
 
     def run_once(self) -> None:
         """Fetch what is newer, and have it judged."""
+        self._at_it = True
+        try:
+            self._refresh()
+        finally:
+            self._at_it = False
+
+    def _refresh(self) -> None:
         version = self._version = activation.keys_version(self._layout)
         self.schedule.period_s = RETRY_S if version else URGENT_S
         hint = self._hint
@@ -92,9 +100,12 @@ class KeySetsLoop:
         return {}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
-        """Whether the plane has another version than this host, and did not say so before we last looked."""
+        """Whether the plane has another version than this host, and did not say so before we last looked.
+
+        While we look, a hint may be about what we are just fetching: one that is not comes again with the next beat.
+        """
         hint, version = hints.signing_keys_version, self._in_force()
-        if hint is None or version is None or hint == version or self._dealt == (hint, version):
+        if self._at_it or hint is None or version is None or hint == version or self._dealt == (hint, version):
             return False
         self._hint = hint
         return True

@@ -28,6 +28,7 @@ JITTER = 0.1  # of the period, to both sides
 GRACE_S = 90.0
 # A hint of the plane makes a loop look at once, but not again and again (contract 2.2).
 WOKEN_EVERY_S = 60.0
+NOW = float("-inf")
 
 
 class Outcome(enum.Enum):
@@ -129,18 +130,18 @@ class Loop(threading.Thread):
         self._first_delay_s = first_delay_s
         self._pace = pace or Pace()
         self._nudged = nudged or threading.Event()
-        # Monotonic: when somebody asked for the next attempt, and when we last followed.
+        # Monotonic: when somebody asked for the next attempt (NOW: on this host), and when we last followed a hint.
         self._wanted = float("inf")
-        self._followed = float("-inf")
+        self._followed = NOW
 
     def wake(self) -> None:
         """Attempt now: something is waiting, and the one who says so is on this host. For any thread."""
-        self._wanted = float("-inf")
+        self._wanted = NOW
         self._nudged.set()
 
     def hint(self) -> None:
         """Attempt as soon as a hint of the plane may make us: once a minute. For any thread."""
-        self._wanted = min(self._wanted, self._followed + WOKEN_EVERY_S)
+        self._wanted = min(self._wanted, max(self._followed + WOKEN_EVERY_S, self._clock.monotonic()))
         self._nudged.set()
 
     def alive(self, for_s: float = GRACE_S) -> None:
@@ -169,8 +170,10 @@ class Loop(threading.Thread):
             if now >= min(due, self._wanted):
                 held = self._pace.wait_s(now)
                 if held <= 0:
-                    if now >= self._wanted:
-                        self._wanted, self._followed = float("inf"), now
+                    if NOW < self._wanted <= now:
+                        self._followed = now
+                    if self._wanted <= now:
+                        self._wanted = float("inf")
                     return False
                 due, self._wanted = now + held, float("inf")
                 self.health.due_by = due + GRACE_S
