@@ -113,7 +113,7 @@ class ArtifactsLoop:
         return [name for name in names if name not in late] + [name for name in late if self._late[name].due <= now]
 
     def _start(self) -> None:
-        spool.prepare(self._layout)
+        spool.recover(self._layout)
         try:
             # A crash between the plane's word and the removal.
             self._stored = {row.id: row.artifact_id for row in stock.uploaded(self._layout)}

@@ -27,6 +27,7 @@ MOST_REPLACED = 200  # parts in meta.json; a bundle itself has the whole list
 BESIDE_BYTES = 64 << 10  # room for what stands beside the data
 LOCK_WAIT_S = 60.0  # another `upload` copies 64 MiB
 EARLIEST = 946684800.0  # 2000-01-01: no artifact is older; a clock without a battery says so
+COMING = ".new"  # ends the name of what is not whole yet
 NEW, WAITING, QUARANTINED, UPLOADED = "new", "waiting", "quarantined", "uploaded"
 
 
@@ -57,15 +58,23 @@ class Added:
 
 
 def prepare(layout: Layout) -> None:
-    """Make the directories, and remove what a power cut left half done, unless somebody is at work there."""
+    """Make the directories where no package has."""
     files.make_directory(layout.agent, 0o700)
     for directory in (layout.spool, layout.quarantine):
         files.make_directory(directory, 0o700)
+
+
+def recover(layout: Layout) -> None:
+    """Remove what a power cut left half done: for the agent when it starts, since nobody else removes artifacts."""
+    prepare(layout)
+    for name in stock.listed(layout.spool):
+        if name.startswith(".") and not name.endswith(COMING):
+            trees.remove(layout.spool / name)
     try:
         with _alone(layout, wait_s=0.0):
             _sweep(layout)
     except TryAgain:
-        pass  # an `upload`, which has swept before
+        pass  # an `upload` is at work, which has swept before
 
 
 def add(layout: Layout, source: int, about: About) -> Added:
@@ -85,7 +94,7 @@ def add(layout: Layout, source: int, about: About) -> Added:
         captured = rfc3339(about.captured_at if EARLIEST <= about.captured_at <= now else max(EARLIEST, now))
         metadata = ArtifactMetadata(about.kind, sha256, size, captured, *_in_force(about))
         entry = f"{_next(layout):08d}-{sha256[:PREFIX]}"
-        staging = layout.spool / f".{entry}.new"
+        staging = layout.spool / f".{entry}{COMING}"
         files.make_directory(staging, 0o700)
         try:
             # Up to a byte more than there was: a file that grows is not what was hashed.
@@ -179,10 +188,10 @@ def _alone(layout: Layout, *, wait_s: float) -> ContextManager[None]:
 
 
 def _sweep(layout: Layout) -> None:
-    for directory in (layout.spool, layout.quarantine):
-        for name in stock.listed(directory):
-            if name.startswith("."):
-                trees.remove(directory / name)
+    """With the lock held, whatever is still coming in is a dead process's."""
+    for name in stock.listed(layout.spool):
+        if name.startswith(".") and name.endswith(COMING):
+            trees.remove(layout.spool / name)
 
 
 def _digest(source: int, name: str) -> Tuple[int, str]:

@@ -105,7 +105,7 @@ def test_empty_and_too_large_are_refused_before_anything_is_copied(layout: Layou
         with pytest.raises(LocalFault, match=said):
             spool.add(layout, held, ABOUT)
         os.close(held)
-    assert sorted(os.listdir(layout.spool)) == ["lock"]
+    assert os.listdir(layout.spool) == []
 
 
 @pytest.mark.parametrize("change", ["grows", "shrinks", "differs"])
@@ -214,14 +214,19 @@ def test_the_memory_is_bounded_and_a_damaged_one_is_kept_aside(layout: Layout, m
 def test_what_is_half_done_goes_unless_somebody_is_at_it(layout: Layout) -> None:
     """The rests of a power cut go at the next start; those of a living upload stay."""
     put(layout, b"abc")
-    rest = layout.spool / ".00000007-0123456789abcdef.new"
-    rest.mkdir()
-    (rest / "data").write_text("half")
+    coming, going = (layout.spool / f".00000007-0123456789abcdef.{end}" for end in ("new", "gone"))
+    for rest in (coming, going):
+        rest.mkdir()
+        (rest / "data").write_text("half")
     with locks.locked(layout.spool / "lock", wait_s=0, busy=lambda: TryAgain("busy")):
-        spool.prepare(layout)
-        assert rest.exists()
-    spool.prepare(layout)
-    assert not rest.exists() and contents(layout.spool) == [b"abc"]
+        spool.recover(layout)
+        assert coming.exists() and not going.exists()
+    going.mkdir()
+    put(layout, b"def")
+    assert not coming.exists() and going.exists()  # what goes is the agent's, which may be at it
+    spool.recover(layout)
+    assert sorted(os.listdir(layout.spool)) == [*stock.ids(layout.spool), "lock"]
+    assert contents(layout.spool) == [b"abc", b"def"]
 
 
 # -- kills: a child of its own ends at the n-th change of the disk
@@ -275,7 +280,7 @@ def test_killed_at_every_call_an_artifact_is_whole_or_not_there(layout: Layout) 
     put(layout, b"before")
     for step in range(1000):
         ended = killed_at(step, lambda: put(layout, b"new"))
-        spool.prepare(layout)
+        spool.recover(layout)
         assert sorted(whole(layout.spool).values()) in ([b"before"], [b"before", b"new"])
         put(layout, b"new")
         assert sorted(whole(layout.spool).values()) == [b"before", b"new"]
@@ -299,7 +304,7 @@ def test_killed_at_every_call_an_artifact_is_in_one_place(layout: Layout, way: s
         if way == "release" and name in stock.ids(layout.spool):
             spool.quarantine(layout, name, {"status": 413})
         ended = killed_at(step, lambda: ways[way](name))  # noqa: B023
-        spool.prepare(layout)
+        spool.recover(layout)
         places = [*whole(layout.spool), *whole(layout.quarantine)]
         assert places in ([name], [] if way == "drop" else [name])
         if ended:
