@@ -94,7 +94,7 @@ def coming(answer: Stream, *, have: int, tag: Optional[str]) -> Coming:
 def _place(url: str, location: Optional[str]) -> str:
     """The address that a redirect names, if it may be asked: https (or the plane's own origin), and not link-local."""
     refused = TryAgain("the plane sent us for the bundle to an address that may not be asked")
-    if location is None or len(location) > LONGEST_ADDRESS or not all("!" <= c <= "~" for c in location):
+    if not location or len(location) > LONGEST_ADDRESS or not all("!" <= c <= "~" for c in location):
         raise refused
     try:
         place = urljoin(url, location)
