@@ -110,7 +110,11 @@ class Bench:
             for interpreter in self._all:
                 self._against(title, interpreter.name, costs[interpreter.name], to=costs["curl"], reach=reach)
                 rss = middle([cost.rss_mib for cost in costs[interpreter.name]], unit=" MiB", digits=1)
-                self.row("  largest RSS", interpreter.name, rss, "flat")
+                self.row("  growth of RSS" if work == "upload" else "  largest RSS", interpreter.name, rss, "flat")
+                alone = costs.get(f"{interpreter.name}, whole")
+                if alone is not None:
+                    wall = middle([cost.wall_s for cost in alone], unit=" s", digits=3)
+                    self.row("  with the interpreter's start: wall", interpreter.name, wall)
 
     def _against(self, work: str, who: str, costs: List[Cost], *, to: List[Cost] | None = None, reach: str = "") -> None:
         wall = middle([cost.wall_s for cost in costs], unit=" s", digits=3)
