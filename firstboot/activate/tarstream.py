@@ -37,7 +37,7 @@ _MEANT = (b"path", b"size", b"linkpath")
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or directory as the archive names it; `mode` holds the twelve bits of chmod."""
+    """A file or directory as the archive names it; `mode` may have more than the twelve bits of chmod."""
 
     name: bytes
     is_directory: bool
@@ -118,7 +118,7 @@ def _entry(block: bytes, kind: bytes, extension: Dict[bytes, bytes], size: int) 
     is_directory = kind == b"5"
     if is_directory and size:
         malformed("a directory that has a size")
-    return Entry(name, is_directory, _number(block[100:108]) & 0o7777, size)
+    return Entry(name, is_directory, _number(block[100:108]), size)
 
 
 def _extension(kind: bytes, tar: _Inflated, size: int) -> Dict[bytes, bytes]:

@@ -196,6 +196,25 @@ def test_nothing_that_is_there_is_replaced(there: str, tmp_path: Path) -> None:
     assert staging.is_dir()
 
 
+def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it would be named without being durable."""
+    (tmp_path / ".staging/a").mkdir(parents=True)
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if str(path).endswith("/a"):
+            raise OSError(5, "Input/output error")
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing)
+        with pytest.raises(LocalFault, match="input/output error"):
+            trees.complete(tmp_path / ".staging", tmp_path / "final")
+    assert os.listdir(tmp_path) == [".staging"]
+
+
 def test_what_cannot_be_completed_stays_where_it_is(tmp_path: Path) -> None:
     """An absent staging directory is a fault, not an empty success."""
     with pytest.raises(LocalFault):

@@ -21,11 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firstboot.activate import unpack
+from firstboot.activate.tarstream import PACKED_PIECE
 from firstboot.errors import LocalFault, Untrusted
 from tests.controlplane import bundles
 from tests.controlplane.bundles import archive, member, members_of, pack
 
 FILES = {"spec.kv": b"name = one\n", "adapters/feed.conf": b"feed = 1\n"}
+TAR = archive(members_of(FILES))
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "bundles.json").read_text())
 LONG = "n" * 200
 
@@ -105,6 +107,11 @@ def pax(*records: bytes, kind: bytes = b"x", entry: bytes = b"") -> bytes:
     return header("PaxHeaders", kind=kind, data=body) + entry
 
 
+def filled(packed: bytes) -> bytes:
+    """A gzip member made as long as the pieces that are read, by a name in its header."""
+    return packed[:3] + b"\x08" + packed[4:10] + b"n" * (PACKED_PIECE - len(packed) - 1) + b"\0" + packed[10:]
+
+
 UNSAFE: Dict[str, Callable[[], bytes]] = {
     "absolute_directory": lambda: having(member("/etc", kind=tarfile.DIRTYPE)),
     "absolute_after_dot": lambda: raw(pax(b"path=/./etc/x", entry=header())),
@@ -117,6 +124,8 @@ UNSAFE: Dict[str, Callable[[], bytes]] = {
     "file_ending_in_dot": lambda: having(member("evil/.", b"x")),
     "file_ending_in_slash": lambda: raw(patched(header("evil", data=b"x"), 0, b"evil/")),
     "empty_name": lambda: raw(patched(header("x"), 0, b"\0")),
+    "empty_name_of_a_directory": lambda: raw(patched(header("x", kind=b"5"), 0, b"\0\0")),
+    "entries_4097": lambda: pack(archive([member("spec.kv", b"x"), *(member(f"n{i}") for i in range(4096))])),
     "empty_name_in_pax": lambda: raw(pax(b"path=", entry=header())),
     "backslash": lambda: having(member("..\\evil", b"x")),
     "line_end": lambda: having(member("a\nb", b"x")),
@@ -148,6 +157,7 @@ UNSAFE: Dict[str, Callable[[], bytes]] = {
     "global_size": lambda: raw(pax(b"size=0", kind=b"g", entry=header())),
     "composed": lambda: having(member("caf\u00e9", b"1"), member("cafe\u0301", b"2")),
     "sharp_s": lambda: having(member("straße", b"1"), member("STRASSE", b"2")),
+    "iota_below": lambda: having(member("\u03b1\u0345\u0301", b"1"), member("\u03b1\u0301\u0345", b"2")),
     "kelvin": lambda: having(member("k", b"1"), member("\u212a", b"2")),
     "directories_but_for_case": lambda: having(member("Dir/a", b"1"), member("dir/b", b"2")),
     "below_a_directory_but_for_case": lambda: having(member("Adapters/other", b"1")),
@@ -179,6 +189,7 @@ MALFORMED: Dict[str, Callable[[], bytes]] = {
     "wrong_gzip_length": lambda: bundles.build(FILES)[:-4] + b"\0\0\0\0",
     "garbage_after_gzip": lambda: bundles.build(FILES) + b"garbage",
     "zeros_after_gzip": lambda: bundles.build(FILES) + bytes(512),
+    "garbage_after_a_piece": lambda: filled(bundles.build(FILES)) + b"garbage",
     "cut_second_member": lambda: bundles.build(FILES) + pack(bytes(512))[:-3],
     "wrong_checksum": lambda: raw(header().replace(b"0", b"1", 1)),
     "no_magic": lambda: raw(patched(header(), 257, bytes(8))),
@@ -267,7 +278,8 @@ ACCEPTED: Dict[str, Tuple[Callable[[], bytes], Dict[str, bytes]]] = {
     "old_regular": (lambda: raw(header("n", kind=b"\0", data=b"1")), {"n": b"1"}),
     "one_zero_block": (lambda: pack(archive([member("spec.kv", FILES["spec.kv"])])[: 3 * 512]), {}),
     "mode_with_file_type": (lambda: raw(patched(header("n"), 100, b"0100644\0")), {"n": b""}),
-    "many_gzip_members": (lambda: b"".join(pack(bytes([b])) for b in archive(members_of(FILES))[:4096]) + pack(bytes(512)), {}),
+    "many_gzip_members": (lambda: b"".join(pack(TAR[at : at + 1]) for at in range(len(TAR))), {}),
+    "gzip_member_after_a_piece": (lambda: filled(pack(TAR[:512])) + pack(TAR[512:]), {}),
     "gzip_with_name_and_comment": (lambda: b"\x1f\x8b\x08\x18" + bytes(6) + b"name\0comment\0" + bundles.build(FILES)[10:], {}),
 }
 
