@@ -18,7 +18,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 TOP = Path(__file__).resolve().parents[1]
 sys.path.append(str(TOP))  # after site-packages: firstboot is the installed wheel, tests this checkout
@@ -29,7 +29,7 @@ from tests.controlplane import ControlPlane  # noqa: E402
 BIN = Path(sys.executable).parent
 COLOUR = sys.stdout.isatty()
 PERIOD_S = 5
-FIRST_BEAT_LIMIT_S = 30
+WAIT_LIMIT_S = 60
 
 USER_DATA = """\
 #cloud-config
@@ -109,6 +109,12 @@ def make_root(root: Path, user_data: str) -> None:
         directory.mkdir(parents=True)
     (root / "etc/machine-id").write_text(secrets.token_hex(16) + "\n")
     (root / "etc/hostname").write_text("edge-node-01\n")
+    # The image's defaults: how a deployment is judged. A real host has byteor-runtime.service, and needs nothing here.
+    check = f"grep -q healthy {root}/var/lib/byteor/current/spec.kv"
+    (root / "etc/byteor").mkdir()
+    (root / "etc/byteor/firstboot.yaml").write_text(
+        json.dumps({"activation": {"health": ["/bin/sh", "-c", check], "window_s": 1}})
+    )
     (root / "var/lib/cloud/instance").symlink_to("/var/lib/cloud/instances/iid-demo")
     (seed / "user-data").write_text(user_data)
     (seed / "meta-data").write_text("instance-id: iid-demo\n")
@@ -134,14 +140,22 @@ def show_tree(story: Story, root: Path) -> None:
             story.say(f"{oct(path.stat().st_mode & 0o7777)[2:]:>4}  /{path.relative_to(root)}")
 
 
-def first_beat(plane: ControlPlane) -> Dict[str, Any]:
-    limit = time.monotonic() + FIRST_BEAT_LIMIT_S
+def wait_for(look: Callable[[], Any], what: str) -> Any:
+    """The first answer of `look` that is not nothing."""
+    limit = time.monotonic() + WAIT_LIMIT_S
     while time.monotonic() < limit:
-        agents = plane.agents()
-        if agents and agents[0]["last_heartbeat_at"]:
-            return agents[0]
+        found = look()
+        if found:
+            return found
         time.sleep(0.1)
-    raise DemoFailed(f"no heartbeat within {FIRST_BEAT_LIMIT_S} s")
+    raise DemoFailed(f"{what} did not come within {WAIT_LIMIT_S} s")
+
+
+def first_beat(plane: ControlPlane) -> Dict[str, Any]:
+    def beating() -> Any:
+        return [agent for agent in plane.agents() if agent["last_heartbeat_at"]]
+
+    return dict(wait_for(beating, "a heartbeat")[0])
 
 
 def tell(story: Story, stack: ExitStack, keep: bool) -> None:
@@ -182,13 +196,15 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     if show_places(story, root, token):
         raise DemoFailed("a copy of the token stays")
 
-    run_agent(story, stack, plane, scratch)
+    agent = run_agent(story, stack, plane, scratch)
+    deploy(story, plane, root, agent)
+    upload(story, plane, root, scratch)
     run_again(story, plane, root)
     if keep:
         linger(story, plane, root, scratch)
 
 
-def run_agent(story: Story, stack: ExitStack, plane: ControlPlane, scratch: Path) -> None:
+def run_agent(story: Story, stack: ExitStack, plane: ControlPlane, scratch: Path) -> subprocess.Popen[bytes]:
     root = scratch / "root"
     story.step("The agent: its own runtime key, nothing else")
     agent_log = stack.enter_context((scratch / "agent.log").open("w"))
@@ -206,6 +222,54 @@ def run_agent(story: Story, stack: ExitStack, plane: ControlPlane, scratch: Path
         stdin=plane.operator_token,
         shown="byteor-firstboot verify --root ROOT --operator-token -",
     )
+    return agent
+
+
+def deploy(story: Story, plane: ControlPlane, root: Path, agent: subprocess.Popen[bytes]) -> None:
+    """One deployment that is good, one whose health check fails, one that is not the plane's."""
+    story.step("A signed deployment: fetched, verified, unpacked, activated, reported")
+    good = plane.deploy({"spec.kv": b"name = edge\nstate = healthy\n"})
+    wait_for(lambda: told(plane, good, "active"), "the report of an active deployment")
+    story.say((root / "var/lib/byteor/current/spec.kv").read_text())
+    story.took()
+
+    story.step("One that is not healthy: the previous one is put back, and the plane is told")
+    story.say("(the plane's hints make an agent look once a minute at the most: a signal hurries this one up)")
+    bad = plane.deploy({"spec.kv": b"name = edge\nstate = broken\n"})
+    agent.send_signal(signal.SIGUSR1)
+    wait_for(lambda: told(plane, bad, "rolled_back"), "the report of the way back")
+    command(story, ["byteor-agent", "deployments", "--root", str(root)], shown="byteor-agent deployments --root ROOT")
+    story.took()
+
+    story.step("One that somebody else signed: refused, and nothing changes")
+    plane.deploy({"spec.kv": b"name = theirs\n"}, broken="bad_signature")
+    agent.send_signal(signal.SIGUSR1)
+    wait_for(lambda: "bad_signature" in verdicts(root), "the refusal")
+    story.say((root / "var/lib/byteor/current/spec.kv").read_text())
+    story.took()
+
+
+def told(plane: ControlPlane, deployment: Mapping[str, Any], status: str) -> bool:
+    wanted = (deployment["deployment_id"], status)
+    return wanted in [(report["deployment_id"], report["status"]) for report in plane.reports()]
+
+
+def verdicts(root: Path) -> str:
+    done = subprocess.run(
+        [str(BIN / "byteor-agent"), "deployments", "--json", "--root", str(root)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def upload(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None:
+    story.step("An artifact: into the spool, durable, then to the plane, without the credentials that stood in it")
+    report = scratch / "report.txt"
+    report.write_text("what happened at 03:00\npassword=hunter2-hunter2\n")
+    words = ["upload", str(report), "--kind", "diagnostic", "--wait", "--root", str(root)]
+    command(story, ["byteor-agent", *words], shown="byteor-agent upload report.txt --kind diagnostic --wait --root ROOT")
+    for artifact in plane.artifacts():
+        story.say(f"the plane has {artifact['kind']}, {artifact['size']} bytes")
+    story.took()
 
 
 def run_again(story: Story, plane: ControlPlane, root: Path) -> None:
