@@ -117,7 +117,7 @@ def _token_options(parser: argparse.ArgumentParser) -> None:
 def _agent_parser(words: Optional[List[str]]) -> Parser:
     parser, commands = grammar(
         "byteor-agent",
-        "The runtime of an enrolled host: heartbeats with its own runtime key.",
+        "The runtime of an enrolled host: heartbeats, signed deployments and artifacts, with its own runtime key.",
         "byteor-agent status",
     )
     command(commands, "run", _agent_run, "the loops; what byteor-agent.service calls")
