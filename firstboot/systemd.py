@@ -69,8 +69,13 @@ def start(unit: str, *, restart: bool = False) -> None:
 
 
 def wake(unit: str) -> bool:
-    """Send SIGUSR1 to the main process of `unit`: all its loops look again. False when there is none to be told."""
+    """Send SIGUSR1 to the main process of `unit`: all its loops look again. False when there is none to be told.
+
+    Not while it starts: a process that has not yet said what the signal means is ended by it.
+    """
     try:
+        if _systemctl("--quiet", "is-active", unit).returncode:
+            return False
         return _systemctl("kill", "--kill-who=main", "-s", "USR1", unit).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False

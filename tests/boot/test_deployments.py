@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,61 @@ def spec(number: int, *, good: bool) -> dict[str, bytes]:
     return {"spec.kv": f"name = edge {number}\nhealth = {'good' if good else 'bad'}\n".encode()}
 
 
+# Arbitrary code as the agent's user, with all that it has: its inbox, and a key of its own to sign with.
+ATTACK = r"""
+import base64, datetime, gzip, hashlib, io, json, os, sys, tarfile, uuid
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+inbox, key, place = "/var/lib/byteor/agent/inbox", Ed25519PrivateKey.generate(), json.loads(sys.argv[1])
+
+def envelope(kind, value, keyid):
+    payload = json.dumps(value).encode()
+    message = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
+    sig = base64.b64encode(key.sign(message)).decode()
+    return {"payload": base64.b64encode(payload).decode(), "payloadType": kind, "signatures": [{"keyid": keyid, "sig": sig}]}
+
+def put(name, data):
+    with open(f"{inbox}/.{name}", "wb") as stream:
+        stream.write(data)
+    os.rename(f"{inbox}/.{name}", f"{inbox}/{name}")
+
+public = base64.urlsafe_b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).rstrip(b"=").decode()
+listed = [{"kid": kid, "alg": "Ed25519", "public_key": public, "status": "active"} for kid in ("kid-evil", sys.argv[2])]
+kind = "application/vnd.byteor.signing-keys+json"
+sets = [envelope(kind, {"version": 99, "keys": listed}, one["kid"]) for one in listed]
+spec, buffer = b"name = evil\nhealth = good\n", io.BytesIO()
+with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    info = tarfile.TarInfo("spec.kv")
+    info.size = len(spec)
+    tar.addfile(info, io.BytesIO(spec))
+bundle = buffer.getvalue()
+digest = hashlib.sha256(bundle).hexdigest()
+now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+payload = {**place, "v": 1, "environment_posture": "dev", "deployment_id": "dep_evil", "sequence": 1000, "issued_at": now,
+           "spec_hash": "sha256:" + hashlib.sha256(spec).hexdigest(), "bundle": {"sha256": digest, "size": len(bundle)}}
+put("keysets.json", json.dumps({"key_sets": sets}).encode())
+put("envelope.json", json.dumps(envelope("application/vnd.byteor.deployment+json", payload, sys.argv[2])).encode())
+put(f"{digest}.bundle", bundle)
+put("request.json", json.dumps({"v": 1, "request": str(uuid.uuid4()), "clock_offset_s": 0}).encode())
+state = "/var/lib/byteor"
+for path in (f"{state}/activation/x", f"{state}/deployments/x", f"{state}/x", f"{state}/identity/x", "/etc/byteor/x", f"{state}/settings.json",
+             f"{state}/activation/keyring.json", f"{state}/activation/retry.json", "/run/byteor-firstboot/settings.yaml"):
+    try:
+        open(path, "a").close()
+    except OSError:
+        continue
+    print("WRITTEN", path)
+for attempt in (lambda: os.unlink(f"{state}/current"), lambda: os.symlink("/etc", f"{state}/current.new"),
+                lambda: os.rename(f"{state}/agent", f"{state}/agent.old"), lambda: os.listdir(f"{state}/identity")):
+    try:
+        attempt()
+    except OSError:
+        continue
+    print("DONE", attempt)
+"""
+
+
 @dataclass
 class Story:
     """What was seen, in the order in which it happened."""
@@ -55,6 +111,8 @@ class Story:
     undone_after_s: float = 0.0
     reports_before_next: list[Mapping[str, Any]] = field(default_factory=list)
     tries: int = 0
+    attacked: str = ""
+    after_attack: Mapping[str, Any] = field(default_factory=dict)
     exposure: str = ""
     exposure_code: int = -1
     failed_units: list[str] = field(default_factory=list)
@@ -96,6 +154,7 @@ def story(
         _first(story)
         _bad(story)
         _next(story)
+        _attacked(story)
         limit = f"--threshold={EXPOSURE_TENTHS}"
         security = guest.run("systemd-analyze", "security", "--no-pager", limit, "byteor-activate.service", check=False)
         story.exposure, story.exposure_code = security.stdout, security.returncode
@@ -134,6 +193,38 @@ def _bad(story: Story) -> None:
 def _next(story: Story) -> None:
     story.wait_for_report(story.deploy(spec(3, good=True)), "active")
     story.specs.append(story.active_spec())
+
+
+def _attacked(story: Story) -> None:
+    """Code of somebody else's runs as the agent's user; then the real agent goes on."""
+    guest, plane = story.guest, story.plane
+    ring = json.loads(guest.run("cat", "/var/lib/byteor/activation/keyring.json").stdout)
+    place = {"org_id": plane.org_id, "project_id": plane.project_id, "environment_id": plane.environment_id}
+    guest.run("systemctl", "stop", "byteor-agent")
+    guest.write("/attack.py", ATTACK)
+    done = guest.run("runuser", "-u", "byteor-agent", "--", "python3", "/attack.py", json.dumps(place), ring["keys"][0]["kid"])
+    story.attacked = done.stdout + done.stderr
+
+    def listing() -> Any:
+        return json.loads(guest.run("byteor-agent", "deployments", "--json").stdout)
+
+    guest.wait_for(lambda: listing()["deployments"][-1]["verdict"] == "refused", "the refusal", timeout=60, every=0.5)
+    story.after_attack = {
+        "listing": listing(), "spec": story.active_spec(), "before": ring,
+        "ring": json.loads(guest.run("cat", "/var/lib/byteor/activation/keyring.json").stdout),
+    }  # fmt: skip
+    guest.run("systemctl", "start", "byteor-agent")
+
+
+def test_a_compromised_agent_gets_nothing_activated(story: Story) -> None:
+    """With its inbox, its user and keys of its own: the key ring, `current` and everything outside its directory stay."""
+    assert story.attacked.strip() == ""
+    after = story.after_attack
+    row = after["listing"]["deployments"][-1]
+    assert (row["verdict"], row["code"]) == ("refused", "bad_signature")
+    assert after["ring"]["version"] == after["before"]["version"] and after["ring"]["keys"] == after["before"]["keys"]
+    assert after["ring"]["refused"]["code"] == "broken_chain"
+    assert b"evil" not in after["spec"]
 
 
 def test_a_good_deployment_is_active_and_its_runtime_reads_it(story: Story) -> None:

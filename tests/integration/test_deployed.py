@@ -1,0 +1,156 @@
+"""Deployments as an operator lives with them: agent, activator and plane together, and what is active stays active."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+import pytest
+
+from tests.integration.host import Host
+
+FLAG = "broken"
+
+
+class Edge:
+    """An enrolled host whose agent runs; `look` hurries it up, since hints are followed once a minute at the most."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.plane = host, host.plane
+        self.process: Optional[subprocess.Popen[str]] = None
+
+    def start(self) -> None:
+        page = self.host.path("run/byteor-agent/status.json")
+        page.unlink(missing_ok=True)
+        self.process = self.host.start("byteor-agent", "run")
+        self.plane.wait_for(page.exists, limit_s=20)  # before that a signal would end it
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.communicate(timeout=20)
+            self.process = None
+
+    def look(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGUSR1)
+
+    def deploy(self, text: str, **options: Any) -> Mapping[str, Any]:
+        made: Mapping[str, Any] = self.plane.deploy({"spec.kv": text.encode()}, **options)
+        self.look()
+        return made
+
+    def spec(self) -> Optional[str]:
+        path = self.host.path("var/lib/byteor/current/spec.kv")
+        return path.read_text() if path.exists() else None
+
+    def wait_for_spec(self, text: str) -> None:
+        assert self.plane.wait_for(lambda: self.spec() == text, limit_s=30), self.spec()
+
+    def reports(self) -> List[tuple[str, str, Optional[str]]]:
+        return [(one["deployment_id"], one["status"], one["reason"]) for one in self.plane.reports()]
+
+    def wait_for_report(self, made: Mapping[str, Any], status: str) -> None:
+        wanted = (made["deployment_id"], status)
+        assert self.plane.wait_for(lambda: wanted in [row[:2] for row in self.reports()], limit_s=30), self.reports()
+
+    def verdict(self) -> Dict[str, Any]:
+        done = self.host.call("byteor-agent", "deployments", "--json")
+        rows = json.loads(done.out)["deployments"]
+        return dict(rows[-1]) if rows else {}
+
+    def wait_for_verdict(self, verdict: str, code: Optional[str]) -> None:
+        def is_it() -> bool:
+            return (self.verdict().get("verdict"), self.verdict().get("code")) == (verdict, code)
+
+        assert self.plane.wait_for(is_it, limit_s=30), self.verdict()
+
+
+@pytest.fixture
+def edge(tmp_path: Path, control_plane: Any) -> Iterator[Edge]:
+    host = Host(tmp_path / "root", control_plane)
+    check = ["/bin/sh", "-c", f"! grep -q {FLAG} {host.root}/var/lib/byteor/current/spec.kv"]
+    host.defaults(heartbeat_interval_s=5, activation={"health": check, "window_s": 0})
+    host.token(host.mint())
+    assert host.run().code == 0
+    edge = Edge(host)
+    edge.start()
+    yield edge
+    edge.stop()
+
+
+def test_a_good_one_a_bad_one_and_the_plane_takes_it_back(edge: Edge) -> None:
+    """Active, then failed and rolled back in that order; a rollback that the plane orders names the old id anew."""
+    first = edge.deploy("a = 1\n")
+    edge.wait_for_report(first, "active")
+    bad = edge.deploy(f"a = {FLAG}\n")
+    edge.wait_for_report(bad, "rolled_back")
+    assert edge.spec() == "a = 1\n"
+    assert edge.reports()[1:] == [
+        (bad["deployment_id"], "failed", "health_check_failed"), (bad["deployment_id"], "rolled_back", "health_check_failed"),
+    ]  # fmt: skip
+    edge.wait_for_report(edge.deploy("a = 3\n"), "active")
+    again = edge.deploy("a = 1\n", deployment_id=first["deployment_id"])
+    edge.wait_for_spec("a = 1\n")
+    edge.wait_for_verdict("active", "no_unit")
+    assert edge.verdict()["name"] == f"{first['deployment_id']}-{again['sequence']}"
+    edge.plane.wait_for(lambda: _beaten(edge).get("sequence") == again["sequence"], limit_s=30)
+    assert _beaten(edge) == {
+        "deployment_id": first["deployment_id"], "sequence": again["sequence"], "spec_hash": again["spec_hash"], "state": "active",
+    }  # fmt: skip
+
+
+def _beaten(edge: Edge) -> Mapping[str, Any]:
+    return (edge.plane.agents()[0]["last_heartbeat"] or {}).get("deployment") or {}
+
+
+def test_production_needs_an_approval(edge: Edge) -> None:
+    """With one it is activated and lies beside the specification; without, or over, it is refused and the plane told."""
+    edge.plane.environment(posture="prod")
+    edge.wait_for_report(edge.deploy("a = 1\n"), "active")
+    assert edge.host.path("var/lib/byteor/current/approval.cred").exists()
+    for code in ("approval_missing", "approval_expired"):
+        refused = edge.deploy("a = 2\n", broken=code)
+        edge.wait_for_report(refused, "failed")
+        assert edge.reports()[-1] == (refused["deployment_id"], "failed", code)
+    assert edge.spec() == "a = 1\n"
+
+
+def test_what_is_active_stays_active(edge: Edge) -> None:
+    """Past the end of its key, with the plane away, across restarts of the agent: nothing takes it out of force."""
+    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=6)
+    rotated = edge.plane.rotate(not_after=end.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    newest = rotated["active"][-1]
+    edge.wait_for_report(edge.deploy("a = 1\n", kid=newest), "active")
+    edge.plane.wait_for(lambda: datetime.datetime.now(datetime.timezone.utc) > end, limit_s=20)
+    edge.deploy("a = 2\n", kid=newest)
+    edge.wait_for_verdict("refused", "unknown_key")
+    assert edge.spec() == "a = 1\n"
+    edge.plane.stop()
+    edge.stop(signal.SIGKILL)
+    edge.start()
+    ring = json.loads(edge.host.path("var/lib/byteor/activation/keyring.json").read_text())
+    edge.look()
+    assert edge.spec() == "a = 1\n" and ring["version"] == rotated["version"]
+    edge.plane.restart()
+    edge.wait_for_report(edge.deploy("a = 3\n"), "active")
+
+
+def test_a_withdrawn_deployment_is_not_brought_into_force(edge: Edge) -> None:
+    """What the plane no longer assigns while the host was off is not activated from an old inbox."""
+    edge.wait_for_report(edge.deploy("a = 1\n"), "active")
+    edge.stop()
+    inbox = edge.host.path("var/lib/byteor/agent/inbox")
+    stale = (inbox / "envelope.json").read_bytes()
+    edge.start()
+    edge.wait_for_report(edge.deploy("a = 2\n"), "active")
+    edge.stop()
+    (inbox / "envelope.json").write_bytes(stale)
+    (inbox / "request.json").write_text('{"v": 1, "request": "00000000-0000-4000-8000-000000000000", "clock_offset_s": 0}')
+    assert edge.host.call("byteor-agent", "activate").code == 0
+    assert edge.spec() == "a = 2\n" and edge.verdict()["code"] == "rolled_back_sequence"
