@@ -18,6 +18,14 @@ def agent() -> pwd.struct_passwd:
         raise LocalFault(f"there is no user {AGENT_USER}", hint="systemd-sysusers makes it") from error
 
 
+def of(uid: int) -> pwd.struct_passwd:
+    """The account of a user id; LocalFault when it has none."""
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError as error:
+        raise LocalFault(f"user id {uid} has no account", hint=f"run as user id {uid}") from error
+
+
 def become(account: pwd.struct_passwd) -> None:
     """Fall to `account` with its groups, for good, and make sure of it; LocalFault when this process did not become it."""
     uid, gid = account.pw_uid, account.pw_gid

@@ -14,7 +14,7 @@ from firstboot import files, log
 from firstboot.agent import spool, stock
 from firstboot.agent.answers import NotThePlane, check
 from firstboot.agent.problems import Problem
-from firstboot.agent.stock import Entry
+from firstboot.agent.stock import Census, Entry
 from firstboot.api import PlaneApi
 from firstboot.clock import Backoff, Clock, rng
 from firstboot.errors import Corrupt, LocalFault, TryAgain
@@ -55,10 +55,14 @@ class ArtifactsLoop:
         self._refused: Dict[str, Dict[str, Any]] = {}
         self._strikes: Dict[str, int] = {}
         self._late: Dict[str, _Late] = {}
+        self._seen = Census()
 
     def nudged(self) -> bool:
         """Whether there is anything to send now."""
-        return bool(self._due())
+        try:
+            return bool(self._due())
+        except LocalFault:
+            return True  # the attempt says it
 
     def run_once(self) -> bool:
         """Upload all that is due, False for nothing; raise what stops it: TryAgain, or what `answers.check` raises."""
@@ -66,6 +70,8 @@ class ArtifactsLoop:
             self._start()
         self._asked = False
         passed, suspect = False, None
+        for gone in set(self._late) - set(stock.ids(self._layout.spool)):
+            del self._late[gone]
         for name in self._due():
             try:
                 passed = self._one(name) or passed
@@ -88,29 +94,36 @@ class ArtifactsLoop:
         for name, late in list(self._late.items()):
             detail = f"artifact {name} failed {late.backoff.failures + 1} times, others pass: {late.said}"
             found.append(Problem("artifact_failing", detail, "it is tried again, ever more rarely"))
-        if not stock.census(self._layout).room_for(1):
+        if not self._census().room_for(1):
             found.append(Problem("spool_full", "the spool is full: new artifacts are refused", "byteor-agent status"))
         return found
 
     def shown(self) -> Dict[str, Any]:
         """Return `spool` of `status.json`."""
-        there = stock.census(self._layout)
-        return {
-            "pending": there.pending,
-            "quarantined": there.quarantined,
-            "bytes": there.bytes,
-            "quarantine": stock.quarantined(self._layout),
-        }
+        there = self._census()
+        try:
+            rows = stock.quarantined(self._layout) if there.quarantined else []
+        except LocalFault:
+            rows = []
+        return {"pending": there.pending, "quarantined": there.quarantined, "bytes": there.bytes, "quarantine": rows}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
         """No hint of the plane concerns artifacts."""
         return False
 
+    def _census(self) -> Census:
+        """As it was last seen where the disk cannot be read: whoever shows it must not end by that."""
+        try:
+            self._seen = stock.census(self._layout)
+        except LocalFault:
+            pass
+        return self._seen
+
     def _due(self) -> List[str]:
-        """Oldest first; what failed by itself comes last, since its attempt may take long."""
+        """Oldest first; what failed by itself comes last, since its attempt may take long. For any thread."""
         names, now = stock.ids(self._layout.spool), self._clock.monotonic()
-        late = [name for name in names if name in self._late]
-        return [name for name in names if name not in late] + [name for name in late if self._late[name].due <= now]
+        late = dict(self._late)
+        return [name for name in names if name not in late] + [name for name in names if name in late and late[name].due <= now]
 
     def _start(self) -> None:
         spool.recover(self._layout)

@@ -56,11 +56,22 @@ def upload_test(layout: Layout) -> str:
 
 
 def writer(layout: Layout) -> Optional[pwd.struct_passwd]:
-    """Whom to become before the spool is touched, None for nobody; LocalFault for who may not use this host's spool."""
+    """Whom to become before the spool is touched, None for nobody; LocalFault for who may not use this host's spool.
+
+    The agent's user owns its directory, which only root can have made; in a container that may be any user.
+    """
     if not layout.is_host:
         return None
-    account = accounts.agent()
-    if os.geteuid() not in (0, account.pw_uid):
+    try:
+        owner = os.stat(layout.agent, follow_symlinks=False).st_uid
+    except FileNotFoundError:
+        owner = accounts.agent().pw_uid
+    except OSError as error:
+        files.fail("look at", layout.agent, error)
+    if os.geteuid() == owner:
+        return None
+    account = accounts.of(owner)
+    if os.geteuid() != 0:
         raise LocalFault(f"only root and {account.pw_name} may use this host's spool", hint="run as root")
     return account
 
