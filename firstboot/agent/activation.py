@@ -5,8 +5,10 @@ Written by root, read here without trusting its shape: a damaged file is as if n
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from firstboot import files
@@ -79,7 +81,7 @@ def read(layout: Layout) -> Activation:
 
     def mapping(name: str) -> Dict[str, Any]:
         try:
-            return files.read_json(layout.activation / name) or {}
+            return _read(layout.activation / name)
         except LocalFault as error:
             faults.append(str(error))
             return {}
@@ -98,7 +100,7 @@ def read(layout: Layout) -> Activation:
 
 def decided(layout: Layout) -> Decided:
     """What the activator decided; Corrupt or LocalFault when that cannot be read, for guessing would remove what is wanted."""
-    stored = files.read_json(layout.activation / "deployments.json") or {}
+    stored = _read(layout.activation / "deployments.json")
     answered, history = stored.get("answered"), stored.get("history")
     answered = answered if isinstance(answered, dict) else {}
     rows = history if isinstance(history, list) else []
@@ -112,8 +114,26 @@ def decided(layout: Layout) -> Decided:
 
 def keys_version(layout: Layout) -> int:
     """The version of the key set in force, 0 where there is none yet; LocalFault when it cannot be read."""
-    ring = files.read_json(layout.activation / "keyring.json") or {}
+    ring = _read(layout.activation / "keyring.json")
     return _number(ring.get("version")) or 0
+
+
+_Stamp = Tuple[int, int, int, int]
+# Read several times a minute, and written by rename a few times a year: parsing is most of what an idle agent would do.
+_parsed: Dict[Path, Tuple[_Stamp, Dict[str, Any]]] = {}
+
+
+def _read(path: Path) -> Dict[str, Any]:
+    """The mapping in a file, {} for none; not to be changed. LocalFault as `files.read_json`."""
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return files.read_json(path) or {}
+    stamp = (facts.st_dev, facts.st_ino, facts.st_mtime_ns, facts.st_size)
+    known = _parsed.get(path)
+    if known is None or known[0] != stamp:
+        _parsed[path] = known = (stamp, files.read_json(path) or {})
+    return known[1]
 
 
 def _wanted(value: Any) -> Optional[Wanted]:

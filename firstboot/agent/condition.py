@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from typing import Any, Dict, List, Mapping, Optional, Protocol
@@ -45,6 +46,7 @@ class Condition:
         self.works: Dict[str, Work] = {}
         self.crashes = _crashes(layout)
         self._layout = layout
+        self._status = layout.agent_status
         self._handed = handed
         self._clock = clock
         self._skew_s: Optional[float] = None
@@ -106,7 +108,9 @@ class Condition:
                 "problems": [problem.shown() for problem in problems],
             }
             try:
-                files.write_json(self._layout.agent_status, document, mode=0o644, durable=False)
+                # Without indentation, which the C encoder does not do: it is written several times a minute.
+                data = (json.dumps(document, sort_keys=True) + "\n").encode()
+                files.write(self._status, data, mode=0o644, durable=False)
             except LocalFault as error:
                 log.warning(str(error))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import threading
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional
 
 from firstboot import log
@@ -94,13 +94,13 @@ class LoopHealth:
     due_by: float = field(default=float("inf"), repr=False)  # monotonic
 
     def shown(self) -> Dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "due_by"}
+        return {name: value for name, value in vars(self).items() if name != "due_by"}
 
 
 class Loop(threading.Thread):
     """Run `run_once` on a schedule until `stop` is set and `wake` called; an unexpected error is handed to `crashed`.
 
-    An attempt that is False asked the plane nothing, and so proves nothing about it.
+    An attempt that is False asked the plane nothing: it proves nothing about it, and `changed` is not called for it.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class Loop(threading.Thread):
         # Monotonic: when somebody asked for the next attempt (NOW: on this host), and when we last followed a hint.
         self._wanted = float("inf")
         self._followed = NOW
+        self._idle = False
 
     def wake(self) -> None:
         """Attempt now: something is waiting, and the one who says so is on this host. For any thread."""
@@ -164,7 +165,8 @@ class Loop(threading.Thread):
         due = self._clock.monotonic() + delay
         self.health.next_attempt_at = rfc3339(self._clock.wall() + delay)
         self.health.due_by = due + GRACE_S
-        self._changed()
+        if not self._idle:
+            self._changed()
         while not self._stopping.is_set():
             now = self._clock.monotonic()
             if now >= min(due, self._wanted):
@@ -186,11 +188,12 @@ class Loop(threading.Thread):
         health = self.health
         health.last_attempt_at = rfc3339(self._clock.wall())
         self.alive()
-        retry_after = None
+        retry_after, self._idle = None, False
         before = health.problem
         try:
             asked = self._run_once()
             outcome = Outcome.DONE
+            self._idle = asked is False and before is None
             if asked is not False:
                 self._pace.free()
             health.problem = health.hint = None
