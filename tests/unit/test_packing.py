@@ -92,7 +92,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 PLACES: List[Tuple[str, Any]] = [
     ("environment.json", {"BYTEOR_AGENT_API_KEY": KEY}),
     ("environment.json", {"BYTEOR_AGENT_ID": f"agt_{HIDDEN}", "BYTEOR_API_BASE_URL": f"https://{HIDDEN}.example"}),
-    ("environment.json", f'{{"BYTEOR\\u005fAGENT' + f'_API_KEY": "{HIDDEN}"}}'),
+    ("environment.json", '{"BYTEOR\\u005fAGENT' + f'_API_KEY": "{HIDDEN}"}}'),
     ("environment.json", [{"name": "DB_PASSWORD", "value": HIDDEN}, {"key": "AWS_SECRET_ACCESS_KEY", "val": HIDDEN}]),
     ("environment.json", {"env": [f"API_TOKEN={HIDDEN}", f"X=bek_{HIDDEN}"]}),
     ("environment.json", {"deep": [[{"credentials": {"user": "a", "list": [HIDDEN, {"x": HIDDEN}]}}]]}),
