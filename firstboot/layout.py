@@ -8,8 +8,9 @@ it. The table of contract section 5 says what the files are; modes stand where t
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Dict, Tuple
 
 from firstboot.errors import LocalFault
 
@@ -196,6 +197,19 @@ class Layout:
     @property
     def cloud_run(self) -> Path:
         return self.path("/run/cloud-init", follow=True)
+
+
+@dataclass(frozen=True)
+class SettledLayout(Layout):
+    """For a process that stays on one tree: each path is resolved once, and not at each of a million heartbeats."""
+
+    _known: Dict[Tuple[str, bool], Path] = field(default_factory=dict, compare=False, repr=False)
+
+    def path(self, absolute: str, *, follow: bool = False) -> Path:
+        found = self._known.get((absolute, follow))
+        if found is None:
+            found = self._known[absolute, follow] = super().path(absolute, follow=follow)
+        return found
 
 
 def _resolve(root: Path, absolute: str, follow: bool) -> Path:

@@ -31,7 +31,7 @@ from firstboot.clock import Clock, rng
 from firstboot.errors import ByteorError
 from firstboot.frozen import Settings
 from firstboot.handover import Handover
-from firstboot.layout import Layout
+from firstboot.layout import Layout, SettledLayout
 from firstboot.transport import Transport
 
 DEFAULT_PERIOD_S = 30.0
@@ -100,7 +100,7 @@ class Supervisor:
         self._start("deployments", fetch.run_once, each_minute, work=fetch)
         self._start("reports", told.run_once, Schedule(reports.PERIOD_S), work=told)
         sent = ArtifactsLoop(layout, handed, self._api(), clock=clock, alive=self._alive("artifacts"))
-        each_period = Schedule(min(self._period.period_s, artifacts.LONGEST_PERIOD_S))
+        each_period = Schedule(min(2 * self._period.period_s, artifacts.LONGEST_PERIOD_S))
         self._start("artifacts", sent.run_once, each_period, work=sent, pace=PaceIfAsking(self._pace, sent.nudged))
 
     def _alive(self, name: str) -> Callable[..., None]:
@@ -232,4 +232,4 @@ def start(layout: Layout, *, config: Optional[Path]) -> int:
             handed, settings = arrival.arrive(layout, config=config, environ=os.environ)
         except arrival.ChildFailed as error:
             return error.exit_code  # the child has said why
-        return Supervisor(layout, handed, settings, config=config).run()
+        return Supervisor(SettledLayout(layout.root), handed, settings, config=config).run()
