@@ -11,27 +11,29 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, List
 
-from firstboot import api, transport
+from firstboot import api
 from tests.bench.interpreters import Interpreter
 from tests.bench.processes import Cost, alternating, whole
 from tests.controlplane import tls
 
-# What deployments.py does with a bundle: piece by piece to the hash and to the file, then durable.
+# What the deployments loop does with a bundle that the activator wants: to the hash, to the file, durable, renamed.
 _DOWNLOAD = """
-import hashlib, os, sys
+import sys
+from pathlib import Path
+from firstboot.agent.activation import Wanted
+from firstboot.agent.download import Download
+from firstboot.api import PlaneApi
+from firstboot.clock import Clock
+from firstboot.handover import Handover
+from firstboot.layout import Layout
+from firstboot.secret import Secret
 from firstboot.transport import Transport
-url, ca, path = sys.argv[1:]
-transport = Transport(ca_certificates=open(ca).read())
-digest = hashlib.sha256()
-with open(path, "wb", buffering=0) as file:
-    def into(piece):
-        digest.update(piece)
-        file.write(piece)
-    transport.download(url, into=into, ceiling=1 << 33, deadline_s=600.0)
-transport.close()
-print(digest.hexdigest())
+base, ca, root, sha256, size = sys.argv[1:]
+handed = Handover(base, "agt_1", Secret("key_1"), None, None, None, None, None, None, None, ())
+with PlaneApi(base, Transport(ca_certificates=open(ca).read())) as api:
+    download = Download(Layout(Path(root)), handed, api, alive=lambda: None, changed=lambda: None, clock=Clock())
+    download.bring(Wanted("dep_1", 1, sha256, int(size)))
 """
-# What artifacts.py does, in a process that runs already: from connecting to the answer.
 _UPLOAD = """
 import json, os, sys, time
 from firstboot.api import PlaneApi
@@ -53,7 +55,7 @@ with open(report, "w") as out:
 
 def missing(work: str) -> str:
     """A sentence where the package does not do this yet, else the empty string."""
-    there = hasattr(transport.Transport, "download") if work == "download" else hasattr(api.PlaneApi, "upload_artifact")
+    there = work == "download" or hasattr(api.PlaneApi, "upload_artifact")
     return "" if there else "not measured: the package does not do this yet"
 
 
@@ -88,10 +90,14 @@ def _alternating(
 
 
 def download(interpreters: List[Interpreter], directory: Path, *, mib: int, runs: int) -> Dict[str, List[Cost]]:
-    """`curl` and each interpreter: TLS, hash, write."""
+    """`curl` and each interpreter: TLS, hash, write; ours also looks for room and makes it durable."""
+    digest = hashlib.sha256()
+    for _ in range(mib):
+        digest.update(bytes(1 << 20))
     with _server(directory, mib) as base:
-        arguments = [f"{base}/bundle", str(directory / "ca.pem"), str(directory / "got")]
-        curl = 'curl -sS --fail --cacert "$2" -o "$3" "$1" && openssl dgst -sha256 "$3"'
+        (directory / "var/lib/byteor/agent/inbox").mkdir(parents=True)
+        arguments = [base, str(directory / "ca.pem"), str(directory), digest.hexdigest(), str(mib << 20)]
+        curl = 'curl -sS --fail --cacert "$2" -o "$3/got" "$1/bundle" && openssl dgst -sha256 "$3/got"'
         return _alternating(interpreters, _DOWNLOAD, arguments, curl=curl, runs=runs)
 
 
