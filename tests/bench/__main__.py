@@ -101,20 +101,15 @@ class Bench:
     def transfer(self) -> None:
         for work, reach, mib in (("download", "<= 1.2 x", self._chosen.bundle), ("upload", "<= 1.25 x", 64)):
             measure: Callable[..., Dict[str, List[Cost]]] = getattr(transfers, work)
-            title, missing = f"{work}, {mib} MiB, hashed", transfers.missing(work)
-            if missing:
-                self.row(title, "", missing, reach)
-                continue
+            title = f"{work}, {mib} MiB, hashed"
             costs = measure(self._all, self._scratch / work, mib=mib, runs=self._chosen.runs)
             self._against(title, "curl && openssl", costs["curl"])
             for interpreter in self._all:
                 self._against(title, interpreter.name, costs[interpreter.name], to=costs["curl"], reach=reach)
                 rss = middle([cost.rss_mib for cost in costs[interpreter.name]], unit=" MiB", digits=1)
-                self.row("  growth of RSS" if work == "upload" else "  largest RSS", interpreter.name, rss, "flat")
-                alone = costs.get(f"{interpreter.name}, whole")
-                if alone is not None:
-                    wall = middle([cost.wall_s for cost in alone], unit=" s", digits=3)
-                    self.row("  with the interpreter's start: wall", interpreter.name, wall)
+                self.row("  growth of RSS", interpreter.name, rss, "flat")
+                alone = [cost.wall_s for cost in costs[f"{interpreter.name}, whole"]]
+                self.row("  with the interpreter's start: wall", interpreter.name, middle(alone, unit=" s", digits=3))
 
     def _against(self, work: str, who: str, costs: List[Cost], *, to: List[Cost] | None = None, reach: str = "") -> None:
         wall = middle([cost.wall_s for cost in costs], unit=" s", digits=3)

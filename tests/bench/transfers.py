@@ -11,14 +11,13 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, List
 
-from firstboot import api
 from tests.bench.interpreters import Interpreter
 from tests.bench.processes import Cost, alternating, whole
 from tests.controlplane import tls
 
 # What the deployments loop does with a bundle that the activator wants: to the hash, to the file, durable, renamed.
 _DOWNLOAD = """
-import sys
+import json, sys, time
 from pathlib import Path
 from firstboot.agent.activation import Wanted
 from firstboot.agent.download import Download
@@ -28,11 +27,15 @@ from firstboot.handover import Handover
 from firstboot.layout import Layout
 from firstboot.secret import Secret
 from firstboot.transport import Transport
-base, ca, root, sha256, size = sys.argv[1:]
+base, ca, root, sha256, report = sys.argv[1:]
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+before, wall, cpu = peak(), time.perf_counter(), time.process_time()
 handed = Handover(base, "agt_1", Secret("key_1"), None, None, None, None, None, None, None, ())
 with PlaneApi(base, Transport(ca_certificates=open(ca).read())) as api:
     download = Download(Layout(Path(root)), handed, api, alive=lambda: None, changed=lambda: None, clock=Clock())
-    download.bring(Wanted("dep_1", 1, sha256, int(size)))
+    download.bring(Wanted("dep_1", 1, sha256, SIZE))
+with open(report, "w") as out:
+    json.dump([time.perf_counter() - wall, time.process_time() - cpu, peak() - before], out)
 """
 _UPLOAD = """
 import json, os, sys, time
@@ -53,12 +56,6 @@ with open(report, "w") as out:
 """
 
 
-def missing(work: str) -> str:
-    """A sentence where the package does not do this yet, else the empty string."""
-    there = work == "download" or hasattr(api.PlaneApi, "upload_artifact")
-    return "" if there else "not measured: the package does not do this yet"
-
-
 @contextlib.contextmanager
 def _server(directory: Path, mib: int) -> Iterator[str]:
     directory.mkdir()
@@ -76,36 +73,40 @@ def _server(directory: Path, mib: int) -> Iterator[str]:
         process.stdout.close()
 
 
-def _ours(interpreter: Interpreter, code: str, *arguments: str) -> Cost:
-    return whole([interpreter.python, "-c", code, *arguments], env=interpreter.env())
-
-
-def _alternating(
+def _beside(
     interpreters: List[Interpreter], code: str, arguments: List[str], *, curl: str, runs: int
 ) -> Dict[str, List[Cost]]:
-    works = {"curl": lambda: whole(["sh", "-ec", curl, "sh", *arguments])}
-    for interpreter in interpreters:
-        works[interpreter.name] = lambda it=interpreter: _ours(it, code, *arguments)  # type: ignore[misc]
-    return alternating(works, runs=runs)
+    """`curl` and each interpreter; the interpreter's own start stands apart, as ``NAME, whole``.
+
+    The code writes what it cost to the path in its last argument; what grows by it stands in place of the largest RSS.
+    """
+    report = Path(arguments[-1])
+    whole_costs: Dict[str, List[Cost]] = {f"{interpreter.name}, whole": [] for interpreter in interpreters}
+
+    def inner(interpreter: Interpreter) -> Cost:
+        costs = whole([interpreter.python, "-c", code, *arguments], env=interpreter.env())
+        whole_costs[f"{interpreter.name}, whole"].append(costs)
+        return Cost(*json.loads(report.read_text()))
+
+    works = {interpreter.name: functools.partial(inner, interpreter) for interpreter in interpreters}
+    found = alternating({"curl": lambda: whole(["sh", "-ec", curl, "sh", *arguments]), **works}, runs=runs)
+    return {**found, **{name: costs[1:] for name, costs in whole_costs.items()}}
 
 
 def download(interpreters: List[Interpreter], directory: Path, *, mib: int, runs: int) -> Dict[str, List[Cost]]:
-    """`curl` and each interpreter: TLS, hash, write; ours also looks for room and makes it durable."""
+    """TLS, hash, write; ours also looks for room and makes it durable."""
     digest = hashlib.sha256()
     for _ in range(mib):
         digest.update(bytes(1 << 20))
     with _server(directory, mib) as base:
         (directory / "var/lib/byteor/agent/inbox").mkdir(parents=True)
-        arguments = [base, str(directory / "ca.pem"), str(directory), digest.hexdigest(), str(mib << 20)]
+        arguments = [base, str(directory / "ca.pem"), str(directory), digest.hexdigest(), str(directory / "report")]
         curl = 'curl -sS --fail --cacert "$2" -o "$3/got" "$1/bundle" && openssl dgst -sha256 "$3/got"'
-        return _alternating(interpreters, _DOWNLOAD, arguments, curl=curl, runs=runs)
+        return _beside(interpreters, _DOWNLOAD.replace("SIZE", str(mib << 20)), arguments, curl=curl, runs=runs)
 
 
 def upload(interpreters: List[Interpreter], directory: Path, *, mib: int, runs: int) -> Dict[str, List[Cost]]:
-    """`curl` and each interpreter: hash, multipart, TLS; the interpreter's own start stands apart, as ``NAME, whole``.
-
-    What grows by the upload stands in place of the largest RSS.
-    """
+    """Hash, multipart, TLS."""
     with _server(directory, mib) as base:
         artifact, report, digest = directory / "artifact", directory / "report", hashlib.sha256()
         with open(artifact, "wb") as file:
@@ -117,12 +118,4 @@ def upload(interpreters: List[Interpreter], directory: Path, *, mib: int, runs: 
             'openssl dgst -sha256 "$3" && curl -sS --fail --cacert "$2" -o /dev/null -H "Expect:"'
             ' -F \'metadata={"kind":"snapshot"};type=application/json\' -F "file=@$3" "$1/api/v1/agents/agt_1/artifacts"'
         )
-        whole_costs: Dict[str, List[Cost]] = {f"{interpreter.name}, whole": [] for interpreter in interpreters}
-
-        def inner(interpreter: Interpreter) -> Cost:
-            whole_costs[f"{interpreter.name}, whole"].append(_ours(interpreter, _UPLOAD, *arguments))
-            return Cost(*json.loads(report.read_text()))
-
-        works = {interpreter.name: functools.partial(inner, interpreter) for interpreter in interpreters}
-        costs = alternating({"curl": lambda: whole(["sh", "-ec", curl, "sh", *arguments]), **works}, runs=runs)
-        return {**costs, **{name: found[1:] for name, found in whole_costs.items()}}
+        return _beside(interpreters, _UPLOAD, arguments, curl=curl, runs=runs)
