@@ -26,8 +26,13 @@ SCALE = 60.0
 # The resident process as installed, but for its clockwork.
 _SCALED = f"""
 import sys
-from firstboot.agent import loop, pace, supervisor
+from firstboot.agent import deployments, inbox, keysets, loop, pace, reports, supervisor
 supervisor.DEFAULT_PERIOD_S /= {SCALE}
+deployments.PERIOD_S /= {SCALE}
+keysets.RETRY_S /= {SCALE}
+keysets.URGENT_S /= {SCALE}
+reports.PERIOD_S /= {SCALE}
+inbox.AGAIN_S /= {SCALE}
 loop.BACKOFF_BASE_S /= {SCALE}
 loop.WOKEN_EVERY_S /= {SCALE}
 pace.APART_S /= {SCALE}
@@ -36,6 +41,8 @@ sys.exit(agent_main())
 """
 WARM_UP_S = 6.0
 GROWTH = 1.05
+BUNDLE_BYTES = 1 << 20
+NEWS_EVERY_S = 4.0
 BAD_TLS = ("expired", "not_yet_valid", "wrong_name", "unknown_ca", "handshake_failure")
 
 
@@ -97,6 +104,11 @@ def healthy(host: Host) -> bool:
     return all(loop["outcome"] == "done" for loop in shown["loops"].values())
 
 
+def active(host: Host) -> Any:
+    shown = json.loads(host.path("run/byteor-agent/status.json").read_text())
+    return (shown["deployment"] or {}).get("deployment_id")
+
+
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "seconds", [14, pytest.param(120, marks=pytest.mark.minutes), pytest.param(1200, marks=pytest.mark.slow)]
@@ -106,20 +118,29 @@ def test_random_faults_leave_nothing_behind(tmp_path: Path, control_plane: Any, 
     seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"TEST_SEED={seed}")
     host, log = Host(tmp_path / "root", control_plane), tmp_path / "log"
-    host.defaults()
+    host.defaults(activation={"window_s": 0})
     host.token(host.mint())
     assert host.run().code == 0
     sealed = host.sealed()
-    unleash(control_plane, random.Random(seed))
+    chance = random.Random(seed)
+    control_plane.deploy({"spec.kv": b"n = 0\n", "data.bin": chance.randbytes(BUNDLE_BYTES)})
     with agent(host, log) as process:
+        control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)  # what is used once is loaded
+        unleash(control_plane, chance)
         time.sleep(WARM_UP_S)
         before = held(process.pid)
-        time.sleep(seconds - WARM_UP_S)
+        until, made = time.monotonic() + seconds - WARM_UP_S, {}
+        while time.monotonic() < until:
+            control_plane.rotate(retire=chance.choice([[], ["old"]]))
+            made = control_plane.deploy({"spec.kv": b"n = 1\n", "data.bin": chance.randbytes(BUNDLE_BYTES)})
+            time.sleep(NEWS_EVERY_S)
         assert process.poll() is None, log.read_text()[-2000:]
         row = control_plane.agents()[0]
         hits = sum(fault["hits"] for fault in control_plane.faults())
         assert hits > seconds / 4 and row["heartbeats"] > seconds / 8, (hits, row["heartbeats"])
         control_plane.clear_faults()
+        control_plane.wait_for(lambda: active(host) == made["deployment_id"], limit_s=60)
+        control_plane.wait_for(lambda: control_plane.reports()[-1]["deployment_id"] == made["deployment_id"], limit_s=30)
         control_plane.wait_for(lambda: healthy(host), limit_s=30)
         control_plane.wait_for(lambda: control_plane.agents()[0]["heartbeats"] > row["heartbeats"] + 2, limit_s=10)
         after = held(process.pid)
