@@ -259,7 +259,12 @@ def _agent_status(arguments: argparse.Namespace) -> int:
 def _activate(arguments: argparse.Namespace) -> int:
     from firstboot.activate.activator import run
 
-    return run(arguments.layout)
+    if arguments.config is None:
+        return run(arguments.layout)
+    # Of an agent whose identity is its environment: no first boot has frozen any settings there.
+    from firstboot.provision.image import settings_of
+
+    return run(arguments.layout, settings=settings_of(arguments.layout, config=arguments.config))
 
 
 def _deployments(arguments: argparse.Namespace) -> int:

@@ -45,12 +45,16 @@ OF_TIME = (CLOCK, "expired", "not_yet_valid")
 SIGNING_KEYS = "signing_keys.json"
 
 
-def run(layout: Layout) -> int:
-    """What ``byteor-agent activate`` does; 0 also for what is refused, LocalFault when this host cannot do its part."""
-    stored = files.read_json(layout.settings)
-    if stored is None:
-        raise LocalFault("this host is not enrolled: there is no settings.json", hint="byteor-firstboot status")
-    settings = frozen.thaw(stored)
+def run(layout: Layout, *, settings: Optional[Settings] = None) -> int:
+    """What ``byteor-agent activate`` does, by `settings`, else those that first boot froze.
+
+    0 also for what is refused, LocalFault when this host cannot do its part.
+    """
+    if settings is None:
+        stored = files.read_json(layout.settings)
+        if stored is None:
+            raise LocalFault("this host is not enrolled: there is no settings.json", hint="byteor-firstboot status")
+        settings = frozen.thaw(stored)
     for directory, mode in ((layout.activation, 0o755), (layout.outcomes, 0o750), (layout.deployments, 0o755)):
         files.make_directory(directory, mode)
     with locked(layout):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Callable, Optional, Protocol
 
 from firstboot import log, systemd
@@ -45,8 +46,10 @@ class Child:
 
     finishes = False
 
-    def __init__(self, layout: Layout, *, finished: Callable[[], None]) -> None:
+    def __init__(self, layout: Layout, *, config: Optional[Path], finished: Callable[[], None]) -> None:
         self._command = [sys.executable, "-m", "firstboot.activate", "--root", str(layout.root)]
+        if config is not None:
+            self._command += ["--config", str(config)]
         self._finished = finished
         self._running = threading.Lock()
         self._starting = threading.Lock()
@@ -83,6 +86,9 @@ class Child:
                 self._process.terminate()
 
 
-def choose(layout: Layout, *, finished: Callable[[], None]) -> Activator:
-    """The one for this tree; `finished` is called each time a child of ours has ended."""
-    return PathUnit() if layout.is_host and systemd.booted() else Child(layout, finished=finished)
+def choose(layout: Layout, *, config: Optional[Path], finished: Callable[[], None]) -> Activator:
+    """The one for this tree; `finished` is called each time a child of ours has ended.
+
+    `config`: the file of the settings where no first boot has frozen any.
+    """
+    return PathUnit() if layout.is_host and systemd.booted() else Child(layout, config=config, finished=finished)

@@ -30,7 +30,7 @@ from firstboot.api import PlaneApi
 from firstboot.clock import Clock, rng
 from firstboot.errors import ByteorError
 from firstboot.frozen import Settings
-from firstboot.handover import Handover
+from firstboot.handover import ENVIRONMENT, Handover
 from firstboot.layout import Layout, SettledLayout
 from firstboot.transport import Transport
 
@@ -71,11 +71,18 @@ class Supervisor:
             clock=self._clock,
         )
         self._start("heartbeat", beat.run_once, self._period)
-        self._activator = activator.choose(layout, finished=lambda: self._events.put(signal.SIGUSR1))
-        self._start_works()
+        settings_file = (config or layout.image_defaults) if handed.source == ENVIRONMENT else None
+        self._activator = activator.choose(
+            layout, config=settings_file, finished=lambda: self._events.put(signal.SIGUSR1)
+        )
+        if handed.org_id and handed.project_id and handed.environment_id:
+            self._start_fetching()
+        else:
+            log.notice("no deployments here: the settings name no org_id, project_id and environment_id to verify them by")
+        self._start_telling()
 
-    def _start_works(self) -> None:
-        """What the agent does beside beating; what they share is the inbox."""
+    def _start_fetching(self) -> None:
+        """What comes from the plane to be judged; what both share is the inbox."""
         layout, handed, clock = self._layout, self._handed, self._clock
         inbox = Inbox(layout, self._activator, clock=clock, over_tls=handed.api_base_url.startswith("https:"))
         daily = Schedule(keysets.PERIOD_S)
@@ -94,11 +101,16 @@ class Supervisor:
             keys_wanted=lambda: self.loops["keysets"].hint(),
             clock=clock,
         )
-        told = ReportsLoop(layout, handed, self._api(), spooled=lambda: self._wake("artifacts"), clock=clock)
         first_s = keys.first_delay(rng(), splay_s=self._splay_s)
         self._start("keysets", keys.run_once, daily, work=keys, first_delay_s=first_s)
         self._start("deployments", fetch.run_once, each_minute, work=fetch)
-        self._start("reports", told.run_once, Schedule(reports.PERIOD_S), work=told)
+
+    def _start_telling(self) -> None:
+        """What goes to the plane."""
+        layout, handed, clock = self._layout, self._handed, self._clock
+        told = ReportsLoop(layout, handed, self._api(), spooled=lambda: self._wake("artifacts"), clock=clock)
+        told_s, tells = Schedule(reports.PERIOD_S), PaceIfAsking(self._pace, told.nudged)
+        self._start("reports", told.run_once, told_s, work=told, pace=tells)
         sent = ArtifactsLoop(layout, handed, self._api(), clock=clock, alive=self._alive("artifacts"))
         each_period = Schedule(min(2 * self._period.period_s, artifacts.LONGEST_PERIOD_S))
         self._start("artifacts", sent.run_once, each_period, work=sent, pace=PaceIfAsking(self._pace, sent.nudged))

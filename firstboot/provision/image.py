@@ -1,4 +1,4 @@
-"""The image's settings alone, checked and printed as ``settings.json`` has them: the agent's child in a container.
+"""The image's settings alone, checked and printed as ``settings.json`` has them: for an agent in a container.
 
 ``python -m firstboot.provision.image --root DIR [--config FILE]``. The agent has its identity from its environment there, no
 first boot has frozen anything, and yaml must not be loaded in the process that stays.
@@ -10,13 +10,20 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Optional
 
 from firstboot import log
 from firstboot.errors import ByteorError
-from firstboot.frozen import freeze
+from firstboot.frozen import Settings, freeze
 from firstboot.layout import Layout
 from firstboot.provision.sources import Inputs, image
 from firstboot.settings import merge
+
+
+def settings_of(layout: Layout, *, config: Optional[Path]) -> Settings:
+    """The settings of the file `config`, or of the image's defaults; Invalid and LocalFault as for `byteor-firstboot run`."""
+    source = image(layout, Inputs(config=config))
+    return merge([source] if source is not None else [], chosen=None)[0]
 
 
 def main() -> int:
@@ -27,13 +34,12 @@ def main() -> int:
     arguments = parser.parse_args()
     log.set_up("byteor-agent", verbose=False)
     try:
-        source = image(Layout(arguments.root), Inputs(config=arguments.config))
+        settings = settings_of(Layout(arguments.root), config=arguments.config)
     except ByteorError as error:
         log.error(str(error))
         if error.hint:
             log.hint(error.hint)
         return error.exit_code
-    settings, _ = merge([source] if source is not None else [], chosen=None)
     print(json.dumps(freeze(settings)))
     return 0
 

@@ -9,8 +9,8 @@ from typing import List, Sequence
 from firstboot.agent.loop import Outcome, Schedule
 from firstboot.agent.pace import Pace
 
-# heartbeat, deployments, artifacts, key sets
-PERIODS_S = (30.0, 60.0, 60.0, 86_400.0)
+# heartbeat, deployments, artifacts, key sets that could not be refreshed, reports
+PERIODS_S = (30.0, 60.0, 60.0, 300.0, 300.0)
 
 
 def refused_attempts(*, seed: int, until_s: float, periods_s: Sequence[float] = PERIODS_S, paced: bool = True) -> List[float]:

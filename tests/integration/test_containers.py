@@ -68,6 +68,27 @@ def test_it_beats_and_seals_nothing(
     assert [path.name for path in container.path("var/lib/byteor").iterdir()] == ["agent"]
 
 
+def test_deployments_come_into_force_in_a_container(
+    container: Host, tmp_path: Path, given: Dict[str, str], control_plane: Any
+) -> None:
+    """Judged by the settings file, as nothing was frozen; the activation's command sees none of the three variables."""
+    config, seen = tmp_path / "settings.yaml", tmp_path / "seen"
+    activation = {"command": ["/bin/sh", "-c", f"env > {seen}"], "window_s": 0}
+    config.write_text(json.dumps(container.settings(heartbeat_interval_s=5, activation=activation)))
+    made = control_plane.deploy({"spec.kv": b"a = 1\n"})
+    process = container.start("byteor-agent", "run", "--config", str(config), env=given)
+    try:
+        control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and given[KEY] not in err, err
+    (report,) = control_plane.reports()
+    assert (report["deployment_id"], report["status"]) == (made["deployment_id"], "active")
+    assert container.path("var/lib/byteor/current/spec.kv").read_bytes() == b"a = 1\n"
+    assert "PATH=" in seen.read_text() and "BYTEOR_" not in seen.read_text()
+
+
 def test_children_inherit_none_of_the_three(tmp_path: Path, given: Dict[str, str]) -> None:
     """Once it arrived, the process's own environment holds none of them; neither yaml nor cryptography was loaded."""
     (tmp_path / "r").mkdir()
