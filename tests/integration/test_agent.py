@@ -266,6 +266,16 @@ def test_sighup_reads_the_settings_again(host: Host, start: Callable[..., Agent]
     assert len(beats(host)) >= before
 
 
+def test_a_storm_of_signals_neither_ends_nor_stops_it(host: Host, start: Callable[..., Agent]) -> None:
+    """Whoever signals, and however often at once: it goes on beating, and ends in order."""
+    agent = start()
+    before = len(wait_for_beats(host, 1))
+    for number in [signal.SIGUSR1, signal.SIGHUP] * 200:
+        agent.process.send_signal(number)
+    wait_for_beats(host, before + 2)
+    assert agent.end()[0] == 0
+
+
 def test_a_clock_that_is_off_is_a_problem(host: Host, start: Callable[..., Agent]) -> None:
     """The plane's Date tells; a beat says it, and status what to do."""
     host.plane.fault("heartbeat", "date", times=None, offset_s=-4000)

@@ -357,6 +357,29 @@ def test_an_agent_that_is_stopped_in_the_middle_goes_on_there(host: Host, number
     assert host.path("var/lib/byteor/current/data.bin").read_bytes() == data
 
 
+def test_a_stop_in_the_middle_of_an_activation_is_finished_by_the_next_start(host: Host, tmp_path: Path) -> None:
+    """Agent and child are gone in under two seconds; the next agent has the activation finished, and reports it."""
+    began, go = tmp_path / "began", tmp_path / "go"
+    script = f"touch {began}; test -e {go} || exec sleep 60"
+    host.defaults(heartbeat_interval_s=5, activation={"command": ["/bin/sh", "-c", script], "window_s": 0})
+    assert host.run().code == 0
+    made = host.plane.deploy({"spec.kv": b"a = 1\n"})
+    with running(host) as process:
+        host.plane.wait_for(began.exists, limit_s=30)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() or ["0"]
+        stopped = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert process.returncode == 0 and time.monotonic() - stopped < 2
+    host.plane.wait_for(lambda: not Path(f"/proc/{child}").exists(), limit_s=5)
+    assert host.path("var/lib/byteor/activation/journal.json").exists() and not host.plane.reports()
+    go.touch()
+    with running(host):
+        host.plane.wait_for(lambda: host.plane.reports(), limit_s=30)
+    (report,) = host.plane.reports()
+    assert (report["deployment_id"], report["status"]) == (made["deployment_id"], "active")
+
+
 @pytest.mark.parametrize("broken", ["bundle_digest", "bundle_size", "bad_signature"])
 def test_what_the_activator_refuses_is_final_and_the_next_one_comes(host: Host, broken: str) -> None:
     """Said in status and beat with its code, asked for no more than twice, and no obstacle to a good one."""
