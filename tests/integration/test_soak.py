@@ -34,6 +34,7 @@ keysets.URGENT_S /= {SCALE}
 reports.PERIOD_S /= {SCALE}
 inbox.AGAIN_S /= {SCALE}
 loop.BACKOFF_BASE_S /= {SCALE}
+loop.REFUSED_CAP_S /= {SCALE}
 loop.WOKEN_EVERY_S /= {SCALE}
 pace.APART_S /= {SCALE}
 from firstboot.cli import agent_main
@@ -139,9 +140,10 @@ def test_random_faults_leave_nothing_behind(tmp_path: Path, control_plane: Any, 
         hits = sum(fault["hits"] for fault in control_plane.faults())
         assert hits > seconds / 4 and row["heartbeats"] > seconds / 8, (hits, row["heartbeats"])
         control_plane.clear_faults()
-        control_plane.wait_for(lambda: active(host) == made["deployment_id"], limit_s=60)
-        control_plane.wait_for(lambda: control_plane.reports()[-1]["deployment_id"] == made["deployment_id"], limit_s=30)
-        control_plane.wait_for(lambda: healthy(host), limit_s=30)
+        control_plane.wait_for(lambda: active(host) == made["deployment_id"], limit_s=90)
+        control_plane.wait_for(lambda: control_plane.reports()[-1]["deployment_id"] == made["deployment_id"], limit_s=90)
+        # A loop that was refused last pauses for up to an hour, here a minute.
+        control_plane.wait_for(lambda: healthy(host), limit_s=90)
         control_plane.wait_for(lambda: control_plane.agents()[0]["heartbeats"] > row["heartbeats"] + 2, limit_s=10)
         after = held(process.pid)
         print(f"{hits} faults, {row['heartbeats']} beats, before {before}, after {after}")
