@@ -1,4 +1,4 @@
-"""``activation/journal.json``: one activation in progress, so that whatever interrupts it, the next start finishes or undoes it.
+"""``activation/journal.json``: one activation in progress; whatever interrupts it, the next start finishes or undoes it.
 
 There when something was begun, gone when it is settled. It names the ids of its reports before one is written, so that a
 repeated step repeats a report and makes no second one.

@@ -55,10 +55,12 @@ def page(document: Mapping[str, Any]) -> List[str]:
         mark = "*" if row["current"] else " "
         said = ": ".join(_word(row[name]) for name in ("code", "reason") if row[name])
         there = "" if row[ON_DISK] or row["name"] is None else " (not on disk)"
-        lines.append(f"{mark} {_word(row['at'])}  {_word(row['verdict']):<12} {_word(row['name'] or 'unsigned')}{there}{'  ' + said if said else ''}")
-    failed = [row for row in document["deployments"][-1:] if row["verdict"] in (record.FAILED, record.ROLLED_BACK, record.REFUSED)]
-    if failed and failed[0]["name"] is not None:
-        lines.append(f"to try it once more: byteor-agent retry {_word(failed[0]['name'])}")
+        verdict = f"{_word(row['verdict']):<12} {_word(row['name'] or 'unsigned')}{there}"
+        lines.append(f"{mark} {_word(row['at'])}  {verdict}{'  ' + said if said else ''}")
+    for row in document["deployments"][-1:]:
+        # Not what was refused before its bundle was asked for: no retry changes that.
+        if row["verdict"] in (record.FAILED, record.ROLLED_BACK, record.REFUSED) and row["payload_sha256"] is not None:
+            lines.append(f"to try it once more: byteor-agent retry {_word(row['name'])}")
     return lines
 
 

@@ -20,7 +20,9 @@ _NAME = re.compile(r"(\d{8})\.json\Z")
 MOST_KEPT = 1000
 
 
-def put(layout: Layout, deployment_id: str, report: Dict[str, Any], *, diagnostic: Optional[Callable[[], bytes]] = None) -> None:
+def put(
+    layout: Layout, deployment_id: str, report: Dict[str, Any], *, diagnostic: Optional[Callable[[], bytes]] = None
+) -> None:
     """Add one report, durably; one that is there already (by `report_id`) stays as it is. `diagnostic` is asked once."""
     present = _listed(layout)
     for _, path in reversed(present[-4:]):

@@ -1,10 +1,10 @@
 """Telling the runtime that ``current`` changed, and watching whether it stays healthy: the health gate of contract 3.
 
 By default `byteor-runtime.service` is reloaded or restarted, where it exists, and has to stay active for the window.
-``activation`` in firstboot.yaml may name another `unit`, a `command` in place of the reload, a `health` check in place of staying
-active, and another `window_s`. Commands run as root, on a systemd host in transient units of their own: outside the activator's
-sandbox, time-limited, gone with all they started. A check may fail while the runtime is coming up; once it has succeeded it
-must go on to, and it must have by the end of the window.
+``activation`` in firstboot.yaml may name another `unit`, a `command` in place of the reload, a `health` check in place of
+staying active, and another `window_s`. Commands run as root, on a systemd host in transient units of their own: outside the
+activator's sandbox, time-limited, gone with all they started. A check may fail while the runtime is coming up; once it
+has succeeded it must go on to, and it must have by the end of the window.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NO_UNIT = "no_unit"
 
 @dataclass(frozen=True)
 class Gate:
-    """How an activation ended: `code` None for healthy. `note` is for the report of a healthy one; `output` what was printed."""
+    """How an activation ended: `code` None for healthy, then `note` is for the report; `output` is what was printed."""
 
     code: Optional[str] = None
     reason: Optional[str] = None

@@ -151,9 +151,8 @@ def report(
     report_id: str, status: str, *, sequence: int, spec_hash: str, reason: Optional[str], at: str
 ) -> Dict[str, Any]:
     """The body of request 6 (contract 2.3). `reason` is a code, for programs; the sentence is in the record, for people."""
-    return {
-        "report_id": report_id, "status": status, "sequence": sequence, "spec_hash": spec_hash, "reason": reason, "occurred_at": at,
-    }  # fmt: skip
+    what = {"status": status, "sequence": sequence, "spec_hash": spec_hash, "reason": reason}
+    return {"report_id": report_id, **what, "occurred_at": at}
 
 
 def point(layout: Layout, directory: str) -> None:

@@ -82,8 +82,9 @@ put("envelope.json", json.dumps(envelope("application/vnd.byteor.deployment+json
 put(f"{digest}.bundle", bundle)
 put("request.json", json.dumps({"v": 1, "request": str(uuid.uuid4()), "clock_offset_s": 0}).encode())
 state = "/var/lib/byteor"
-for path in (f"{state}/activation/x", f"{state}/deployments/x", f"{state}/x", f"{state}/identity/x", "/etc/byteor/x", f"{state}/settings.json",
-             f"{state}/activation/keyring.json", f"{state}/activation/retry.json", "/run/byteor-firstboot/settings.yaml"):
+books = ("activation/x", "activation/keyring.json", "activation/retry.json")
+places = ("x", "deployments/x", "identity/x", "settings.json", *books)
+for path in (*(f"{state}/{name}" for name in places), "/etc/byteor/x", "/run/byteor-firstboot/settings.yaml"):
     try:
         open(path, "a").close()
     except OSError:

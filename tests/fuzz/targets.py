@@ -104,7 +104,8 @@ def seeds(name: str) -> List[bytes]:
     if name == "bundle":
         return [base64.b64decode(case["bundle"]) for case in vectors("bundles")["cases"]]
     return [
-        b'{"agent_id": "agt_1", "api_key": "key-key-key", "signing_keys": []}', b'{"agents": [{"agent_id": "a"}], "next": null}',
+        b'{"agent_id": "agt_1", "api_key": "key-key-key", "signing_keys": []}',
+        b'{"agents": [{"agent_id": "a"}], "next": null}',
         b'{"heartbeat_interval_s": 30, "deployment_id": "d", "deployment_sequence": 1}', b'{"code": "x", "title": "y"}',
     ]  # fmt: skip
 

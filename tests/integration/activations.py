@@ -31,8 +31,9 @@ class Activations:
         self.state, self.inbox = root / "var/lib/byteor", root / "var/lib/byteor/agent/inbox"
         self.sequence = 0
         pinned = {"kid": self.key.kid, "public_key": signing.b64url(self.key.public)}
-        frozen = {"v": 1, "org_id": PLACE[0], "project_id": PLACE[1], "environment_id": PLACE[2], "signing_keys": [pinned]}
-        self.settings = {**frozen, "activation": {"window_s": 0, **(activation or {})}, **settings}
+        place = {"org_id": PLACE[0], "project_id": PLACE[1], "environment_id": PLACE[2]}
+        told = {"window_s": 0, **(activation or {})}
+        self.settings: Dict[str, Any] = {"v": 1, **place, "signing_keys": [pinned], "activation": told, **settings}
         self.write_settings()
 
     def write_settings(self, **changes: Any) -> None:
@@ -47,10 +48,8 @@ class Activations:
             self.sequence += 1
         now = options.pop("now", datetime.datetime.now(datetime.timezone.utc))
         spec = {"spec.kv": f"name = {name}\n".encode()}
-        return spoil.make(
-            PLACE, files or spec, key=options.pop("key", self.key), now=now,
-            deployment_id=options.pop("deployment_id", f"dep_{name}"), sequence=options.pop("sequence", self.sequence), **options,
-        )  # fmt: skip
+        given = {"key": self.key, "deployment_id": f"dep_{name}", "sequence": self.sequence, **options}
+        return spoil.make(PLACE, files or spec, now=now, **given)
 
     # -- what the agent lays down
 

@@ -38,7 +38,8 @@ def test_a_good_deployment_is_in_force(host: Activations) -> None:
     assert os.readlink(host.state / "current") == "deployments/dep_good-1"
     assert os.readlink(host.root / "etc/byteor/spec.kv") == "/var/lib/byteor/current/spec.kv"
     directory = host.state / "deployments/dep_good-1"
-    assert {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()} == {"spec.kv": 0o644, "signing_keys.json": 0o644}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+    assert modes == {"spec.kv": 0o644, "signing_keys.json": 0o644}
     assert [key["kid"] for key in json.loads((directory / "signing_keys.json").read_text())["keys"]] == ["kid-1"]
     assert host.said() == [("dep_good", "active", "no_unit")]
     record = host.record()

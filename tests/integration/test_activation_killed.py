@@ -66,7 +66,7 @@ def calls(root: Path, trace: Path) -> List[Tuple[str, int]]:
 
 @pytest.mark.parametrize("good", [True, False], ids=["healthy", "rolled_back"])
 def test_killed_anywhere(tmp_path: Path, good: bool) -> None:
-    """At no call is there neither; after the next start the right one is in force and reported once, and nothing is left over."""
+    """At no call is there neither; after the next start the right one is in force, reported once, and nothing is left over."""
     host = prepared(tmp_path, good=good)
     whole = tmp_path / "whole"
     shutil.copytree(host.root, whole, symlinks=True)

@@ -100,9 +100,8 @@ def test_a_good_one_a_bad_one_and_the_plane_takes_it_back(edge: Edge) -> None:
     edge.wait_for_verdict("active", "no_unit")
     assert edge.verdict()["name"] == f"{first['deployment_id']}-{again['sequence']}"
     edge.plane.wait_for(lambda: _beaten(edge).get("sequence") == again["sequence"], limit_s=30)
-    assert _beaten(edge) == {
-        "deployment_id": first["deployment_id"], "sequence": again["sequence"], "spec_hash": again["spec_hash"], "state": "active",
-    }  # fmt: skip
+    named = {name: again[name] for name in ("deployment_id", "sequence", "spec_hash")}
+    assert _beaten(edge) == {**named, "state": "active"}
 
 
 def _beaten(edge: Edge) -> Mapping[str, Any]:
