@@ -11,7 +11,10 @@ from firstboot.errors import TryAgain
 
 # Of an answer: larger gains little. A cut connection costs the piece that it cut, so pieces grow where they come quickly.
 SMALLEST_PIECE_BYTES, PIECE_BYTES = 4 * 1024, 256 * 1024
-QUICK_S, PIECE_S = 1.0, 60.0  # a piece within QUICK_S is followed by a larger one; one is never waited for longer than PIECE_S
+QUICK_S = 1.0  # a piece within this is followed by a larger one
+# How long a piece is waited for: so slow a connection is worth less than another one. Never longer than LONGEST_S, for
+# whoever reads pieces says after each that he is alive, and a drip must not outlast a watchdog.
+STALL_S, STALLED_BYTES_S, LONGEST_S = 15.0, 512, 60.0
 BLOCK_BYTES = 256 * 1024  # of a request; http.client's own 8 KiB take twice the time
 SLOWEST_BYTES_S = 16 * 1024  # a transfer that is slower than this on the whole is given up, and taken up again
 BODILESS = (204, 304)  # their Content-Length, if any, is that of the body which another answer would have (RFC 9110, 8.6)
@@ -55,8 +58,7 @@ class Stream:
         size, wish, limit = 0, SMALLEST_PIECE_BYTES, current.limit
         while True:
             began = monotonic()
-            # Whoever reads pieces says after each that he is alive: a drip must not outlast a watchdog.
-            current.limit = min(limit, began + PIECE_S)
+            current.limit = min(limit, began + min(LONGEST_S, STALL_S + wish / STALLED_BYTES_S))
             piece = self.raw.read(wish, decode_content=False)
             if not piece:
                 break

@@ -18,7 +18,7 @@ from firstboot import files
 from firstboot.agent import activation
 from firstboot.agent.activation import Decided, Verdict, Wanted
 from firstboot.agent.answers import NO_DEPLOYMENT, check
-from firstboot.agent.download import Download
+from firstboot.agent.download import Download, GaveWay
 from firstboot.agent.inbox import ENVELOPE, Inbox
 from firstboot.agent.loop import Schedule
 from firstboot.agent.problems import Problem
@@ -104,8 +104,14 @@ class DeploymentsLoop:
     def hinted(self, hints: HeartbeatReply) -> bool:
         """Whether the plane names a deployment that is news to us; one that still is with the next beat comes again."""
         hint = (hints.deployment_id, hints.deployment_sequence)
-        if self._at_it or hint in ((None, None), self._dealt, self._named):
+        if hint in ((None, None), self._dealt, self._named):
             return False
+        if self._at_it:
+            # It may be what we have just asked about. But a download of hours is not to hold up what comes after it.
+            before = self._named[1] if self._named is not None else None
+            if before is None or hint[1] is None or hint[1] <= before:
+                return False
+            self._download.give_way()
         self._hint = hint
         return True
 
@@ -221,6 +227,8 @@ class DeploymentsLoop:
             self._brought = None
             try:
                 self._download.bring(wanted)
+            except GaveWay:
+                return  # the hint that told us makes us look at once
             except TryAgain:
                 if self._download.gained >= WORTH_BYTES:
                     self.schedule.failures = 0

@@ -36,6 +36,10 @@ MIB = 1 << 20
 NO_CEILING = 1 << 62  # the bytes are counted here
 
 
+class GaveWay(Exception):
+    """What was being fetched is no longer the newest."""
+
+
 class Download:
     """`bring` makes one attempt; for one thread. `shown` is for any."""
 
@@ -58,11 +62,16 @@ class Download:
         # Whose first byte this process wrote: what was there before may have been through a power cut.
         self._own: Optional[str] = None
         self._wrong: Optional[str] = None
+        self._giving_way = False
         self.gained = 0
 
     def shown(self) -> Optional[Dict[str, Any]]:
         """The bundle that is on its way: `deployment_id`, `bytes`, `size`; else None."""
         return self._progress
+
+    def give_way(self) -> None:
+        """Stop after the piece that is coming: there is something newer. For any thread."""
+        self._giving_way = True
 
     def is_here(self, wanted: Wanted) -> bool:
         """Whether its bundle was brought."""
@@ -79,11 +88,12 @@ class Download:
             files.remove(self._record)
 
     def bring(self, wanted: Wanted) -> None:
-        """One attempt; returns when the bundle is there. TryAgain, LocalFault and what `answers.check` raises.
+        """One attempt; returns when the bundle is there. GaveWay, TryAgain, LocalFault and what `answers.check` raises.
 
         What came before it raised is kept; `gained` says how much that was.
         """
         self.tidy(wanted)
+        self._giving_way = False
         same, tag = self._recorded(wanted)
         if not same:
             self._record_now(wanted, None)
@@ -141,6 +151,8 @@ class Download:
             self._show(wanted, part.size)
             if part.size > wanted.size:
                 return
+            if self._giving_way:
+                raise GaveWay
         if part.size < wanted.size and (coming.total is None or part.size < coming.total):
             raise TryAgain(f"{DOING}: it ended after {part.size} of {wanted.size} bytes")
 

@@ -21,6 +21,7 @@ from firstboot.agent.answers import RequestRefused
 from firstboot.agent.deployments import DeploymentsLoop
 from firstboot.bodies import PIECE_BYTES
 from firstboot.errors import LocalFault, TryAgain
+from firstboot.wire import HeartbeatReply
 from tests.integration.host import Host
 from tests.integration.loops import Agent, raised
 
@@ -286,6 +287,28 @@ def test_what_nobody_wants_any_more_is_removed(agent: Fetching) -> None:
     agent.plane.fault("latest", "problem", status=404, code="no_deployment")
     loop.run_once()
     assert {path.name for path in agent.layout.inbox.iterdir()} == {"request.json"}
+
+
+def test_a_long_download_gives_way_to_what_is_newer(agent: Fetching) -> None:
+    """Once for each hint, so that a plane that hints ahead of what it gives lets it come to its end."""
+    loop = agent.begin(2 * MIB)
+    named = (agent.made["deployment_id"], agent.made["sequence"])
+    pieces = 0
+
+    def hint(*_: Any) -> None:
+        nonlocal pieces
+        pieces += 1
+        assert not loop.hinted(HeartbeatReply(deployment_id=named[0], deployment_sequence=named[1]))
+        assert not loop.hinted(HeartbeatReply(deployment_id="dep_old", deployment_sequence=named[1] - 1))
+        if pieces == 3:
+            assert loop.hinted(HeartbeatReply(deployment_id="dep_new", deployment_sequence=named[1] + 1))
+
+    loop._download._alive = hint
+    loop.run_once()
+    have = agent.part.stat().st_size
+    assert pieces == 3 and 0 < have < MIB
+    loop.run_once()  # nothing newer is there
+    assert agent.is_whole() and agent.asked()[-1]["headers"]["range"] == f"bytes={have}-"
 
 
 def test_the_same_bundle_under_another_deployment_goes_on(agent: Fetching) -> None:

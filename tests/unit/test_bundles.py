@@ -181,11 +181,12 @@ def test_no_header_breaks_the_reading_of_one(text: str) -> None:
 
 def test_pieces_grow_while_they_come_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 4 to 256 KiB; a slow one makes the next smaller, so that a cut costs little and a watchdog hears of us."""
-    slow, now = {5, 6, 7}, [0.0]
+    slow, now, waits = {5, 6, 7}, [0.0], []  # type: ignore[var-annotated]
     raw = Raw(bytes(1 << 20))
     read = raw.read
 
     def timed(size: int, **keywords: Any) -> bytes:
+        waits.append(current.limit - now[0])
         now[0] += 30.0 if len(raw.reads) in slow else 0.01
         return read(size, **keywords)
 
@@ -195,6 +196,7 @@ def test_pieces_grow_while_they_come_quickly(monkeypatch: pytest.MonkeyPatch) ->
     list(Stream(200, {}, raw, "plane").pieces(1 << 20))
     kib = [size // 1024 for size in raw.reads]
     assert kib[:10] == [4, 8, 16, 32, 64, 128, 64, 32, 16, 32]
+    assert waits[0] == 23.0 and round(max(waits)) == 60
     assert kib[0] * 1024 == SMALLEST_PIECE_BYTES and max(kib) * 1024 == PIECE_BYTES
 
 
