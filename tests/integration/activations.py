@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -39,6 +41,14 @@ class Activations:
     def write_settings(self, **changes: Any) -> None:
         self.settings.update(changes)
         (self.state / "settings.json").write_text(json.dumps(self.settings))
+
+    def copy(self, root: Path) -> Activations:
+        """The same host elsewhere: its trees name themselves nowhere."""
+        shutil.copytree(self.root, root, symlinks=True)
+        other = copy.copy(self)
+        other.root, other.state, other.inbox = root, root / "var/lib/byteor", root / "var/lib/byteor/agent/inbox"
+        other.settings = dict(self.settings)
+        return other
 
     # -- what the plane makes
 

@@ -19,12 +19,18 @@ HOSTILE = [(code, variant) for code, variants in SPOILERS.items() for variant in
 TOLD = {"bundle_digest", "bundle_size", "malformed_bundle", "spec_hash", "unsafe_archive", *GATED}
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Activations:
-    """A host with one deployment in force."""
-    host = Activations(tmp_path / "root")
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Activations:
+    """A host with one deployment in force, to be copied."""
+    host = Activations(tmp_path_factory.mktemp("deployed") / "root")
     host.deploy("good")
     return host
+
+
+@pytest.fixture
+def host(deployed: Activations, tmp_path: Path) -> Activations:
+    """One of the test's own."""
+    return deployed.copy(tmp_path / "root")
 
 
 def outside(host: Activations) -> Dict[str, Any]:

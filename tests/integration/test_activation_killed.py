@@ -68,18 +68,16 @@ def calls(root: Path, trace: Path) -> List[Tuple[str, int]]:
 def test_killed_anywhere(tmp_path: Path, good: bool) -> None:
     """At no call is there neither; after the next start the right one is in force, reported once, and nothing is left over."""
     host = prepared(tmp_path, good=good)
-    whole = tmp_path / "whole"
-    shutil.copytree(host.root, whole, symlinks=True)
-    points = calls(whole, tmp_path / "trace")
+    points = calls(host.copy(tmp_path / "whole").root, tmp_path / "trace")
     assert len(points) > 60 and {"rename", "fsync", "symlink"} <= {name for name, _ in points}
 
     def one(point: Tuple[str, int]) -> Dict[str, object]:
         name, which = point
-        root = tmp_path / f"{name}-{which}"
-        shutil.copytree(host.root, root, symlinks=True)
+        copy = host.copy(tmp_path / f"{name}-{which}")
+        root = copy.root
         kill = ("-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={which}")
         code = activate(root, str(STRACE), "-o", "/dev/null", *kill)
-        return {"point": point, "code": code, **judged(root, good=good)}
+        return {"point": point, "code": code, **judged(copy, good=good)}
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         seen = list(pool.map(one, points))
@@ -88,15 +86,13 @@ def test_killed_anywhere(tmp_path: Path, good: bool) -> None:
     assert len(killed) > 0.9 * len(seen), "the kills did not happen"
 
 
-def judged(root: Path, *, good: bool) -> Dict[str, object]:
+def judged(host: Activations, *, good: bool) -> Dict[str, object]:
     """What is wrong now, and after the next start."""
-    host = Activations.__new__(Activations)
-    host.root, host.state, host.inbox = root, root / "var/lib/byteor", root / "var/lib/byteor/agent/inbox"
     wrong: List[str] = []
     if host.spec() not in ("name = one\n", "name = two\n"):
         wrong.append(f"right after the kill {host.spec()!r} is in force")
     for _ in range(2):  # the path unit starts it as long as there is a journal or a request
-        if activate(root) != 0:
+        if activate(host.root) != 0:
             wrong.append("the next start failed")
     expected = ["active", "active"] if good else ["active", "failed", "rolled_back"]
     if [status for _, status, _ in host.said()] != expected:
@@ -107,7 +103,7 @@ def judged(root: Path, *, good: bool) -> Dict[str, object]:
     if left or (host.state / "activation/journal.json").exists():
         wrong.append(f"left over: {left}")
     if not wrong:
-        shutil.rmtree(root)
+        shutil.rmtree(host.root)
     return {"wrong": wrong}
 
 
