@@ -105,8 +105,8 @@ def test_a_deployment_by_an_unknown_key_brings_the_key_sets(host: Host) -> None:
     host.plane.configure(heartbeat_answer=204)
     with running(host):
         wait_for_version(host, 1)
-        host.plane.wait_for(lambda: host.plane.requests("latest"), limit_s=20)
-    # Fresh by its own memory: only the deployment makes it look.
+        host.plane.wait_for(host.path("var/lib/byteor/agent/keysets.json").exists, limit_s=20)
+    # It looked a moment ago: only the deployment makes it look again.
     kids = host.plane.rotate()["active"]
     made = host.plane.deploy(kid=kids[-1])
     with running(host):
