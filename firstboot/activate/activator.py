@@ -16,6 +16,7 @@ an attacker: its inbox only ever offers, and what it offers is judged by keys, n
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
 from contextlib import contextmanager
@@ -23,14 +24,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Optional, Union
 
-from firstboot import files, frozen, locks, log, trees
-from firstboot.activate import again, journal, keyring, outcomes, record, sequence, switch, unpack
+from firstboot import files, frozen, locks, log, systemd, trees
+from firstboot.activate import again, directories, journal, keyring, outcomes, record, sequence, switch, unpack
 from firstboot.activate.admission import Deployment, Untimely, admit, approve
 from firstboot.activate.inbox import Inbox, Request
 from firstboot.activate.runtime import Runtime
-from firstboot.activate.trust import Place, Ring
+from firstboot.activate.trust import Ring
 from firstboot.clock import Clock, rfc3339
-from firstboot.errors import Corrupt, Invalid, LocalFault, TryAgain, Untrusted
+from firstboot.errors import Corrupt, LocalFault, TryAgain, Untrusted
 from firstboot.frozen import Settings
 from firstboot.layout import Layout
 from firstboot.signatures import APPROVAL_LIMIT
@@ -39,7 +40,6 @@ LOCK_WAIT_S = 600.0  # another activator may be gating
 AT_ONCE = 8  # rounds; what is left is asked for again
 CLOCK_TOLERANCE_S = 300.0  # contract 3
 SYNCHRONIZED = "/run/systemd/timesync/synchronized"  # made by systemd-timesyncd
-STAGING = ".incoming"
 CLOCK = "clock_not_trusted"
 OF_TIME = (CLOCK, "expired", "not_yet_valid")
 SIGNING_KEYS = "signing_keys.json"
@@ -82,22 +82,27 @@ class Activator:
         """Go on until nothing is left to do."""
         switching = switch.Switch(self.layout, Runtime.configured(self.layout, self.settings.activation), self.clock)
         for _ in range(AT_ONCE):
-            begun = journal.load(self.layout)
+            begun, retried = journal.load(self.layout), again.asked(self.layout)
             if begun is not None:
+                if retried == begun.target.payload_sha256:
+                    again.forget(self.layout)  # this is the try that was asked for
                 switching.finish(begun)
                 continue
             with Inbox(self.layout) as inbox:
-                request, retried = inbox.request(), again.asked(self.layout)
+                request = inbox.request()
                 if request.request in (None, record.load(self.layout).request) and retried is None:
                     break
                 self._answer(inbox, request, retried)
         outcomes.prune(self.layout)
-        if not (self.layout.is_host and _systemd_makes_the_link()):
+        if not (self.layout.is_host and systemd.booted()):
             link_spec(self.layout)
 
     def _answer(self, inbox: Inbox, request: Request, retried: Optional[str]) -> None:
         """One request: key sets first, since the envelope may be signed by a new one."""
+        place = keyring.place_of(self.settings)
         known = replace(record.load(self.layout), request=request.request, wanted=None)
+        if directories.named(self.layout) != known.directory:  # somebody moved the link: say what is true
+            known = replace(known, current=directories.in_force(self.layout, state="active"))
         now = self._trusted_now(request)
         raw = offered = None
         try:
@@ -105,32 +110,39 @@ class Activator:
         except Corrupt as error:
             log.warning(f"the agent's inbox is not as it should be: {error}")
         if offered is not None:
-            keyring.offer(self.layout, self.settings, offered)
-        ring = keyring.current(self.layout, self.settings)
+            keyring.offer(self.layout, self.settings, offered, now=now)
         if raw is None:
             record.save(self.layout, known)
             again.forget(self.layout)
             return
         digest = hashlib.sha256(raw).hexdigest()
         known = replace(known, envelope_sha256=digest)
+        decided, highest = known.of_envelope(digest), sequence.load(self.layout, place)
+        payload = decided.payload_sha256 if decided is not None else None
+        if payload is not None and highest is not None and payload == highest.payload_sha256 and payload != retried:
+            # The newest, dealt with when it was new: later ends of keys and times take nothing back.
+            record.save(self.layout, known)
+            again.forget(self.layout)
+            return
+        ring = keyring.current(self.layout, self.settings)
         blank = record.Row(verdict=record.REFUSED, at=self._now(), envelope_sha256=digest, keys_version=ring.version)
-        highest = sequence.load(self.layout, self._place())
         try:
-            deployment = admit(raw, ring=ring, place=self._place(), highest=highest, now=now)
+            deployment = admit(raw, ring=ring, place=place, highest=highest, now=now)
         except (Untimely, Untrusted) as error:
-            record.save(self.layout, self._not_admitted(known, error, blank=blank, is_retry=retried is not None))
+            record.save(self.layout, self._not_admitted(known, error, blank=blank, retried=retried))
             if isinstance(error, Untrusted):
                 again.forget(self.layout)
             return
-        sequence.raise_to(self.layout, self._place(), deployment)
+        sequence.raise_to(self.layout, place, deployment)
         self._admitted(inbox, known, deployment, blank=_of(blank, deployment), ring=ring, now=now, retried=retried)
 
     def _not_admitted(
-        self, known: record.Record, error: Union[Untimely, Untrusted], *, blank: record.Row, is_retry: bool
+        self, known: record.Record, error: Union[Untimely, Untrusted], *, blank: record.Row, retried: Optional[str]
     ) -> record.Record:
         deployment, code = getattr(error, "deployment", None), getattr(error, "code", CLOCK)
         if deployment is not None:
-            if code in OF_TIME and not is_retry and known.of_payload(deployment.payload_sha256) is not None:
+            tried = deployment.payload_sha256 != retried and known.of_payload(deployment.payload_sha256) is not None
+            if tried and code in OF_TIME:
                 return known  # dealt with when its time was; what is active stays active
             # Without the payload's hash: nothing was tried that would have to be remembered.
             blank = replace(_of(blank, deployment), payload_sha256=None)
@@ -151,43 +163,43 @@ class Activator:
         retried: Optional[str],
     ) -> None:
         """The plane means this for us, now: bring it into force, unless that was done or tried."""
-        before = known.of_payload(deployment.payload_sha256)
-        is_retry = retried == deployment.payload_sha256
-        if before is not None and not is_retry:
+        if known.of_payload(deployment.payload_sha256) is not None and retried != deployment.payload_sha256:
             record.save(self.layout, known)
             again.forget(self.layout)
             return
-        directory, final = deployment.name, self.layout.deployments / deployment.name
-        if switch.named(self.layout) == directory:
-            # In force, and the record does not know it: it was lost. Nothing else could have put it there.
-            row = replace(blank, verdict=record.ACTIVE, reason="found in force")
-            record.save(self.layout, replace(known.with_row(row), current=switch.in_force(self.layout, state="active")))
-            again.forget(self.layout)
-            return
+        if os.path.lexists(self.layout.current) and not self.layout.current.is_symlink():
+            here = self.layout.shown(self.layout.current)
+            raise LocalFault(f"{here} is not a symbolic link, and is not replaced", hint=f"move {here} away")
+        name = directories.chosen(self.layout, deployment, previous=known.previous)
+        made = directories.read(self.layout, name)
         try:
-            if is_retry and final.is_dir():
-                self._approved(final, deployment, ring=ring, now=now)
-            elif not self._unpacked(inbox, deployment, ring=ring, now=now):
+            if made is not None and made.payload_sha256 == deployment.payload_sha256:
+                self._approved(self.layout.deployments / name, deployment, ring=ring, now=now)
+            elif not self._unpacked(inbox, deployment, name=name, ring=ring, now=now):
                 record.save(self.layout, replace(known, wanted=record.wanted(deployment)))
                 return
         except Untrusted as error:
-            log.warning(f"deployment {directory} is refused: {error.code}: {error}")
+            log.warning(f"deployment {name} is refused: {error.code}: {error}")
             self._tell(deployment, error)
             record.save(self.layout, known.with_row(replace(blank, code=error.code, reason=str(error))))
             again.forget(self.layout)
             return
+        # What was healthy last, if this one is in force already: a run that lost its journal put it there.
+        now_in_force = directories.named(self.layout)
+        previous = known.directory if now_in_force == name else now_in_force
         begun = journal.begin(
-            deployment, envelope_sha256=known.envelope_sha256 or "", keys_version=ring.version,
-            previous=switch.named(self.layout),
+            deployment, envelope_sha256=known.envelope_sha256 or "", keys_version=ring.version, directory=name,
+            previous=previous if previous != name else None,
         )  # fmt: skip
+        journal.reserve(self.layout)
         journal.save(self.layout, begun)
         record.save(self.layout, known)
         again.forget(self.layout)
 
-    def _unpacked(self, inbox: Inbox, deployment: Deployment, *, ring: Ring, now: Optional[float]) -> bool:
+    def _unpacked(self, inbox: Inbox, deployment: Deployment, *, name: str, ring: Ring, now: Optional[float]) -> bool:
         """Make the complete directory of a deployment; False when its bundle is not in the inbox, Untrusted if it is wrong."""
-        copied, staging = self.layout.activation / ".bundle", self.layout.deployments / STAGING
-        final = self.layout.deployments / deployment.name
+        copied, staging = self.layout.activation / ".bundle", self.layout.deployments / directories.STAGING
+        final = self.layout.deployments / name
         try:
             with inbox.bundle(deployment.bundle_sha256, deployment.bundle_size) as source:
                 if source is None:
@@ -200,13 +212,14 @@ class Activator:
             if digest != deployment.bundle_sha256:
                 raise Untrusted("bundle_digest", "the bundle is not the one that was signed")
             trees.remove(staging)
-            unpack.unpack(copied, staging, packed_size=size)
+            unpack.unpack(
+                copied, staging, packed_size=size, ours={directories.MARKER: directories.marking(deployment)},
+                unless_brought={SIGNING_KEYS: json.dumps(keyring.public(ring), sort_keys=True, indent=1).encode() + b"\n"},
+            )  # fmt: skip
             if unpack.spec_hash(staging) != deployment.spec_hash:
                 raise Untrusted("spec_hash", "spec.kv is not the one that was signed")
             self._approved(staging, deployment, ring=ring, now=now)
-            if not (staging / SIGNING_KEYS).exists():
-                files.write_json(staging / SIGNING_KEYS, keyring.public(ring), mode=0o644)
-            trees.remove(final)  # of an interrupted run; `switch` was not begun with it
+            trees.remove(final)  # another environment's, or what nobody vouches for
             trees.complete(staging, final)
             return True
         finally:
@@ -227,20 +240,17 @@ class Activator:
         )  # fmt: skip
         outcomes.put(self.layout, deployment.deployment_id, body)
 
-    def _place(self) -> Place:
-        place = Place.of(self.settings)
-        if place is None:
-            raise Invalid("the settings name no organisation, project and environment", hint="byteor-firstboot status")
-        return place
-
     def _trusted_now(self, request: Request) -> Optional[float]:
         """The time if this host's clock is to be believed (contract 3), else None.
 
-        The agent's word counts: it can only lie about a clock that is wrong, and then merely be judged by that clock.
+        The agent's word counts, if it was given since this host booted: it can only lie about a clock that is wrong, and
+        then merely be judged by that clock.
         """
-        offset = request.clock_offset_s
-        agrees = offset is not None and abs(offset) <= CLOCK_TOLERANCE_S
-        return self.clock.wall() if agrees or (self.layout.is_host and os.path.exists(SYNCHRONIZED)) else None
+        now, offset, at = self.clock.wall(), request.clock_offset_s, request.written_at
+        booted = now - self.clock.uptime() - CLOCK_TOLERANCE_S
+        fresh = at is not None and booted <= at <= now + CLOCK_TOLERANCE_S
+        agrees = fresh and offset is not None and abs(offset) <= CLOCK_TOLERANCE_S
+        return now if agrees or (self.layout.is_host and os.path.exists(SYNCHRONIZED)) else None
 
     def _now(self) -> str:
         return rfc3339(self.clock.wall())
@@ -253,13 +263,12 @@ def _of(blank: record.Row, deployment: Deployment) -> record.Row:
     )  # fmt: skip
 
 
-def _systemd_makes_the_link() -> bool:
-    return os.path.isdir("/run/systemd/system")
-
-
 def link_spec(layout: Layout) -> None:
     """The vendor's documented path, where no tmpfiles makes it; what somebody put there is never replaced."""
     path = layout.path("/etc/byteor/spec.kv")
-    if not os.path.lexists(path):
-        files.make_directory(path.parent, 0o755)
-        trees.point(path, "/var/lib/byteor/current/spec.kv")
+    try:
+        if not os.path.lexists(path):
+            files.make_directory(path.parent, 0o755)
+            trees.point(path, "/var/lib/byteor/current/spec.kv")
+    except LocalFault as error:  # a container's /etc may be read-only; what is deployed is in force all the same
+        log.warning(str(error))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Optional
 
-from firstboot import files
-from firstboot.activate import record
-from firstboot.errors import Invalid, LocalFault
+from firstboot import files, keeping, log
+from firstboot.activate import directories, record, sequence
+from firstboot.errors import Corrupt, Invalid
 from firstboot.layout import Layout
 
 VERSION = 1
@@ -15,23 +15,26 @@ VERSION = 1
 def retry_deployment(layout: Layout, named: str) -> Optional[str]:
     """Ask for one more try of the deployment `named` (its id, or id-sequence); return what is tried, None if unknown.
 
-    Invalid (4) when it is in force, or when it is not the newest one that the plane signed: an older one may only come back
-    by the plane's word, under a higher sequence.
+    Invalid (4) when it is in force, when it is not the newest one that was verified here (an older one may only come back by
+    the plane's word, under a higher sequence), or when the plane has withdrawn it.
     """
     history = record.load(layout).history
     found = [row for row in history if named in (row.deployment_id, f"{row.deployment_id}-{row.sequence}")]
     if not found:
         return None
-    row = found[-1]
+    row = ([row for row in found if row.payload_sha256 is not None] or found)[-1]
     shown = f"{row.deployment_id}-{row.sequence}"
-    if row.verdict == record.ACTIVE:
+    current = directories.named(layout)
+    made = directories.read(layout, current) if current is not None else None
+    if row.verdict == record.ACTIVE and made is not None and made.payload_sha256 == row.payload_sha256:
         raise Invalid(f"deployment {shown} did not fail", hint="byteor-agent deployments shows what did")
-    highest = files.read_json(layout.activation / "sequence.json") or {}
-    if row.payload_sha256 is None or row.payload_sha256 != highest.get("payload_sha256"):
+    if not sequence.is_highest(layout, row.payload_sha256):
         raise Invalid(
             f"deployment {shown} is not the newest that was verified here",
             hint="roll back at the plane: it signs an older deployment again, under a higher sequence",
         )
+    if not (layout.inbox / "envelope.json").exists():
+        raise Invalid(f"the plane assigns deployment {shown} no more", hint="assign it again at the plane")
     files.write_json(layout.activation / "retry.json", {"v": VERSION, "payload_sha256": row.payload_sha256})
     return shown
 
@@ -41,10 +44,12 @@ def asked(layout: Layout) -> Optional[str]:
     path = layout.activation / "retry.json"
     try:
         payload = (files.read_json(path) or {}).get("payload_sha256")
-    except LocalFault:
-        payload = None
-        files.remove(path)
-    return payload if isinstance(payload, str) else None
+        if not isinstance(payload, (str, type(None))):
+            raise Corrupt(f"{path} is damaged: no payload")
+    except Corrupt as error:
+        log.warning(str(error), kept_as=keeping.set_aside(path))
+        return None
+    return payload
 
 
 def forget(layout: Layout) -> None:

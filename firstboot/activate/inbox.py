@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Iterator, Optional, Type
 
@@ -35,10 +35,11 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: an id to answer to, and by how many seconds the plane's clock was ahead of this host's."""
+    """What is asked: an id to answer to, and by how many seconds the plane's clock was ahead of this host's at `written_at`."""
 
     request: Optional[str] = None
     clock_offset_s: Optional[float] = None
+    written_at: Optional[float] = None  # the file's time, by this host's clock
 
 
 class Inbox:
@@ -82,8 +83,11 @@ class Inbox:
     def request(self) -> Request:
         """What the agent asks; without members where it says nothing that can be used."""
         try:
-            return unverified_request(self._read(REQUEST, REQUEST_LIMIT) or b"")
-        except LocalFault:
+            said = unverified_request(self._read(REQUEST, REQUEST_LIMIT) or b"")
+            if self._fd is None:
+                return said
+            return replace(said, written_at=os.stat(REQUEST, dir_fd=self._fd, follow_symlinks=False).st_mtime)
+        except (LocalFault, OSError):
             return Request()
 
     @contextmanager

@@ -12,11 +12,12 @@ from typing import Any, Mapping, Optional
 
 from firstboot import files, keeping, log
 from firstboot.activate.admission import Deployment
+from firstboot.activate.directories import is_name
 from firstboot.errors import Corrupt
-from firstboot.frozen import IDENTIFIER
 from firstboot.layout import Layout
 
 VERSION = 1
+RESERVE, RESERVED_BYTES = ".reserve", 256 * 1024
 # In order: the new one is switched to and judged; the old one is put back and judged; only the books are left to do.
 ACTIVATING, RESTORING, SETTLED = "activating", "restoring", "settled"
 PHASES = (ACTIVATING, RESTORING, SETTLED)
@@ -32,10 +33,7 @@ class Target:
     payload_sha256: str
     envelope_sha256: str
     keys_version: int
-
-    @property
-    def directory(self) -> str:
-        return f"{self.deployment_id}-{self.sequence}"
+    directory: str
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,16 @@ class Journal:
     verdict: Optional[str] = None
     code: Optional[str] = None
     reason: Optional[str] = None
+    note: Optional[str] = None  # why the way back failed too
 
 
-def begin(deployment: Deployment, *, envelope_sha256: str, keys_version: int, previous: Optional[str]) -> Journal:
+def begin(
+    deployment: Deployment, *, envelope_sha256: str, keys_version: int, directory: str, previous: Optional[str]
+) -> Journal:
     """A new activation; nothing is written yet."""
     target = Target(
         deployment.deployment_id, deployment.sequence, deployment.spec_hash, deployment.payload_sha256,
-        envelope_sha256, keys_version,
+        envelope_sha256, keys_version, directory,
     )  # fmt: skip
     return Journal(target, previous, ACTIVATING, 0, str(uuid.uuid4()), str(uuid.uuid4()))
 
@@ -73,6 +74,16 @@ def load(layout: Layout) -> Optional[Journal]:
         return None
 
 
+def reserve(layout: Layout) -> None:
+    """Keep some room, so that a disk which the new deployment fills cannot stand in the way back."""
+    files.write(layout.activation / RESERVE, bytes(RESERVED_BYTES))
+
+
+def use_reserve(layout: Layout) -> None:
+    """Give the room back: what is written next may need it."""
+    files.remove(layout.activation / RESERVE)
+
+
 def save(layout: Layout, journal: Journal) -> Journal:
     """Make it durable and return it."""
     files.write_json(layout.activation / "journal.json", {"v": VERSION, **asdict(journal)})
@@ -81,6 +92,7 @@ def save(layout: Layout, journal: Journal) -> Journal:
 
 def remove(layout: Layout) -> None:
     """Nothing is in progress any more."""
+    use_reserve(layout)
     files.remove(layout.activation / "journal.json")
 
 
@@ -91,10 +103,9 @@ def _parse(stored: Mapping[str, Any]) -> Journal:
     except (KeyError, TypeError) as error:
         raise Corrupt("journal.json is damaged: a member is missing") from error
     named = journal.target
-    directories = [named.directory, *([journal.previous] if journal.previous is not None else [])]
+    names = [named.directory, *([journal.previous] if journal.previous is not None else [])]
     if journal.phase not in PHASES or not isinstance(journal.tries, int) or not isinstance(named.sequence, int):
         raise Corrupt("journal.json is damaged: no such phase")
-    # Names of directories that are made into paths: ours were identifiers with a number behind.
-    if not all(isinstance(name, str) and IDENTIFIER.match(name.rpartition("-")[0]) for name in directories):
+    if not all(map(is_name, names)):  # they are made into paths
         raise Corrupt("journal.json is damaged: a name")
     return journal

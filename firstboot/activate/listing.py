@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import Any, Dict, List, Mapping, Optional
 
-from firstboot.activate import record, switch
+from firstboot.activate import directories, record
 from firstboot.errors import NoToken
 from firstboot.layout import Layout
 
@@ -28,7 +28,7 @@ def deployments(layout: Layout, *, as_json: bool) -> int:
 
 def look(layout: Layout) -> Dict[str, Any]:
     """The document of ``--json`` (README, "JSON")."""
-    known, current = record.peek(layout), switch.named(layout)
+    known, current = record.peek(layout), directories.named(layout)
     rows: List[Dict[str, Any]] = []
     for row in known.history:
         name = f"{row.deployment_id}-{row.sequence}" if row.deployment_id is not None else None

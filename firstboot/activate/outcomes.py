@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from firstboot import files
+from firstboot import files, log
 from firstboot.errors import LocalFault
 from firstboot.layout import Layout
 
@@ -35,7 +35,10 @@ def put(
     number = present[-1][0] + 1 if present else 1
     path = layout.outcomes / f"{number:08d}.json"
     if diagnostic is not None:
-        files.write(path.with_suffix(".txt"), diagnostic(), mode=0o644)
+        try:
+            files.write(path.with_suffix(".txt"), diagnostic(), mode=0o644)
+        except LocalFault as error:  # the report matters more, and the way back most
+            log.warning(f"there is no diagnostic: {error}")
     files.write_json(path, {"v": VERSION, "deployment_id": deployment_id, "report": report}, mode=0o644)
 
 

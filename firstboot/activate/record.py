@@ -34,6 +34,7 @@ class Row:
     code: Optional[str] = None
     reason: Optional[str] = None
     keys_version: Optional[int] = None
+    report_id: Optional[str] = None  # of the last report of an activation
 
     def same_as(self, other: Row) -> bool:
         """True when both say the same, whenever it was said."""
@@ -46,18 +47,23 @@ _TEXTS = tuple(item.name for item in fields(Row) if item.name not in _NUMBERS)
 
 @dataclass(frozen=True)
 class Record:
-    """The whole file. `previous` is the directory that was in force before the present one; it is kept."""
+    """The whole file. `directory` was put in force last and found healthy, `previous` before it; both are kept."""
 
     request: Optional[str] = None
     envelope_sha256: Optional[str] = None
     wanted: Optional[Mapping[str, Any]] = None
     current: Optional[Mapping[str, Any]] = None
+    directory: Optional[str] = None
     previous: Optional[str] = None
     history: Tuple[Row, ...] = field(default=())
 
     def of_payload(self, payload_sha256: str) -> Optional[Row]:
         """The newest verdict about this payload."""
         return next((row for row in reversed(self.history) if row.payload_sha256 == payload_sha256), None)
+
+    def of_envelope(self, envelope_sha256: str) -> Optional[Row]:
+        """The newest verdict about this envelope."""
+        return next((row for row in reversed(self.history) if row.envelope_sha256 == envelope_sha256), None)
 
     def with_row(self, row: Row) -> Record:
         """The same with one more verdict, unless the newest says just that."""
@@ -92,6 +98,7 @@ def save(layout: Layout, record: Record) -> None:
         "answered": {"request": record.request, "envelope_sha256": record.envelope_sha256},
         "wanted": record.wanted,
         "current": record.current,
+        "directory": record.directory,
         "previous": record.previous,
         "history": [asdict(row) for row in record.history],
     }
@@ -117,6 +124,7 @@ def _parse(stored: Mapping[str, Any]) -> Record:
         envelope_sha256=_text(answered.get("envelope_sha256")),
         wanted=_mapping(stored.get("wanted")),
         current=_mapping(stored.get("current")),
+        directory=_text(stored.get("directory")),
         previous=_text(stored.get("previous")),
         history=tuple(_row(row) for row in rows[-KEPT_ROWS:]),
     )

@@ -12,7 +12,7 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Dict, Optional, Tuple
+from typing import BinaryIO, Dict, Mapping, Optional, Tuple
 
 from firstboot import files, trees
 from firstboot.activate.tarstream import Entry, entries, malformed, shown, unsafe
@@ -33,9 +33,18 @@ DEPTH_LIMIT = 32  # components
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}
 
 
-def unpack(bundle: Path, into: Path, *, packed_size: int) -> None:
+def unpack(
+    bundle: Path,
+    into: Path,
+    *,
+    packed_size: int,
+    ours: Optional[Mapping[str, bytes]] = None,
+    unless_brought: Optional[Mapping[str, bytes]] = None,
+) -> None:
     """Unpack `bundle`, of `packed_size` bytes, into the new directory `into`; Untrusted says why not.
 
+    Files of this host's are added: under the names of `ours`, which no archive may use, and under those of `unless_brought`,
+    where the archive's own file of that name stays.
     Nothing is written outside `into`; after an error what is there is for the caller to remove. Not durable: that is
     `trees.complete`. Not checked: that the bundle is the one that was signed.
     """
@@ -53,6 +62,11 @@ def unpack(bundle: Path, into: Path, *, packed_size: int) -> None:
                 tree.file(encoded, pieces, executable=bool(entry.mode & 0o111))
         if not names.is_file((SPEC,)):
             malformed(f"it has no {SPEC}")
+        added = {name: data for name, data in (unless_brought or {}).items() if not names.is_file((name,))}
+        for name, data in {**added, **(ours or {})}.items():
+            if not names.is_free((name,)):
+                unsafe(f"{name} is this host's own name")
+            tree.file([name.encode()], [data], executable=False)
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,9 @@ class _Names:
         if len(self._made) > ENTRY_LIMIT + IMPLIED_LIMIT:
             unsafe(f"more than {ENTRY_LIMIT + IMPLIED_LIMIT} files and directories")
         return parts
+
+    def is_free(self, parts: Tuple[str, ...]) -> bool:
+        return tuple(map(_fold, parts)) not in self._made
 
     def is_file(self, parts: Tuple[str, ...]) -> bool:
         return self._made.get(tuple(map(_fold, parts))) == _Made(parts, "file")

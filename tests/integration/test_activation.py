@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 
+from tests.controlplane import signing
+from tests.controlplane.signing import SigningKey
 from tests.controlplane.spoil import SPOILERS
 from tests.integration.activations import Activations, tree
 
@@ -45,7 +50,7 @@ def test_a_good_deployment_is_in_force(host: Activations) -> None:
     assert os.readlink(host.root / "etc/byteor/spec.kv") == "/var/lib/byteor/current/spec.kv"
     directory = host.state / "deployments/dep_good-1"
     modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
-    assert modes == {"spec.kv": 0o644, "signing_keys.json": 0o644}
+    assert modes == {"spec.kv": 0o644, "signing_keys.json": 0o644, ".deployment.json": 0o644}
     assert [key["kid"] for key in json.loads((directory / "signing_keys.json").read_text())["keys"]] == ["kid-1"]
     assert host.said() == [("dep_good", "active", "no_unit")]
     record = host.record()
@@ -260,6 +265,161 @@ def test_a_damaged_book_is_set_aside(host: Activations, name: str) -> None:
     assert host.spec() == "name = new\n"
     if name != "retry.json":
         assert [kept.read_text() for kept in path.parent.glob(f"{name}.corrupt-*")] == ["{"]
+
+
+@pytest.mark.parametrize("damage", ["{", '{"v": 1}', '{"v": 1, "places": [{"place": 5}]}', None])
+def test_what_was_old_stays_old_whatever_becomes_of_the_books(host: Activations, damage: str | None) -> None:
+    """One damage of sequence.json, and the offers that follow: none of the older ones comes back."""
+    old, older = host.make("old", sequence=2), host.make("older", sequence=0)
+    host.sequence = 2
+    host.deploy("new")
+    path = host.state / "activation/sequence.json"
+    path.unlink() if damage is None else path.write_text(damage)
+    for made in (older, old, older, old):
+        host.offer(made)
+        host.activate()
+        assert host.verdicts()[-1][1:] == ("refused", "rolled_back_sequence") and host.spec() == "name = new\n"
+
+
+def test_another_environment_and_back(host: Activations) -> None:
+    """Each environment has its own order; a directory of the same name is no proof of the same deployment."""
+    host.deploy("good", files={"spec.kv": b"name = newest\n"})  # dep_good-2
+    host.write_settings(environment_id="env_2")
+    theirs = host.make("good", sequence=2, files={"spec.kv": b"name = theirs\n"}, place=("org_1", "prj_1", "env_2"))
+    host.offer(theirs)
+    host.activate()
+    assert host.spec() == "name = theirs\n" and host.record()["current"]["spec_hash"] == theirs.payload["spec_hash"]
+    host.write_settings(environment_id="env_1")
+    host.offer(host.make("old", sequence=1))
+    host.activate()
+    assert host.verdicts()[-1] == ("dep_old", "refused", "rolled_back_sequence") and host.spec() == "name = theirs\n"
+
+
+def test_a_rotation_takes_back_nothing(host: Activations) -> None:
+    """Once its key is retired, what is in force is neither refused nor reported again; the next one needs the new key."""
+    host.offer(host.make("kept"))
+    host.activate()
+    newer = SigningKey.new("kid-2")
+    entries = [signing.key_entry(host.key, status="retired"), signing.key_entry(newer)]
+    sets = {"key_sets": [signing.key_set(1, entries, [host.key])]}
+    (host.inbox / "keysets.json").write_text(json.dumps(sets))
+    before = host.verdicts()
+    host.request()
+    host.activate()
+    assert host.verdicts() == before
+    host.deploy("by_the_old_key")
+    assert host.verdicts()[-1] == (None, "refused", "unknown_key") and host.spec() == "name = kept\n"
+    host.deploy("by_the_new_key", key=newer)
+    assert host.spec() == "name = by_the_new_key\n"
+
+
+@pytest.mark.parametrize("name", ["signing_keys.json/x", ".deployment.json", ".Deployment.json"])
+def test_a_bundle_cannot_take_this_hosts_own_names(host: Activations, name: str) -> None:
+    """Refused as unsafe; a signing_keys.json that the bundle brings is the bundle's."""
+    host.offer(host.make("bad", files={"spec.kv": b"a = 1\n", name: b"x"}))
+    host.activate()
+    assert host.verdicts()[-1][1:] == ("refused", "unsafe_archive")
+    host.deploy("good", files={"spec.kv": b"a = 1\n", "signing_keys.json": b"theirs", ".signing_keys.json.tmp/x": b"y"})
+    assert (host.state / "current/signing_keys.json").read_bytes() == b"theirs"
+    assert (host.state / "current/.signing_keys.json.tmp/x").read_bytes() == b"y"
+
+
+def test_what_lost_its_journal_is_judged_after_all(tmp_path: Path) -> None:
+    """A new one that was put in force and never judged, its journal damaged: judged by the next start, and undone."""
+    flag = tmp_path / "broken"
+    host = Activations(tmp_path / "root", activation={"command": ["/bin/sh", "-c", f"test ! -e {flag}"]})
+    host.deploy("good")
+    host.write_settings(activation={"command": ["/bin/sh", "-c", "kill -9 $PPID; sleep 1"], "window_s": 0})
+    host.offer(host.make("bad"))
+    assert host.command("activate", code=-signal.SIGKILL).returncode == -signal.SIGKILL
+    assert host.spec() == "name = bad\n"
+    (host.state / "activation/journal.json").write_text("{")
+    flag.touch()
+    host.write_settings(activation={"command": ["/bin/sh", "-c", f"grep -q good {host.state}/current/spec.kv"], "window_s": 0})
+    host.request()
+    host.activate()
+    assert host.spec() == "name = good\n"
+    assert [status for _, status, _ in host.said()] == ["active", "failed", "rolled_back"]
+
+
+def test_a_command_that_prints_without_end_or_hangs_is_ended(tmp_path: Path) -> None:
+    """What it prints fills neither disk nor memory, its last words are kept; what holds the pipe is not waited for."""
+    host = Activations(tmp_path / "root", activation={
+        "command": ["/bin/sh", "-c", "sleep 30 & yes | head -c 50000000; echo the end; exit 3"], "health": ["/bin/true"],
+    })  # fmt: skip
+    began = time.monotonic()
+    host.deploy("bad")
+    assert time.monotonic() - began < 20
+    diagnostic = next((host.state / "activation/outcomes").glob("*.txt"))
+    assert "the end" in diagnostic.read_text() and diagnostic.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("argv", [["/nowhere/to/be/found"], ["/etc/passwd"]])
+def test_a_command_that_cannot_be_run_is_a_failed_activation(tmp_path: Path, argv: list[str]) -> None:
+    """Said with its name; never a traceback."""
+    host = Activations(tmp_path / "root", activation={"command": argv})
+    host.deploy("bad")
+    assert host.said() == [("dep_bad", "failed", "activation_failed")] and argv[0] in host.record()["history"][-1]["reason"]
+
+
+def test_a_retry_after_a_reboot_waits_for_a_clock(tmp_path: Path) -> None:
+    """An offset from before this boot, or from the future, vouches for nothing; the operator's word is kept meanwhile."""
+    host = Activations(tmp_path / "root", activation={"command": ["/bin/false"]})
+    host.deploy("bad")
+    os.utime(host.inbox / "request.json", (1, 1))
+    host.write_settings(activation={"window_s": 0})
+    assert host.command("retry", "dep_bad").returncode == 0
+    assert host.verdicts()[-1] == ("dep_bad", "waiting", "clock_not_trusted")
+    host.request()
+    host.activate()
+    assert host.spec() == "name = bad\n"
+    assert not (host.state / "activation/retry.json").exists()
+
+
+def test_each_retry_that_fails_is_seen(tmp_path: Path) -> None:
+    """One more verdict and one more report each time; nothing is tried twice for one word."""
+    host = Activations(tmp_path / "root", activation={"command": ["/bin/false"]})
+    host.deploy("bad")
+    assert host.command("retry", "dep_bad").returncode == 0
+    assert [row[1] for row in host.verdicts()] == ["failed", "failed"] and len(host.said()) == 2
+
+
+def test_a_link_that_somebody_moved_is_said_and_can_be_mended(host: Activations) -> None:
+    """With `current` gone the record says nothing is in force; `retry` brings it back."""
+    (host.state / "current").unlink()
+    host.request()
+    host.activate()
+    assert host.record()["current"] is None
+    assert host.command("retry", "dep_good").returncode == 0
+    assert host.spec() == "name = good\n"
+
+
+def test_an_absolute_link_of_an_operators_is_a_predecessor(host: Activations) -> None:
+    """What it names is put back when the next one fails; foreign files in deployments/ are left alone."""
+    (host.state / "current").unlink()
+    (host.state / "current").symlink_to("/var/lib/byteor/deployments/dep_good-1")
+    (host.state / "deployments/lost+found").mkdir()
+    host.write_settings(activation={"command": ["/bin/sh", "-c", f"! grep -q bad {host.state}/deployments/*/spec.kv"], "window_s": 0})
+    host.deploy("bad")
+    assert os.readlink(host.state / "current") == "deployments/dep_good-1"
+    assert (host.state / "deployments/lost+found").is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system of its own needs root")
+def test_a_full_disk_does_not_stand_in_the_way_back(tmp_path: Path) -> None:
+    """The new one fills the disk and fails: the old one is in force again, and both reports are there."""
+    state = tmp_path / "root/var/lib/byteor"
+    state.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)], check=True)
+    try:
+        fill = f"grep -q good {state}/current/spec.kv || {{ cat /dev/zero > {state}/filler; echo words; exit 1; }}"
+        host = Activations(tmp_path / "root", activation={"command": ["/bin/sh", "-c", fill]})
+        host.deploy("good")
+        host.deploy("bad")
+        assert host.spec() == "name = good\n"
+        assert [status for _, status, _ in host.said()] == ["active", "failed", "rolled_back"]
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
 
 
 def test_the_list_says_what_is_there(host: Activations) -> None:

@@ -41,7 +41,7 @@ def test_what_the_agent_wrote_is_read(layout: Layout) -> None:
     (layout.inbox / BUNDLE).write_bytes(b"12345")
     with Inbox(layout) as inbox:
         assert (inbox.envelope(), inbox.keysets()) == (b"{e}", b"{k}")
-        assert inbox.request() == Request(ID, -1.5)
+        assert inbox.request() == Request(ID, -1.5, (layout.inbox / "request.json").stat().st_mtime)
         with inbox.bundle(SHA, 5) as fd:
             assert fd is not None
             assert os.read(fd, 10) == b"12345"
