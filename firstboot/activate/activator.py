@@ -81,6 +81,7 @@ class Activator:
     def work(self) -> None:
         """Go on until nothing is left to do."""
         switching = switch.Switch(self.layout, Runtime.configured(self.layout, self.settings.activation), self.clock)
+        self._clear()  # what a kill left
         for _ in range(AT_ONCE):
             begun, retried = journal.load(self.layout), again.asked(self.layout)
             if begun is not None:
@@ -198,7 +199,7 @@ class Activator:
 
     def _unpacked(self, inbox: Inbox, deployment: Deployment, *, name: str, ring: Ring, now: Optional[float]) -> bool:
         """Make the complete directory of a deployment; False when its bundle is not in the inbox, Untrusted if it is wrong."""
-        copied, staging = self.layout.activation / ".bundle", self.layout.deployments / directories.STAGING
+        copied, staging = self._copy, self._staging
         final = self.layout.deployments / name
         try:
             with inbox.bundle(deployment.bundle_sha256, deployment.bundle_size) as source:
@@ -223,8 +224,19 @@ class Activator:
             trees.complete(staging, final)
             return True
         finally:
-            files.remove(copied)
-            trees.remove(staging)
+            self._clear()
+
+    @property
+    def _copy(self) -> Path:
+        return self.layout.activation / ".bundle"
+
+    @property
+    def _staging(self) -> Path:
+        return self.layout.deployments / directories.STAGING
+
+    def _clear(self) -> None:
+        files.remove(self._copy)
+        trees.remove(self._staging)
 
     def _approved(self, directory: Path, deployment: Deployment, *, ring: Ring, now: Optional[float]) -> None:
         approval = unpack.read_member(directory, "approval.cred", limit=APPROVAL_LIMIT)

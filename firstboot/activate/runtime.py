@@ -131,7 +131,7 @@ class Runtime:
                     pause.wait(LOOK_EVERY_S)  # systemd itself is being replaced: that says nothing about the unit
                     continue
                 if state not in ("active", "reloading"):
-                    return Gate("unit_not_active", f"{unit} is {state or 'in a state that systemd does not say'}", output=output)
+                    return Gate("unit_not_active", f"{unit} is {state or 'not known to systemd'}", output=output)
                 if began is not None and now.get("InvocationID") != began:  # it came back: it did not stay active
                     return Gate("unit_not_active", f"{unit} ended and was started again", output=output)
                 began = now.get("InvocationID")

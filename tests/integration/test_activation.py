@@ -399,7 +399,8 @@ def test_an_absolute_link_of_an_operators_is_a_predecessor(host: Activations) ->
     (host.state / "current").unlink()
     (host.state / "current").symlink_to("/var/lib/byteor/deployments/dep_good-1")
     (host.state / "deployments/lost+found").mkdir()
-    host.write_settings(activation={"command": ["/bin/sh", "-c", f"! grep -q bad {host.state}/deployments/*/spec.kv"], "window_s": 0})
+    check = f"! grep -q bad {host.state}/deployments/*/spec.kv"
+    host.write_settings(activation={"command": ["/bin/sh", "-c", check], "window_s": 0})
     host.deploy("bad")
     assert os.readlink(host.state / "current") == "deployments/dep_good-1"
     assert (host.state / "deployments/lost+found").is_dir()
