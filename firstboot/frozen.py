@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 from urllib.parse import urlsplit
 
-from firstboot.errors import Corrupt
+from firstboot import files
+from firstboot.errors import Corrupt, LocalFault
+from firstboot.layout import Layout
 from firstboot.secret import Secret
 
 VERSION = 1
@@ -137,6 +139,14 @@ def freeze(settings: Settings) -> Dict[str, Any]:
         "key_sets": [dict(envelope) for envelope in settings.key_sets],
         "pinned": list(settings.pinned),
     }
+
+
+def load(layout: Layout) -> Settings:
+    """The settings that first boot froze on this host; LocalFault when it is not enrolled."""
+    stored = files.read_json(layout.settings)
+    if stored is None:
+        raise LocalFault("this host is not enrolled: there is no settings.json", hint="byteor-firstboot status")
+    return thaw(stored)
 
 
 def thaw(stored: Mapping[str, Any]) -> Settings:

@@ -14,6 +14,10 @@ from firstboot import systemd
 from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, base_url
 from firstboot.secret import Secret
 
+_NO_ARGUMENT = re.compile("[\0\ud800-\udfff]")  # of a program: execve knows neither
+LONGEST_UNIT = 255  # characters; systemd's own limit
+_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]*\.(service|target|socket|path|timer|mount|slice|scope)")
+
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
@@ -102,8 +106,23 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _unit(value: Any) -> str:
+    # What systemd allows in a name, without a leading dash (an option) or a pattern (several units).
+    if len(_text(value)) > LONGEST_UNIT or not _UNIT.fullmatch(value):
+        raise ValueError("must be the name of one systemd unit, such as edge-runtime.service")
+    return str(value)
+
+
+def _argv(value: Any) -> Tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise ValueError("must be a list of texts: a command and its arguments")
+    if not value[0] or any(map(_NO_ARGUMENT.search, value)):
+        raise ValueError("must begin with a command, and have neither NUL nor half a character in it")
+    return tuple(value)
+
+
 def _activation(value: Any) -> Mapping[str, Any]:
-    checks: Dict[str, Callable[[Any], Any]] = {"unit": _text, "command": _texts, "health": _texts, "window_s": _window}
+    checks: Dict[str, Callable[[Any], Any]] = {"unit": _unit, "command": _argv, "health": _argv, "window_s": _window}
     if not isinstance(value, dict) or not set(value) <= set(checks):
         raise ValueError("must be a mapping of unit, command, health, window_s")
     found = {}

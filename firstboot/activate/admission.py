@@ -3,7 +3,7 @@
 The order is fixed, and every check has its code (contract 3): the signature before the payload is parsed (malformed,
 wrong_type, unknown_key, bad_signature), then its shape (malformed, unsupported_version), then where and in which order it
 belongs (wrong_environment, rolled_back_sequence, equivocation), times last (`Untimely`, expired, not_yet_valid). The
-bundle's size and digest are its reader's to check; `check_spec` and `approve` come when it is unpacked.
+bundle's size and digest, and the hash of its spec.kv, are its reader's to check; `approve` comes when it is unpacked.
 """
 
 from __future__ import annotations
@@ -165,12 +165,6 @@ def _deployment(value: Mapping[str, Any], payload_sha256: str) -> Deployment:
 def _date(value: Any, name: str) -> str:
     signatures.seconds(value, name)
     return str(value)
-
-
-def check_spec(data: bytes, deployment: Deployment) -> None:
-    """Untrusted spec_hash unless `data`, the bytes of ``spec.kv``, is what the plane signed."""
-    if "sha256:" + hashlib.sha256(data).hexdigest() != deployment.spec_hash:
-        raise Inadmissible("spec_hash", "the bundle's spec.kv is not the one that the plane signed", deployment)
 
 
 def approve(raw_approval: Optional[bytes], deployment: Deployment, *, ring: Ring, now: Optional[float]) -> None:

@@ -1,13 +1,15 @@
 """``activation/keyring.json``: the signing keys in force, kept on disk for the activator, for `status` and for people.
 
 What may follow what is decided in `trust`; here a ring is read, kept and replaced. A ring that is damaged, of another
-environment, or started from other pins than the settings name is set aside, and the anchor is where it starts over.
+environment, or started from other pins than the settings name is set aside, and the anchor is where it starts over. One
+that is damaged, or gone although there was one, and that only the plane over TLS could start again stays closed.
 Callers hold the activation's lock, but for `look`, which changes nothing. The file is public (0644).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from firstboot import files, keeping, log, wire
@@ -20,21 +22,24 @@ from firstboot.layout import Layout
 from firstboot.signatures import Key, whole_number
 
 VERSION = 1
-SOURCES = (trust.PINNED, trust.ENROLLMENT, trust.TLS)
+SOURCES = (trust.PINNED, trust.ENROLLMENT, trust.TLS, trust.CLOSED)
 RESET = "if the plane confirms its keys: byteor-firstboot trust --reset"
-# Why a file that is there does not count, and the label under which it is set aside.
-CORRUPT, FOREIGN, REPINNED = "corrupt", "foreign", "repinned"
+# Why the file is not the ring in force. Those that WHY explains are the labels under which it is set aside.
+ABSENT, PINS_ADDED = "absent", "pins added"
+CORRUPT, GONE, FOREIGN, REPINNED, REPLACED = "corrupt", "gone", "foreign", "repinned", "replaced"
 WHY = {
+    CORRUPT: "the key ring is damaged",
+    GONE: "the key ring is gone, though this host had one",
     FOREIGN: "the key ring is another environment's",
     REPINNED: "the settings pin other signing keys than the key ring started from",
+    REPLACED: "the key ring was lost, and there is an enrollment reply to start from now",
 }
 
 
 def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
-    """The ring in force, or the one that a start from the anchor would make and why it would be made.
+    """The ring in force and None, or the ring that is to replace what is on disk, and why.
 
-    Why: None for the ring of the file, "absent", or the label that the file is set aside under. Invalid when the settings
-    name no place, or pin what cannot be a key.
+    Invalid when the settings name no place, or pin what cannot be a key.
     """
     place = place_of(settings)
     pins = trust.pins_of(settings)
@@ -43,11 +48,25 @@ def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
         ring = None if stored is None else _parse(stored)
     except Corrupt as error:
         log.warning(str(error))
-        return trust.anchor(settings, place, at=_now()), CORRUPT
+        return trust.lost(settings, place, at=_now()), CORRUPT
     if ring is None:
-        return trust.anchor(settings, place, at=_now()), "absent"
-    why = FOREIGN if ring.place != place else REPINNED if pins and ring.pins != pins else None
-    return (ring, None) if why is None else (trust.anchor(settings, place, at=_now()), why)
+        had_one = _had_one(layout)
+        return (trust.lost if had_one else trust.anchor)(settings, place, at=_now()), GONE if had_one else ABSENT
+    if ring.place != place:
+        return trust.anchor(settings, place, at=_now()), FOREIGN
+    if pins and not trust.same_pins(ring.pins, pins):
+        after = trust.repinned(ring, settings, place, at=_now())
+        return after, PINS_ADDED if after == replace(ring, pins=pins) else REPINNED
+    if ring.source == trust.CLOSED:
+        start = trust.lost(settings, place, at=_now())
+        return (ring, None) if start.source == trust.CLOSED else (start, REPLACED)
+    return ring, None
+
+
+def _had_one(layout: Layout) -> bool:
+    """True where deployments were verified, or a ring was set aside: also when power went between that and its successor."""
+    set_aside = layout.activation.glob("keyring.json.*")
+    return os.path.lexists(layout.activation / "sequence.json") or next(set_aside, None) is not None
 
 
 def place_of(settings: Settings) -> Place:
@@ -60,21 +79,30 @@ def place_of(settings: Settings) -> Place:
 def current(layout: Layout, settings: Settings) -> Ring:
     """The ring in force; one that does not count is set aside, and what replaces it is kept."""
     ring, why = look(layout, settings)
-    if why is not None:
+    if why in WHY:
         kept_as = keeping.set_aside(layout.activation / "keyring.json", label=why)
-        if kept_as is not None:
-            log.warning(f"{WHY.get(why, 'the key ring is damaged')}: it starts over", kept_as=kept_as, source=ring.source)
+        log.warning(said(ring, why), kept_as=kept_as, source=ring.source)
+        if ring.source == trust.CLOSED:
+            log.hint(RESET)
+    if why is not None:
         save(layout, ring)
     return ring
+
+
+def said(ring: Ring, why: str) -> str:
+    """What became of a ring that does not count, for people."""
+    return f"{WHY[why]}: " + ("no signature counts" if ring.source == trust.CLOSED else "it starts over")
 
 
 def offer(layout: Layout, settings: Settings, raw_reply: bytes, *, now: Optional[float] = None) -> Ring:
     """Judge the bytes of an answer to request 7; keep and return the ring after it, written only when it changed.
 
-    Never raises for what the answer holds. With a trusted `now` keys past their end sign no sets, at the price that
-    `trust.adopt` names.
+    Never raises for what the answer holds. `now` is the trusted time, None without a trusted clock: keys that have ends
+    then wait for one, as `trust.adopt` says, which also names the price of ends.
     """
     before = current(layout, settings)
+    if before.source == trust.CLOSED:
+        return before
     try:
         envelopes = _envelopes(raw_reply)
     except ValueError as error:
@@ -117,6 +145,7 @@ def save(layout: Layout, ring: Ring) -> None:
         "keys": [key.to_json() for key in ring.keys],
         "pins": [key.to_json() for key in ring.pins],
         "refused": asdict(ring.refused) if ring.refused is not None else None,
+        "floor": ring.floor,
     }
     files.write_json(layout.activation / "keyring.json", document, mode=0o644)
 
@@ -135,6 +164,7 @@ def _parse(stored: Mapping[str, Any]) -> Ring:
             keys=tuple(map(Key.parse, stored["keys"])),
             pins=tuple(map(Key.parse, stored["pins"])),
             refused=_refusal(stored["refused"]),
+            floor=whole_number({"floor": 0, **stored}, "floor"),  # absent before there was one
         )
     except (ValueError, TypeError, LookupError) as error:
         raise Corrupt("keyring.json is damaged: a member is not of its shape") from error

@@ -6,6 +6,9 @@ follow is passed over, as if the plane had not sent it, and remembered as `refus
 one under the version that is in force (`equivocation`), one without a good signature (`broken_chain`). Versions may have
 gaps: what counts is the signature.
 
+A ring that was lost, and whose start cannot be had again, is `CLOSED`: it takes nothing until the operator's
+``trust --reset``. Else whoever is the agent's user here would choose the keys of its second start.
+
 ``signing_keys_trust: tls`` makes the plane's word over TLS the root of trust: a broken chain is then mended by any
 self-consistent set of a higher version. The price: whoever can pose as the plane, or become the agent's user on this
 host, can bring keys of their own. Without pins that price is paid once, for the reply that the ring starts from.
@@ -15,14 +18,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
 
 from firstboot import signatures
 from firstboot.errors import Invalid, Untrusted
 from firstboot.frozen import IDENTIFIER, Settings
 from firstboot.signatures import RETIRED, Envelope, Key, KeySet
 
-PINNED, ENROLLMENT, TLS = "pinned", "enrollment", "tls"
+PINNED, ENROLLMENT, TLS, CLOSED = "pinned", "enrollment", "tls", "closed"
 TRUST_TLS = "tls"  # the value of signing_keys_trust
 MOST_SETS = 1024  # in one reply; more do not fit into 1 MiB anyway
 LARGEST_SET = 1 << 18  # bytes of its envelope, which is kept
@@ -66,6 +69,7 @@ class Ring:
     keys: Tuple[Key, ...] = ()
     pins: Tuple[Key, ...] = ()
     refused: Optional[Refusal] = None
+    floor: int = 0  # while there is no envelope: the version that was in force before the pins changed
 
     def for_deployments(self, now: Optional[float]) -> Tuple[Key, ...]:
         """The keys that may sign something new; without a trusted clock their ends are not judged."""
@@ -79,6 +83,11 @@ class Ring:
     def seeks_pin(self) -> bool:
         """True while nothing but the pins counts: the first set must be signed with one of them."""
         return bool(self.pins) and self.envelope is None
+
+    @property
+    def has_ends(self) -> bool:
+        """True when a clock has to say whether a key may still sign."""
+        return any(key.signs(None) and key.not_after is not None for key in self.keys)
 
     @property
     def payload(self) -> Any:
@@ -120,6 +129,42 @@ def unanchored(settings: Settings, place: Place) -> Ring:
     return Ring(place, PINNED if pins else TLS, keys=pins, pins=pins)
 
 
+def lost(settings: Settings, place: Place, *, at: str) -> Ring:
+    """The ring after one that was damaged or taken away: from its anchor, or closed where that was the plane over TLS."""
+    start = anchor(settings, place, at=at)
+    if start.source != TLS:
+        return start
+    return Ring(place, CLOSED, refused=Refusal("damaged", "the key ring was lost: no signature counts until a reset", at))
+
+
+def same_pins(ours: Sequence[Key], theirs: Sequence[Key]) -> bool:
+    """In whatever order they stand."""
+    return _named(ours) == _named(theirs)
+
+
+def repinned(former: Ring, settings: Settings, place: Place, *, at: str) -> Ring:
+    """The ring after the operator changed the pins; `former` itself, but for its `pins`, when none of its own was taken away.
+
+    Where one of them stays, so does the order of versions: the set in force is the start if a pin signed it, else a newer
+    one. An older one would bring back keys that were retired since. Other pins altogether are another beginning.
+    """
+    fresh = anchor(settings, place, at=at)
+    left, stay = _named(former.pins), _named(former.pins) & _named(fresh.pins)
+    if not stay:
+        return fresh
+    if stay == left and former.envelope is not None:
+        return replace(former, pins=fresh.pins)
+    fresh = replace(fresh, floor=max(former.version, former.floor))
+    try:
+        return _follow(replace(fresh, floor=0), former.envelope, lenient=False, now=None)
+    except Untrusted:
+        return fresh
+
+
+def _named(keys: Sequence[Key]) -> FrozenSet[Tuple[str, bytes]]:
+    return frozenset((key.kid, key.public) for key in keys)
+
+
 def adopt(
     ring: Ring, envelopes: Sequence[Any], *, at: str, trust: Optional[str] = None, now: Optional[float] = None
 ) -> Ring:
@@ -127,12 +172,19 @@ def adopt(
 
     What was taken before, or after, a set that may not follow is kept. The first refusal of the reply is remembered (with
     the time `at`, unless it is the one that is known already), and a reply without one forgets it. `trust` is the setting
-    ``signing_keys_trust``. With a trusted `now` a key past its end signs no key set: a host that slept past the ends of
-    all keys that it knows then needs ``trust --reset``. That is not judged for the reply that a ring starts from: it is
-    the whole history, and its first keys may have ended long ago.
+    ``signing_keys_trust``.
+
+    A key past its end signs no key set: a host that slept past the ends of all keys that it knows needs ``trust --reset``.
+    Without a trusted `now` a ring whose keys have ends takes nothing and refuses nothing, it waits: who withholds the time
+    gains nothing by it. Ends are not judged in the reply that a ring starts from: it is the whole history, and its first
+    keys may have ended long ago.
+
+    Who starts from the enrollment reply takes its first set on its own word, and then the chain. Who starts over TLS takes
+    each set of that one reply so: else ``trust --reset`` could not leave a history that is broken in the middle.
     """
-    starting = ring.envelope is None
-    lenient = trust == TRUST_TLS or (starting and not ring.pins)
+    if ring.source == CLOSED:
+        return ring
+    starting, older = ring.envelope is None, None
     payloads = [value.get("payload") if isinstance(value, dict) else None for value in envelopes]
     # A reply may begin with what led to the set in force (the inbox keeps the last one): that it is old is no refusal.
     known = payloads.index(ring.payload) if ring.payload is not None and ring.payload in payloads else 0
@@ -140,15 +192,21 @@ def adopt(
     for number, value in enumerate(envelopes):
         if ring.payload is not None and payloads[number] == ring.payload:
             continue
+        if not starting and now is None and ring.has_ends:
+            return with_refusal(ring, refused or ring.refused)
+        on_its_word = trust == TRUST_TLS or (starting and not ring.pins and (ring.source == TLS or ring.envelope is None))
         try:
-            ring = _follow(ring, value, lenient=lenient and not ring.seeks_pin, now=None if starting else now)
+            ring = _follow(ring, value, lenient=on_its_word and not ring.seeks_pin, now=None if starting else now)
         except Untrusted as error:
             # What stands before the first set that a pinned key signed is not ours to judge.
             news = number >= known or error.code == "equivocation"
-            if refused is None and news and not ring.seeks_pin:
+            if ring.seeks_pin:
+                older = Refusal(error.code, str(error), at) if error.code == "rolled_back" else older
+            elif refused is None and news:
                 refused = Refusal(error.code, str(error), at)
     if ring.seeks_pin and envelopes:
-        refused = Refusal("broken_chain", f"none of the {len(envelopes)} key sets is signed with a pinned key", at)
+        none = f"none of the {len(envelopes)} key sets is signed with a pinned key"
+        refused = older or Refusal("broken_chain", none, at)
     return with_refusal(ring, refused)
 
 
@@ -165,8 +223,9 @@ def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> R
     envelope = signatures.envelope_of(value, kind=signatures.KEY_SET)
     payload = _vouched_for(ring, envelope, lenient=lenient, now=now)
     found = _parse(payload)
-    if found.version < max(ring.version, 1):
-        raise Untrusted("rolled_back", f"a key set of version {found.version} after one of version {ring.version}")
+    if found.version < max(ring.version, ring.floor + 1):
+        after = max(ring.version, ring.floor)
+        raise Untrusted("rolled_back", f"a key set of version {found.version} after one of version {after}")
     if found.version == ring.version:
         raise Untrusted("equivocation", f"another key set under version {found.version}, which is in force")
     listed = {key.kid for key in found.keys}
@@ -175,7 +234,7 @@ def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> R
     bare = _bare(value)
     if len(json.dumps(bare)) > LARGEST_SET:
         raise Untrusted("malformed", f"a key set has more than {LARGEST_SET} bytes")
-    return replace(ring, version=found.version, envelope=bare, keys=kept)
+    return replace(ring, version=found.version, envelope=bare, keys=kept, floor=0)
 
 
 def _vouched_for(ring: Ring, envelope: Envelope, *, lenient: bool, now: Optional[float]) -> bytes:

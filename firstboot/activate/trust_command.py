@@ -17,7 +17,6 @@ from firstboot.activate.inbox import KEY_SETS
 from firstboot.activate.trust import Ring
 from firstboot.clock import Clock, from_rfc3339
 from firstboot.errors import LocalFault, TryAgain
-from firstboot.frozen import Settings
 from firstboot.layout import Layout
 from firstboot.signatures import ACTIVE, Key
 
@@ -28,18 +27,19 @@ SOURCES = {
     trust.PINNED: "pinned in /etc/byteor/firstboot.yaml",
     trust.ENROLLMENT: "the enrollment reply",
     trust.TLS: "the plane over TLS",
+    trust.CLOSED: "none: the key ring was lost",
 }
 
 
 def show(layout: Layout, *, as_json: bool) -> int:
     """Print the ring in force."""
-    ring, why = keyring.look(layout, _settings(layout))
+    ring, why = keyring.look(layout, frozen.load(layout))
     if as_json:
         print(json.dumps(_document(ring), indent=1, sort_keys=True))
         return 0
-    kept = "" if why in (None, "absent") else f" ({keyring.WHY.get(why or '', 'the key ring is damaged')}: it starts over)"
+    found = f" ({keyring.said(ring, why)})" if why in keyring.WHY else ""
     version = f"version {ring.version}" if ring.envelope is not None else "none yet"
-    rows = [("key set", version + kept), ("source", SOURCES[ring.source])]
+    rows = [("key set", version + found), ("source", SOURCES[ring.source])]
     rows += [("key", line) for line in _lines(ring)]
     if ring.refused is not None:
         rows.append(("refused", f"{ring.refused.code} at {ring.refused.at}: {ring.refused.detail}"))
@@ -53,7 +53,7 @@ def reset(layout: Layout, *, as_json: bool) -> int:
     """Set the ring aside and start over; a running agent is told to ask for the keys at once."""
     if os.geteuid() != layout.owner:
         raise LocalFault("only root may reset which signatures count", hint="sudo byteor-firstboot trust --reset")
-    settings = _settings(layout)
+    settings = frozen.load(layout)
     ring = trust.unanchored(settings, keyring.place_of(settings))
     files.make_directory(layout.activation, 0o755)
     busy = TryAgain("an activation is in progress", hint="wait for it: byteor-agent deployments shows it")
@@ -83,13 +83,6 @@ def _empty_the_inbox(layout: Layout) -> None:
         pass
     except LocalFault as error:
         log.warning(f"an older answer about signing keys may count once more: {error}")
-
-
-def _settings(layout: Layout) -> Settings:
-    stored = files.read_json(layout.settings)
-    if stored is None:
-        raise LocalFault("this host is not enrolled: there is no settings.json", hint="byteor-firstboot status")
-    return frozen.thaw(stored)
 
 
 def _document(ring: Ring) -> Dict[str, Any]:

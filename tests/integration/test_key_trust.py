@@ -119,6 +119,29 @@ def test_without_key_sets_in_the_reply_the_first_answer_counts(host: Host) -> No
     assert facts(trusted(host)) == (1, "tls", None)
 
 
+@pytest.mark.parametrize("damage", ["cut", "deleted"])
+def test_a_lost_key_ring_is_not_started_again_by_the_inbox(host: Host, damage: str) -> None:
+    """What the agent's user lays there after the damage counts for nothing, and is said; the operator's reset opens it."""
+    host.plane.configure(signing_keys_in_enrollment=False)
+    enroll(host)
+    bring(host, host.plane.key_sets())
+    ring = host.path("var/lib/byteor/activation/keyring.json")
+    if damage == "cut":
+        ring.write_bytes(ring.read_bytes()[:40])
+    else:
+        ring.with_name("sequence.json").write_bytes(ring.read_bytes())
+        ring.unlink()
+    stranger = SigningKey.new("kid-stranger")
+    done = bring(host, [signing.key_set(9, [signing.key_entry(stranger)], [stranger])])
+    assert "no signature counts" in done.err and "trust --reset" in done.err
+    assert facts(trusted(host)) == (0, "closed", "damaged")
+    status = json.loads(host.call("byteor-agent", "status", "--json").out)
+    assert "signing_keys_refused" in [problem["code"] for problem in status["problems"]]
+    trusted(host, "--reset")
+    bring(host, host.plane.key_sets())
+    assert facts(trusted(host)) == (1, "tls", None)
+
+
 def test_a_pinned_key_decides_alone(host: Host) -> None:
     """Neither the enrollment reply nor TLS brings keys that the operator did not pin; a pin that is no key is said."""
     host.plane.rotate()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstboot.activate import trust
-from firstboot.activate.admission import Deployment, Highest, Inadmissible, Untimely, admit, approve, check_spec
+from firstboot.activate.admission import Deployment, Highest, Inadmissible, Untimely, admit, approve
 from firstboot.activate.trust import Place, Ring
 from firstboot.clock import from_rfc3339
 from firstboot.errors import Untrusted
@@ -176,13 +176,6 @@ def test_no_two_deployments_share_a_directory() -> None:
     """The sequence follows the last dash, and has only digits."""
     names = {made(deployment_id=i, sequence=s).name for i, s in [("a", 12), ("a-1", 2), ("a-1", 12), ("a", 2)]}
     assert names == {"a-12", "a-1-2", "a-1-12", "a-2"}
-
-
-def test_the_spec_is_the_one_that_was_signed() -> None:
-    """spec.kv's own bytes, to the last one."""
-    found = made(spec_hash=spoil.spec_hash_of(b"a = 1\n"))
-    check_spec(b"a = 1\n", found)
-    assert refused(lambda: check_spec(b"a = 1", found)).code == "spec_hash"
 
 
 # -- approvals

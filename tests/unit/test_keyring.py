@@ -12,6 +12,7 @@ import pytest
 
 from firstboot import files, frozen
 from firstboot.activate import keyring, trust, trust_command
+from firstboot.clock import from_rfc3339
 from firstboot.errors import Invalid, LocalFault
 from firstboot.frozen import Settings
 from firstboot.layout import Layout
@@ -94,6 +95,53 @@ def test_a_damaged_ring_is_set_aside_and_the_anchor_counts(layout: Layout, capsy
     assert keyring.offer(layout, enrolled, reply(TWO)) == good
 
 
+@pytest.mark.parametrize("lost", ["damaged", "gone", "gone and set aside"])
+def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
+    layout: Layout, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever is the agent's user here chooses no keys for its second start: nothing counts until the operator's reset."""
+    enrolled(layout, HERE)
+    keyring.offer(layout, HERE, reply(ONE))
+    path = layout.activation / "keyring.json"
+    if lost == "damaged":
+        path.write_bytes(b"{")
+    elif lost == "gone":
+        path.unlink()
+        (layout.activation / "sequence.json").write_bytes(b"{}")
+    else:
+        path.rename(layout.activation / "keyring.json.corrupt-1")
+    trust_command.show(layout, as_json=False)
+    shown = capsys.readouterr().out
+    assert "no signature counts" in shown and "damaged" in shown and "trust --reset" in shown
+    before = names(layout)
+    ring = keyring.current(layout, HERE)
+    said = capsys.readouterr().err
+    assert "no signature counts" in said and "trust --reset" in said
+    assert (ring.source, ring.keys, refusal(ring)) == (trust.CLOSED, (), "damaged")
+    assert sorted({*before, "keyring.json", *(["keyring.json.corrupt-1"] if lost == "damaged" else [])}) == names(layout)
+    for raw in (reply(ONE, TWO), reply(STRANGE_TWO), b"nonsense"):
+        assert keyring.offer(layout, HERE, raw, now=0.0) == ring == keyring.current(layout, HERE)
+    assert on_disk(layout)["refused"]["code"] == "damaged"
+    capsys.readouterr()
+    trust_command.reset(layout, as_json=True)
+    assert json.loads(capsys.readouterr().out)["source"] == "tls"
+    assert keyring.offer(layout, HERE, reply(ONE, TWO)).version == 2
+
+
+def test_a_closed_ring_opens_to_what_root_has_now(layout: Layout) -> None:
+    """Pins, the reply of a new enrollment, or another environment: none of them is the agent's to bring."""
+    path = layout.activation / "keyring.json"
+    path.write_bytes(b"{")
+    assert keyring.current(layout, HERE).source == trust.CLOSED
+    closed = path.read_bytes()
+    elsewhere = Settings(org_id="org_1", project_id="prj_1", environment_id="env_2")
+    for settings, source, label in ((pinned(1), trust.PINNED, "repinned"), (pinned(sets=[ONE]), trust.ENROLLMENT, "replaced"),
+                                    (elsewhere, trust.TLS, "foreign")):  # fmt: skip
+        path.write_bytes(closed)
+        assert keyring.current(layout, settings).source == source
+        assert (layout.activation / f"keyring.json.{label}-1").read_bytes() == closed
+
+
 def test_another_environments_ring_does_not_count(layout: Layout) -> None:
     """A host that was enrolled elsewhere before trusts the keys of its new environment alone."""
     keyring.offer(layout, HERE, reply(ONE, TWO))
@@ -111,6 +159,48 @@ def test_pins_that_come_later_count(layout: Layout) -> None:
     assert (after.version, after.source) == (3, trust.PINNED)
     assert keyring.current(layout, pinned(2)) == after
     assert keyring.current(layout, HERE) == after
+
+
+def test_the_same_pins_in_another_order_keep_the_ring(layout: Layout) -> None:
+    """Nothing is set aside, nothing is written."""
+    after = keyring.offer(layout, pinned(1, 9), reply(ONE, TWO))
+    before = (layout.activation / "keyring.json").stat()
+    assert keyring.current(layout, pinned(9, 1)) == after
+    assert (layout.activation / "keyring.json").stat().st_ino == before.st_ino
+    assert names(layout) == ["keyring.json"]
+
+
+def test_pins_that_change_bring_no_older_set_back(layout: Layout) -> None:
+    """Added ones are kept with the ring; with one that goes the version is kept, over restarts, until a newer set follows."""
+    keyring.offer(layout, pinned(1), reply(ONE, TWO, THREE))
+    assert keyring.current(layout, pinned(1, 9)).version == 3
+    assert [one["kid"] for one in on_disk(layout)["pins"]] == ["kid-1", "kid-9"]
+    assert names(layout) == ["keyring.json"]
+    ring = keyring.current(layout, pinned(9))
+    assert (ring.version, ring.floor) == (0, 3)
+    assert names(layout) == ["keyring.json", "keyring.json.repinned-1"]
+    older, newer = key_set(3, 9, k9="active"), key_set(4, 9, k9="active")
+    refused = keyring.offer(layout, pinned(9), reply(ONE, older))
+    assert (refused.version, refusal(refused)) == (0, "rolled_back")
+    assert keyring.offer(layout, pinned(9), reply(older, newer)).version == 4
+
+
+def test_a_ring_that_an_earlier_release_wrote_counts(layout: Layout) -> None:
+    """It has no `floor`."""
+    after = keyring.offer(layout, HERE, reply(ONE, TWO))
+    stored = on_disk(layout)
+    del stored["floor"]
+    (layout.activation / "keyring.json").write_text(json.dumps(stored))
+    assert keyring.current(layout, HERE) == after
+
+
+def test_a_key_past_its_end_brings_no_set_whatever_the_clock(layout: Layout) -> None:
+    """With a trusted time it is refused; without one it waits, and nothing is written."""
+    end = "2026-06-01T12:00:00Z"
+    ring = keyring.offer(layout, HERE, reply(key_set(1, 1, k1="active", ends={1: end})))
+    assert keyring.offer(layout, HERE, reply(TWO), now=None) == ring
+    assert refusal(keyring.offer(layout, HERE, reply(TWO), now=from_rfc3339(end))) == "broken_chain"
+    assert keyring.offer(layout, HERE, reply(TWO), now=from_rfc3339(end) - 1).version == 2
 
 
 def test_without_a_place_nothing_counts(layout: Layout) -> None:

@@ -137,6 +137,13 @@ WRONG = [
     ("activation", {"comand": ["x"]}),
     ("activation", {"command": "x"}),
     ("activation", []),
+    *(("activation", {"unit": unit}) for unit in (
+        "", "x", 7, None, "-x.service", "*.service", "x?.service", "[ab].service", "a b.service", "x.service\n", "\nx.service",
+        "a/b.service", "x.swap", "x.Service", ".service", "--now.service", "é.service", "x" * 248 + ".service", ["x.service"],
+    )),
+    *(("activation", {key: argv}) for key in ("command", "health") for argv in (
+        [], None, {}, "x", [""], ["", "x"], ["x", 1], ["x", None], ["a\0b"], ["x", "\0"], [["x"]], ["x", "\ud800"],
+    )),
 ]
 
 
@@ -149,6 +156,16 @@ def test_a_value_of_the_wrong_shape_names_file_and_key_and_not_itself(key: str, 
     assert "user data" in str(caught.value) and key in str(caught.value)
     if isinstance(value, str) and len(value) > 5:
         assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize("unit", ["edge-runtime.service", "a@b\\x2dc.service", "X:1_2.3.socket", "x" * 247 + ".service"])
+def test_what_runs_as_root_is_one_unit_and_whole_commands(unit: str) -> None:
+    """A name that systemd knows, arguments as they stand; an error names the inner key and what is expected."""
+    told = {"unit": unit, "command": ["/bin/sh", "-c", ""], "health": ["true"], "window_s": 0}
+    assert check("activation", told) == {**told, "command": ("/bin/sh", "-c", ""), "health": ("true",), "window_s": 0.0}
+    for key, wrong, said in (("unit", "-x", "one systemd unit"), ("health", [], "a command and its arguments")):
+        with pytest.raises(Invalid, match=f"activation.{key} must be .*{said}"):
+            check("activation", {**told, key: wrong})
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,11 @@ def test_the_enrollment_replys_sets_are_the_anchor_without_pins() -> None:
     ring = anchor(pinned(sets=[ONE, TWO]), PLACE, at=AT)
     assert (ring.source, ring.version) == (trust.ENROLLMENT, 2)
     assert refusal(adopt(ring, [key_set(3, 9, k9="active")], at=AT)) == "broken_chain"
+    # Only the first stands on its own word; the rest of the reply is a chain.
+    ring = anchor(pinned(sets=[ONE, STRANGE_TWO, key_set(3, 9, k9="active")]), PLACE, at=AT)
+    assert (ring.source, ring.version, refusal(ring)) == (trust.ENROLLMENT, 1, "broken_chain")
+    ring = anchor(pinned(sets=[FORGED_TWO, ONE, STRANGE_TWO]), PLACE, at=AT)
+    assert (ring.source, ring.version, refusal(ring)) == (trust.ENROLLMENT, 1, "broken_chain")
     ring = anchor(pinned(sets=[{"payload": "x"}]), PLACE, at=AT)
     assert (ring.source, ring.version, refusal(ring)) == (trust.TLS, 0, "malformed")
 
@@ -254,16 +259,111 @@ def test_a_pin_still_anchors_with_tls_as_the_root_of_trust() -> None:
 
 
 def test_a_key_past_its_end_signs_no_set_once_a_clock_is_trusted() -> None:
-    """Without a clock nothing is judged; a reply that a ring starts from is history, and its keys may have ended."""
+    """A reply that a ring starts from is history, and its keys may have ended."""
     first = key_set(1, 1, k1="active", ends={1: AT})
     second = key_set(2, 1, k1="retired", k2="active")
     ring = adopt(NOTHING, [first], at=AT, now=NOW)
     assert ring.version == 1
     assert refusal(adopt(ring, [second], at=AT, now=NOW)) == "broken_chain"
     assert adopt(ring, [second], at=AT, now=NOW - 1).version == 2
-    assert adopt(ring, [second], at=AT, now=None).version == 2
     assert adopt(NOTHING, [first, second], at=AT, now=NOW).version == 2
     assert ring.for_deployments(NOW) == () and len(ring.for_deployments(None)) == 1
+
+
+ENDING_TWO = key_set(2, 1, k1="active", k2="active", ends={2: AT})
+
+
+@pytest.mark.parametrize("reply", [[THREE], [STRANGE_TWO], [FOREIGN], [None], [ONE], [key_set(3, 1, k9="active")]])
+@pytest.mark.parametrize("how", [None, "tls"])
+def test_without_a_clock_a_ring_with_ends_waits(reply: List[Any], how: Optional[str]) -> None:
+    """Whoever withholds the time has nothing taken, nothing refused, and nothing that was refused forgotten."""
+    ring = adopt(NOTHING, [ONE, ENDING_TWO], at=AT)
+    assert adopt(ring, reply, at=LATER, trust=how) == ring
+    alarmed = adopt(ring, [STRANGE_TWO], at=AT, now=NOW - 1)
+    assert refusal(alarmed) is not None
+    assert adopt(alarmed, reply, at=LATER, trust=how) == alarmed
+
+
+def test_without_a_clock_the_walk_stops_where_ends_begin() -> None:
+    """A ring without ends takes the set that brings them; what follows is for the clock. Ends of retired keys are none."""
+    ring = adopt(adopt(NOTHING, [ONE], at=AT), [ENDING_TWO, THREE], at=AT)
+    assert (ring.version, refusal(ring)) == (2, None)
+    assert adopt(ring, [ENDING_TWO, THREE], at=AT, now=NOW - 1).version == 3
+    retired = adopt(NOTHING, [key_set(1, 1, k1="active", k2="retired", ends={2: AT})], at=AT)
+    assert adopt(retired, [TWO], at=AT).version == 2
+
+
+# -- pins that change
+
+PINNED_TWO = adopt(anchor(pinned(1, 9), PLACE, at=AT), [ONE, TWO], at=AT)
+
+
+def test_the_order_of_pins_says_nothing() -> None:
+    """The same keys under the same names are the same pins; another key under a name is another pin."""
+    pins = [trust.pins_of(pinned(*numbers)) for numbers in ((1, 9), (9, 1), (1,))]
+    assert trust.same_pins(pins[0], pins[1]) and not trust.same_pins(pins[0], pins[2])
+    assert not trust.same_pins(pins[2], (replace(pins[2][0], public=key(2).public),))
+
+
+def test_an_added_pin_takes_nothing_away() -> None:
+    """All that the ring rests on is still pinned; what it adds counts where the ring starts over."""
+    added = trust.repinned(PINNED_TWO, pinned(8, 9, 1), PLACE, at=LATER)
+    assert added == replace(PINNED_TWO, pins=trust.pins_of(pinned(8, 9, 1)))
+    # Without a set it counts at once.
+    empty = trust.repinned(anchor(pinned(1), PLACE, at=AT), pinned(1, 2), PLACE, at=LATER)
+    assert empty == anchor(pinned(1, 2), PLACE, at=AT)
+
+
+def test_the_set_in_force_stays_when_a_pin_that_stays_signed_it() -> None:
+    """A pin that goes takes nothing away that does not rest on it."""
+    ring = trust.repinned(PINNED_TWO, pinned(1), PLACE, at=LATER)
+    assert (ring.version, ring.payload, ring.pins) == (2, TWO["payload"], trust.pins_of(pinned(1)))
+    assert adopt(ring, [ONE, TWO, THREE], at=AT).version == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "version", "refused"),
+    [
+        ([ONE], 0, "rolled_back"),
+        ([ONE, TWO, THREE], 0, "rolled_back"),  # not by way of the start that the plane has left behind
+        ([key_set(2, 1, k1="active", k7="active")], 0, "rolled_back"),
+        ([key_set(3, 1, k1="active")], 0, "rolled_back"),  # the version that was in force
+        ([ONE, FOUR], 0, "rolled_back"),
+        ([key_set(4, 9, k9="active")], 0, "broken_chain"),
+        ([ONE, key_set(4, 1, k3="active"), FIVE], 5, None),
+        ([], 0, None),
+    ],
+)
+def test_no_older_set_comes_back_with_a_change_of_pins(reply: List[Any], version: int, refused: Optional[str]) -> None:
+    """Where one pin stays: else whoever has a key that was retired since would only have to bring the set before."""
+    before = adopt(PINNED_TWO, [THREE], at=AT)
+    ring = trust.repinned(before, pinned(1, 8), PLACE, at=LATER)
+    assert (ring.version, ring.floor, ring.envelope, state(ring)) == (0, 3, None, {"kid-1": "active", "kid-8": "active"})
+    after = adopt(ring, reply, at=LATER)
+    assert (after.version, refusal(after)) == (version, refused)
+    assert after.floor == (0 if version else 3)
+    # Nor with one more change.
+    assert trust.repinned(ring, pinned(1), PLACE, at=LATER).floor == 3
+
+
+def test_other_pins_altogether_are_another_beginning() -> None:
+    """And so are the first ones."""
+    for former in (PINNED_TWO, adopt(NOTHING, [ONE, TWO], at=AT)):
+        assert trust.repinned(former, pinned(2), PLACE, at=AT) == anchor(pinned(2), PLACE, at=AT)
+
+
+# -- a ring that was lost
+
+
+def test_a_lost_ring_starts_from_what_root_has_or_is_closed() -> None:
+    """Pins and the enrollment reply are root's own; the next answer over TLS is what the agent says it was."""
+    assert trust.lost(pinned(1), PLACE, at=AT) == anchor(pinned(1), PLACE, at=AT)
+    assert trust.lost(pinned(sets=[ONE]), PLACE, at=AT) == anchor(pinned(sets=[ONE]), PLACE, at=AT)
+    for settings in (pinned(), pinned(sets=[FORGED_TWO])):
+        ring = trust.lost(settings, PLACE, at=AT)
+        assert (ring.source, ring.version, ring.keys, refusal(ring)) == (trust.CLOSED, 0, (), "damaged")
+        for how in (None, "tls"):
+            assert adopt(ring, [ONE, TWO, FOREIGN], at=LATER, trust=how, now=NOW) == ring
 
 
 @given(
