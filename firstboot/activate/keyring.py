@@ -8,7 +8,6 @@ Callers hold the activation's lock, but for `look`, which changes nothing. The f
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
 
@@ -65,8 +64,8 @@ def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
 
 def _had_one(layout: Layout) -> bool:
     """True where deployments were verified, or a ring was set aside: also when power went between that and its successor."""
-    set_aside = layout.activation.glob("keyring.json.*")
-    return os.path.lexists(layout.activation / "sequence.json") or next(set_aside, None) is not None
+    traces = (path for shape in ("keyring.json.*", "sequence.json*") for path in layout.activation.glob(shape))
+    return next(traces, None) is not None
 
 
 def place_of(settings: Settings) -> Place:

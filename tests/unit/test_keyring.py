@@ -95,7 +95,7 @@ def test_a_damaged_ring_is_set_aside_and_the_anchor_counts(layout: Layout, capsy
     assert keyring.offer(layout, enrolled, reply(TWO)) == good
 
 
-@pytest.mark.parametrize("lost", ["damaged", "gone", "gone and set aside"])
+@pytest.mark.parametrize("lost", ["damaged", "gone", "gone with the sequence", "gone and set aside"])
 def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
     layout: Layout, lost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,9 +105,9 @@ def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
     path = layout.activation / "keyring.json"
     if lost == "damaged":
         path.write_bytes(b"{")
-    elif lost == "gone":
+    elif lost != "gone and set aside":
         path.unlink()
-        (layout.activation / "sequence.json").write_bytes(b"{}")
+        (layout.activation / ("sequence.json" if lost == "gone" else "sequence.json.corrupt-1")).write_bytes(b"{}")
     else:
         path.rename(layout.activation / "keyring.json.corrupt-1")
     trust_command.show(layout, as_json=False)
