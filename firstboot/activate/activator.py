@@ -51,10 +51,7 @@ def run(layout: Layout, *, settings: Optional[Settings] = None) -> int:
     0 also for what is refused, LocalFault when this host cannot do its part.
     """
     if settings is None:
-        stored = files.read_json(layout.settings)
-        if stored is None:
-            raise LocalFault("this host is not enrolled: there is no settings.json", hint="byteor-firstboot status")
-        settings = frozen.thaw(stored)
+        settings = frozen.load(layout)
     for directory, mode in ((layout.activation, 0o755), (layout.outcomes, 0o750), (layout.deployments, 0o755)):
         files.make_directory(directory, mode)
     with locked(layout):

@@ -67,7 +67,8 @@ def facts(document: Mapping[str, Any], *, now: float) -> List[str]:
         lines.append(_row("last verdict", f"{word(verdict.get('deployment_id'))} {word(verdict.get('verdict'))}{at}"))
     keys = document.get("signing_keys")
     if keys:
-        lines.append(_row("signing keys", f"version {word(keys.get('version'))}, from {word(keys.get('source'))}"))
+        said = f"version {word(keys.get('version'))}, from {word(keys.get('source'))}"
+        lines.append(_row("signing keys", "none count: the key ring was damaged" if keys.get("source") == "closed" else said))
     spool = document.get("spool")
     if spool:
         kept = f", {_size(spool['bytes'])}" if isinstance(spool.get("bytes"), int) else ""

@@ -62,7 +62,8 @@ def of_the_activation(seen: Activation, now: float) -> Iterable[Problem]:
     if left < KEYS_END_S:
         word = "end" if left > 0 else "ended"
         detail = f"the signing keys {word} at {seen.keys_end}: nothing new is activated after that, what is active stays"
-        yield Problem(f"signing_keys_{word}", detail, "rotate the signing keys at the plane")
+        hint = "rotate the signing keys at the plane" + ("" if left > 0 else ", then byteor-firstboot trust --reset here")
+        yield Problem(f"signing_keys_{word}", detail, hint)
     verdict = seen.last_verdict or {}
     if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
         named = verdict["deployment_id"] or "of an unverified envelope"
