@@ -1,4 +1,4 @@
-"""The two commands: parse, load what the subcommand needs, call it, map its error to exit code and hint.
+"""``byteor-firstboot``, and what both commands do alike: parse, call what a word needs, map its error to exit code and hint.
 
 Imports of the subcommands' modules happen inside their functions: an enrolled host's boot must not load what only an
 enrollment needs, and the resident agent must never load what only root needs. No secret is ever an argument.
@@ -12,11 +12,11 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, List, Optional, Tuple, Type
+from typing import TYPE_CHECKING, List, Optional, Type
 
-from firstboot import log, systemd
-from firstboot.commandline import EXEC, EXIT_CODES, KINDS, UPLOAD, Parser, command, from_stdin, grammar, seconds
-from firstboot.errors import ByteorError, Invalid, NotLaunched, NoToken
+from firstboot import agentcli, log, systemd
+from firstboot.commandline import command, from_stdin, grammar, seconds
+from firstboot.errors import ByteorError, Invalid, NoToken
 
 if TYPE_CHECKING:
     from firstboot.provision.sources import Inputs
@@ -31,19 +31,8 @@ def firstboot_main(argv: Optional[List[str]] = None) -> int:
 
 def agent_main(argv: Optional[List[str]] = None) -> int:
     """Entry point of ``byteor-agent``."""
-    own, words = _split(sys.argv[1:] if argv is None else argv)
-    parser = _agent_parser(words)
-    if "exec" in own:  # what stands before or after it may be what the top parser complains about
-        parser.usage_code = NotLaunched.exit_code
-    return _main("byteor-agent", parser, own)
-
-
-def _split(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]:
-    """What is ours, and for `exec` the command after ``--``: argparse must not look at the options of that one."""
-    if "--" in argv and "exec" in argv[: argv.index("--")]:
-        at = argv.index("--")
-        return argv[:at], argv[at + 1 :]
-    return argv, None
+    own, words = agentcli.split(sys.argv[1:] if argv is None else argv)
+    return _main("byteor-agent", agentcli.parser(words, own), own)
 
 
 def _main(program: str, parser: argparse.ArgumentParser, argv: Optional[List[str]]) -> int:
@@ -112,32 +101,6 @@ def _token_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="exit 6 when a transient failure lasts longer (default: never)",
     )
-
-
-def _agent_parser(words: Optional[List[str]]) -> Parser:
-    parser, commands = grammar(
-        "byteor-agent",
-        "The runtime of an enrolled host: heartbeats, signed deployments and artifacts, with its own runtime key.",
-        "byteor-agent status",
-    )
-    command(commands, "run", _agent_run, "the loops; what byteor-agent.service calls")
-    launch = command(commands, "exec", _exec, "run a command with this host's identity in its environment; root only")
-    launch.usage = "%(prog)s [-h] [--root DIR] [-v] [--user USER] -- COMMAND [ARGUMENT ...]"
-    launch.description, launch.epilog = EXEC, None
-    launch.usage_code = NotLaunched.exit_code
-    launch.add_argument("--user", metavar="USER", help="the user (name or id) to run COMMAND as; without it, as the caller")
-    launch.set_defaults(words=words)
-    command(commands, "activate", _activate, "the root activator: judge and activate what the agent brought")
-    command(commands, "status", _agent_status, "loops, last answers, next attempts, problems with hints", json=True)
-    command(commands, "deployments", _deployments, "what was deployed, with verdicts and reasons", json=True)
-    upload = command(commands, "upload", _upload, "hand an artifact to the spool; returns when it is durable")
-    upload.description, upload.epilog = UPLOAD, EXIT_CODES
-    upload.add_argument("file", metavar="FILE", type=Path, help="a regular file, or the directory of an incident")
-    upload.add_argument("--kind", required=True, choices=KINDS)
-    upload.add_argument("--wait", action="store_true", help="stay until the plane has it, or refuses it")
-    retry = command(commands, "retry", _retry, "try a failed deployment or a refused artifact once more")
-    retry.add_argument("id", metavar="ID", help="as `deployments` shows it (with or without its sequence), or `status`")
-    return parser
 
 
 # -- byteor-firstboot
@@ -223,75 +186,16 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _trust(arguments: argparse.Namespace) -> int:
     from firstboot.activate.trust_command import reset, show
+    from firstboot.agent.waking import wake
+    from firstboot.provision.image import in_force
 
-    return (reset if arguments.reset else show)(arguments.layout, as_json=arguments.json)
+    layout, settings = arguments.layout, in_force(arguments.layout, config=arguments.config)
+    if not arguments.reset:
+        return show(layout, settings, as_json=arguments.json)
+    return reset(layout, settings, as_json=arguments.json, tell=lambda: wake(layout))
 
 
 def _unseal(arguments: argparse.Namespace) -> int:
     from firstboot.provision.unseal import unseal
 
     return unseal(arguments.layout)
-
-
-# -- byteor-agent
-
-
-def _agent_run(arguments: argparse.Namespace) -> int:
-    from firstboot.agent.supervisor import start
-
-    return start(arguments.layout, config=arguments.config)
-
-
-def _exec(arguments: argparse.Namespace) -> int:
-    from firstboot.launch import launch
-
-    if not arguments.words:
-        raise NotLaunched("exec needs a command", hint="byteor-agent exec --user USER -- COMMAND")
-    launch(arguments.layout, arguments.words, user=arguments.user, environ=os.environ)
-
-
-def _agent_status(arguments: argparse.Namespace) -> int:
-    from firstboot.agent.status import status
-
-    return status(arguments.layout, as_json=arguments.json)
-
-
-def _activate(arguments: argparse.Namespace) -> int:
-    from firstboot.activate.activator import run
-
-    if arguments.config is None:
-        return run(arguments.layout)
-    # Of an agent whose identity is its environment: no first boot has frozen any settings there.
-    from firstboot.provision.image import settings_of
-
-    return run(arguments.layout, settings=settings_of(arguments.layout, config=arguments.config))
-
-
-def _deployments(arguments: argparse.Namespace) -> int:
-    from firstboot.activate.listing import deployments
-
-    return deployments(arguments.layout, as_json=arguments.json)
-
-
-def _retry(arguments: argparse.Namespace) -> int:
-    from firstboot.activate import activator, again
-    from firstboot.agent.retry import retry_artifact
-
-    if retry_artifact(arguments.layout, arguments.id):
-        return 0
-    named = again.retry_deployment(arguments.layout, arguments.id)
-    if named is None:
-        raise Invalid(
-            f"there is no deployment or refused artifact {arguments.id}", hint="byteor-agent deployments; byteor-agent status"
-        )
-    log.notice(f"{named} is tried once more")
-    if arguments.layout.is_host and systemd.booted():
-        systemd.start("byteor-activate.service")
-        return 0
-    return activator.run(arguments.layout)
-
-
-def _upload(arguments: argparse.Namespace) -> int:
-    from firstboot.agent.upload import upload
-
-    return upload(arguments.layout, arguments.file, kind=arguments.kind, wait=arguments.wait)

@@ -150,7 +150,10 @@ def load(layout: Layout) -> Settings:
 
 
 def thaw(stored: Mapping[str, Any]) -> Settings:
-    """Read what `freeze` wrote, ignoring what it does not know; Corrupt when a known key has another shape."""
+    """Read what `freeze` wrote, ignoring what it does not know; Corrupt when it is not that, or a key has another shape."""
+    # Without these two the agent would fall to another plane's address, or to every certificate authority of the system.
+    if stored.get("v") != VERSION or not {"api_base_url", "ca_certificates"} <= set(stored):
+        raise Corrupt("settings.json is damaged: it is not what first boot froze", hint="byteor-firstboot run freezes it again")
     texts = ("api_base_url", "org_id", "project_id", "environment_id", "name", "ca_certificates", "signing_keys_trust")
     for key in texts:
         if not isinstance(stored.get(key), (str, type(None))):

@@ -57,6 +57,15 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
     ("value", re.compile(r"(?P<kept>(?<![A-Za-z0-9])" + _NAMES + _BETWEEN + ")(?!" + MASK + ")" + _VALUE, re.IGNORECASE)),
+    # An argument list in JSON or Python: "--password", "hunter2".
+    (
+        "value",
+        re.compile(
+            r"(?P<kept>[\"']--?" + _NAMES + r"[\"']\s{0,8},\s{0,8})(?![\"'](?:-|" + MASK + "))"
+            r"(?:\"(?:\\.|[^\"\\\n]){1,8192}\"|'(?:\\.|[^'\\\n]){1,8192}')",
+            re.IGNORECASE,
+        ),
+    ),
     ("value", re.compile(r"(?P<kept>(?<!\S)--?" + _NAMES + r"\s{1,8})(?!-|" + MASK + ")" + _VALUE, re.IGNORECASE)),
 )
 

@@ -68,19 +68,6 @@ def start(unit: str, *, restart: bool = False) -> None:
         raise LocalFault(f"systemd does not start {unit}: {done.stderr.strip() or done.returncode}")
 
 
-def wake(unit: str) -> bool:
-    """Send SIGUSR1 to the main process of `unit`: all its loops look again. False when there is none to be told.
-
-    Not while it starts: a process that has not yet said what the signal means is ended by it.
-    """
-    try:
-        if _systemctl("--quiet", "is-active", unit).returncode:
-            return False
-        return _systemctl("kill", "--kill-who=main", "-s", "USR1", unit).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-
-
 def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from firstboot.clock import LONGEST_RETRY_AFTER_S, from_http_date, from_rfc3339
 from firstboot.frozen import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, envelopes
-from firstboot.secret import Secret
+from firstboot.secret import Secret, redacted
 
 LONGEST_LIST = 64  # scopes that we keep
 LONGEST_CURSOR = 2048  # characters
@@ -74,7 +74,10 @@ def _text(value: Mapping[str, Any], *names: str) -> Optional[str]:
 
 @dataclass(frozen=True)
 class Problem:
-    """An RFC 9457 error document with the extension member `code`; prose is shortened and printable."""
+    """An RFC 9457 error document with the extension member `code`; prose is shortened and printable.
+
+    It is shown to everybody (status, heartbeat, reasons): a plane that echoes our credential must not publish it.
+    """
 
     code: Optional[str]
     title: Optional[str]
@@ -84,7 +87,8 @@ class Problem:
     def parse(cls, value: Any) -> Optional[Problem]:
         if not isinstance(value, dict):
             return None
-        return cls(code=_text(value, "code"), title=_text(value, "title"), detail=_text(value, "detail"))
+        said = {name: _text(value, name) for name in ("code", "title", "detail")}
+        return cls(**{name: redacted(text) if text is not None else None for name, text in said.items()})
 
     def said(self) -> str:
         """One line of what the plane said."""

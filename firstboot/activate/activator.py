@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Optional, Union
 
-from firstboot import files, frozen, locks, log, systemd, trees
+from firstboot import files, locks, log, systemd, trees
 from firstboot.activate import again, directories, journal, keyring, outcomes, record, sequence, switch, unpack
 from firstboot.activate.admission import Deployment, Untimely, admit, approve
 from firstboot.activate.inbox import Inbox, Request
@@ -45,13 +45,8 @@ OF_TIME = (CLOCK, "expired", "not_yet_valid")
 SIGNING_KEYS = "signing_keys.json"
 
 
-def run(layout: Layout, *, settings: Optional[Settings] = None) -> int:
-    """What ``byteor-agent activate`` does, by `settings`, else those that first boot froze.
-
-    0 also for what is refused, LocalFault when this host cannot do its part.
-    """
-    if settings is None:
-        settings = frozen.load(layout)
+def run(layout: Layout, settings: Settings) -> int:
+    """What ``byteor-agent activate`` does; 0 also for what is refused, LocalFault when this host cannot do its part."""
     for directory, mode in ((layout.activation, 0o755), (layout.outcomes, 0o750), (layout.deployments, 0o755)):
         files.make_directory(directory, mode)
     with locked(layout):
@@ -139,9 +134,10 @@ class Activator:
     ) -> record.Record:
         deployment, code = getattr(error, "deployment", None), getattr(error, "code", CLOCK)
         if deployment is not None:
-            tried = deployment.payload_sha256 != retried and known.of_payload(deployment.payload_sha256) is not None
-            if tried and code in OF_TIME:
-                return known  # dealt with when its time was; what is active stays active
+            before = known.of_payload(deployment.payload_sha256)
+            if before is not None and deployment.payload_sha256 != retried and code in OF_TIME:
+                # Dealt with when its time was; what is active stays active.
+                return known.with_row(_again(before, blank))
             # Without the payload's hash: nothing was tried that would have to be remembered.
             blank = replace(_of(blank, deployment), payload_sha256=None)
         if code == CLOCK:
@@ -161,8 +157,9 @@ class Activator:
         retried: Optional[str],
     ) -> None:
         """The plane means this for us, now: bring it into force, unless that was done or tried."""
-        if known.of_payload(deployment.payload_sha256) is not None and retried != deployment.payload_sha256:
-            record.save(self.layout, known)
+        before = known.of_payload(deployment.payload_sha256)
+        if before is not None and retried != deployment.payload_sha256:
+            record.save(self.layout, known.with_row(_again(before, blank)))
             again.forget(self.layout)
             return
         if os.path.lexists(self.layout.current) and not self.layout.current.is_symlink():
@@ -263,6 +260,11 @@ class Activator:
 
     def _now(self) -> str:
         return rfc3339(self.clock.wall())
+
+
+def _again(before: record.Row, blank: record.Row) -> record.Row:
+    """The verdict on a payload that came in another envelope, signed anew."""
+    return replace(before, envelope_sha256=blank.envelope_sha256, at=blank.at)
 
 
 def _of(blank: record.Row, deployment: Deployment) -> record.Row:

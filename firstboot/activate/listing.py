@@ -16,7 +16,7 @@ ON_DISK = "on_disk"
 
 def deployments(layout: Layout, *, as_json: bool) -> int:
     """Print the history, newest last; NoToken (3) on a host that is not enrolled."""
-    if not layout.settings.exists():
+    if not layout.settings.exists() and not layout.activation.exists():
         raise NoToken("this host is not enrolled", hint="byteor-firstboot status says where it is")
     document = look(layout)
     if as_json:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
-from firstboot import files, frozen, keeping, locks, log, systemd
+from firstboot import files, keeping, locks, log
 from firstboot.activate import keyring, trust
 from firstboot.activate.inbox import KEY_SETS
 from firstboot.activate.trust import Ring
 from firstboot.clock import Clock, from_rfc3339
 from firstboot.errors import LocalFault, TryAgain
+from firstboot.frozen import Settings
 from firstboot.layout import Layout
 from firstboot.signatures import ACTIVE, Key
 
-AGENT_UNIT = "byteor-agent.service"
 LOCK_WAIT_S = 30.0
 EMPTY = b'{"key_sets": []}'
 SOURCES = {
@@ -31,9 +31,9 @@ SOURCES = {
 }
 
 
-def show(layout: Layout, *, as_json: bool) -> int:
+def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     """Print the ring in force."""
-    ring, why = keyring.look(layout, frozen.load(layout))
+    ring, why = keyring.look(layout, settings)
     if as_json:
         print(json.dumps(_document(ring), indent=1, sort_keys=True))
         return 0
@@ -49,11 +49,10 @@ def show(layout: Layout, *, as_json: bool) -> int:
     return 0
 
 
-def reset(layout: Layout, *, as_json: bool) -> int:
-    """Set the ring aside and start over; a running agent is told to ask for the keys at once."""
+def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[], bool]) -> int:
+    """Set the ring aside and start over; `tell` makes a running agent ask for the keys at once, False if there is none."""
     if os.geteuid() != layout.owner:
         raise LocalFault("only root may reset which signatures count", hint="sudo byteor-firstboot trust --reset")
-    settings = frozen.load(layout)
     ring = trust.unanchored(settings, keyring.place_of(settings))
     files.make_directory(layout.activation, 0o755)
     busy = TryAgain("an activation is in progress", hint="wait for it: byteor-agent deployments shows it")
@@ -61,7 +60,7 @@ def reset(layout: Layout, *, as_json: bool) -> int:
         kept_as = keeping.set_aside(layout.activation / "keyring.json", label="reset")
         keyring.save(layout, ring)
         _empty_the_inbox(layout)
-    told = layout.is_host and systemd.booted() and systemd.wake(AGENT_UNIT)
+    told = tell()
     if as_json:
         aside = layout.shown(kept_as) if kept_as is not None else None
         print(json.dumps({**_document(ring), "set_aside": aside, "agent_told": told}, indent=1, sort_keys=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -17,6 +18,7 @@ from firstboot.errors import LocalFault
 from firstboot.frozen import IDENTIFIER
 from firstboot.layout import Layout
 
+SPEC = "/etc/byteor/spec.kv"
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _SHOWN = ("deployment_id", "sequence", "verdict", "code", "reason", "at")
 
@@ -69,6 +71,7 @@ class Activation:
     last_verdict: Optional[Mapping[str, Any]] = None
     keys_end: Optional[str] = None
     fault: Optional[str] = None
+    shadowed: bool = False  # /etc/byteor/spec.kv is a file of somebody's, which a runtime reads in place of what is deployed
 
     @property
     def signing_keys_version(self) -> Optional[int]:
@@ -95,7 +98,15 @@ def read(layout: Layout) -> Activation:
         last_verdict=_last(decided.get("history")),
         keys_end=_keys_end(ring.get("keys")),
         fault="; ".join(faults) or None,
+        shadowed=bool(decided.get("current")) and _is_a_file(layout.path(SPEC)),
     )
+
+
+def _is_a_file(path: Path) -> bool:
+    try:
+        return not stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def decided(layout: Layout) -> Decided:

@@ -75,18 +75,12 @@ def arrive(
             "no identity was handed over",
             hint="start byteor-agent.service, which runs byteor-firstboot unseal first",
         )
-    return handed, read_settings(layout)
+    return handed, frozen.load(layout)
 
 
 def settings_again(layout: Layout, handed: Handover, *, config: Optional[Path]) -> Settings:
     """Read the settings from where `arrive` read them."""
-    return read_config(layout, config=config) if handed.source == ENVIRONMENT else read_settings(layout)
-
-
-def read_settings(layout: Layout) -> Settings:
-    """The frozen settings, or none where first boot has frozen none."""
-    stored = files.read_json(layout.settings)
-    return Settings() if stored is None else frozen.thaw(stored)
+    return read_config(layout, config=config) if handed.source == ENVIRONMENT else frozen.load(layout)
 
 
 def read_config(layout: Layout, *, config: Optional[Path]) -> Settings:

@@ -21,6 +21,7 @@ from firstboot.errors import Corrupt, LocalFault, TryAgain
 from firstboot.handover import Handover
 from firstboot.layout import Layout
 from firstboot.multipart import WrongContent
+from firstboot.secret import Secret
 from firstboot.wire import HeartbeatReply
 
 SCOPE = "agent:artifact_upload"
@@ -30,6 +31,7 @@ STRIKES = 2
 LATER_BASE_S, LATER_CAP_S = 30.0, 900.0
 PROGRESS_S, PROGRESS_FROM = 0.5, 1 << 20  # bytes: what is smaller is there before anybody looks
 LONGEST_PERIOD_S = 60.0
+SCAN_BYTES = 256 * 1024
 
 
 @dataclass
@@ -94,7 +96,11 @@ class ArtifactsLoop:
         for name, late in list(self._late.items()):
             detail = f"artifact {name} failed {late.backoff.failures + 1} times, others pass: {late.said}"
             found.append(Problem("artifact_failing", detail, "it is tried again, ever more rarely"))
-        if not self._census().room_for(1):
+        there = self._census()
+        if there.quarantined:
+            detail = f"the plane refused {there.quarantined} artifact{'s' if there.quarantined > 1 else ''}, kept in quarantine"
+            found.append(Problem("artifact_quarantined", detail, "byteor-agent status says why; retry ID, or remove them"))
+        if not there.room_for(1):
             found.append(Problem("spool_full", "the spool is full: new artifacts are refused", "byteor-agent status"))
         return found
 
@@ -158,8 +164,12 @@ class ArtifactsLoop:
         """One request; what the plane says for good is in `_stored` or `_refused` afterwards."""
         self._limited = False
         fd = _open(entry)
-        self._asked = True
         try:
+            if _holds(fd, self._handed.api_key):
+                # Redaction knows shapes, and the key itself only where root hands in: this net is the last, for all kinds.
+                self._refuse(entry.id, None, "holds_runtime_key", "it holds this host's own runtime key, and is not sent")
+                return
+            self._asked = True
             answer = self._api.upload_artifact(
                 self._handed.agent_id, self._handed.api_key, entry.metadata, fd, each=_Progress(self, entry)
             )
@@ -217,6 +227,16 @@ class _Progress:
             files.write_json(loop._layout.upload_progress, document, mode=0o644, durable=False)
         except LocalFault:
             pass  # a full /run must not stop an upload
+
+
+def _holds(fd: int, secret: Secret) -> bool:
+    """Whether the secret stands in the file as it is; what is packed or encoded is not looked into."""
+    needle, offset, tail = secret.reveal().encode(), 0, b""
+    while piece := os.pread(fd, SCAN_BYTES, offset):
+        if needle in tail + piece:
+            return True
+        offset, tail = offset + len(piece), piece[-len(needle) :]
+    return False
 
 
 def _open(entry: Entry) -> int:

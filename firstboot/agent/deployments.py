@@ -201,6 +201,8 @@ class DeploymentsLoop:
             return since >= WAITING_S or (inbox.may_repeat() and self._clock_was_set())
         if verdict is not None and verdict.code == "unknown_key":
             return self._key_may_be_known(verdict)
+        if verdict is None and not inbox.interrupted():
+            return inbox.may_repeat()  # answered, and nothing came of it: what it began was lost
         return False  # final: never asked again
 
     def _clock_was_set(self) -> bool:

@@ -92,20 +92,20 @@ class Inbox:
 
     def finish(self, alive: Callable[[float], None]) -> None:
         """Have an interrupted activation finished, where that is ours to see to."""
-        if not self._activator.finishes and self._interrupted() and self.may_repeat():
+        if not self._activator.finishes and self.interrupted() and self.may_repeat():
             self.asked_at = self._clock.monotonic()
             self._activator.start(alive)
 
     def problems(self) -> List[Problem]:
         """An activator that does not answer."""
         since = self._unanswered_since
-        limit = SILENT_IN_ACTIVATION_S if self._interrupted() else SILENT_S
+        limit = SILENT_IN_ACTIVATION_S if self.interrupted() else SILENT_S
         if since is None or self._clock.monotonic() - since < limit:
             return []
         hint = "systemctl status byteor-activate, or journalctl -u byteor-activate"
         return [Problem("activator_silent", "the activator does not answer what the agent asks", hint)]
 
-    def _interrupted(self) -> bool:
+    def interrupted(self) -> bool:
         return (self._layout.activation / "journal.json").exists()
 
     def _stored(self) -> Optional[str]:

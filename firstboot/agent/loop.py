@@ -26,6 +26,9 @@ QUICK_FAILURES = 3
 JITTER = 0.1  # of the period, to both sides
 # A loop that is later than its next attempt plus this is stuck, and the watchdog may end us.
 GRACE_S = 90.0
+# What a person may do about an error that says nothing of it.
+PASSES = "it is tried again by itself; if it stays: byteor-firstboot preflight checks the way to the plane"
+STAYS = "the plane does not take what this agent asks: do the two fit each other? (byteor-agent --version)"
 # A hint of the plane makes a loop look at once, but not again and again (contract 2.2).
 WOKEN_EVERY_S = 60.0
 NOW = float("-inf")
@@ -170,15 +173,18 @@ class Loop(threading.Thread):
         while not self._stopping.is_set():
             now = self._clock.monotonic()
             if now >= min(due, self._wanted):
-                held = self._pace.wait_s(now)
+                held = self._pace.wait_s(now, refused=self.health.outcome == Outcome.REFUSED.value)
                 if held <= 0:
                     if NOW < self._wanted <= now:
                         self._followed = now
                     if self._wanted <= now:
                         self._wanted = float("inf")
                     return False
+                held += self._chance.uniform(0.0, JITTER * held)
                 due, self._wanted = now + held, float("inf")
+                self.health.next_attempt_at = rfc3339(self._clock.wall() + held)
                 self.health.due_by = due + GRACE_S
+                self._changed()
                 continue
             self._nudged.wait(min(due, self._wanted) - now)
             self._nudged.clear()
@@ -211,6 +217,8 @@ class Loop(threading.Thread):
         except ByteorError as error:
             outcome = Outcome.RETRY
             health.problem, health.hint = str(error), error.hint
+        if health.problem is not None and health.hint is None:
+            health.hint = PASSES if outcome is Outcome.RETRY else STAYS
         delay = self.schedule.next_delay(self._chance, outcome, retry_after)
         health.outcome, health.failures = outcome.value, self.schedule.failures
         if health.problem != before:

@@ -18,7 +18,7 @@ class Pace:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slow = False
-        self._latest = float("-inf")
+        self._latest = self._latest_refused = float("-inf")
 
     def slow(self) -> None:
         """The plane refused the key, or something that is not the plane answers: whatever is asked next, seldom."""
@@ -28,13 +28,19 @@ class Pace:
         """The plane accepted a request."""
         self._slow = False
 
-    def wait_s(self, now: float) -> float:
-        """Seconds that an attempt has to wait, after which it asks again; 0: it may begin, and has taken this turn."""
+    def wait_s(self, now: float, *, refused: bool = False) -> float:
+        """Seconds that an attempt has to wait, after which it asks again; 0: it may begin, and has taken this turn.
+
+        `refused`: the loop's own last request was; such loops take turns among themselves, and the others go on.
+        """
         with self._lock:
-            left = self._latest + APART_S - now
-            if self._slow and left > 0:
+            latest = self._latest if self._slow else self._latest_refused if refused else float("-inf")
+            left = latest + APART_S - now
+            if left > 0:
                 return left
             self._latest = now
+            if refused:
+                self._latest_refused = now
             return 0.0
 
 
@@ -53,6 +59,6 @@ class PaceIfAsking(Pace):
         """As of the shared pace."""
         self._shared.free()
 
-    def wait_s(self, now: float) -> float:
+    def wait_s(self, now: float, *, refused: bool = False) -> float:
         """As of the shared pace, and 0 for an attempt that asks nothing."""
-        return self._shared.wait_s(now) if self._asks() else 0.0
+        return self._shared.wait_s(now, refused=refused) if self._asks() else 0.0

@@ -64,6 +64,9 @@ def of_the_activation(seen: Activation, now: float) -> Iterable[Problem]:
         detail = f"the signing keys {word} at {seen.keys_end}: nothing new is activated after that, what is active stays"
         hint = "rotate the signing keys at the plane" + ("" if left > 0 else ", then byteor-firstboot trust --reset here")
         yield Problem(f"signing_keys_{word}", detail, hint)
+    if seen.shadowed:
+        detail = "/etc/byteor/spec.kv is a file of its own: a runtime that reads it does not see what is deployed"
+        yield Problem("spec_shadowed", detail, "move it away; systemd-tmpfiles --create makes the link")
     verdict = seen.last_verdict or {}
     if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
         named = verdict["deployment_id"] or "of an unverified envelope"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-from firstboot import log
+from firstboot import frozen, log
 from firstboot.errors import ByteorError
 from firstboot.frozen import Settings, freeze
 from firstboot.layout import Layout
@@ -24,6 +24,14 @@ def settings_of(layout: Layout, *, config: Optional[Path]) -> Settings:
     """The settings of the file `config`, or of the image's defaults; Invalid and LocalFault as for `byteor-firstboot run`."""
     source = image(layout, Inputs(config=config))
     return merge([source] if source is not None else [], chosen=None)[0]
+
+
+def in_force(layout: Layout, *, config: Optional[Path]) -> Settings:
+    """What first boot froze; where nothing is frozen, as in a container, or with `config`: the file that the agent reads."""
+    image_is_there = (config or layout.image_defaults).exists()
+    if config is None and (layout.settings.exists() or not image_is_there):
+        return frozen.load(layout)
+    return settings_of(layout, config=config)
 
 
 def main() -> int:

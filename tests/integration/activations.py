@@ -35,7 +35,8 @@ class Activations:
         pinned = {"kid": self.key.kid, "public_key": signing.b64url(self.key.public)}
         place = {"org_id": PLACE[0], "project_id": PLACE[1], "environment_id": PLACE[2]}
         told = {"window_s": 0, **(activation or {})}
-        self.settings: Dict[str, Any] = {"v": 1, **place, "signing_keys": [pinned], "activation": told, **settings}
+        frozen = {"v": 1, "api_base_url": None, "ca_certificates": None, **place, "signing_keys": [pinned]}
+        self.settings: Dict[str, Any] = {**frozen, "activation": told, **settings}
         self.write_settings()
 
     def write_settings(self, **changes: Any) -> None:

@@ -30,7 +30,8 @@ SPEC_HASH = "sha256:" + "0" * 64
 class Decides:
     """Stands in for the activator, which takes half a second: it answers the request, and wants `wanted`.
 
-    `silent`: it does not run. `verdicts`: rows of the history, for the envelope that is there.
+    `silent`: it does not run. `verdicts`: rows of the history, for the envelope that is there; one that is active unless
+    something is wanted. `forgetful`: it answers, and nothing comes of it.
     """
 
     finishes = True
@@ -40,6 +41,7 @@ class Decides:
         self.wanted: Optional[Dict[str, Any]] = None
         self.verdicts: List[Dict[str, Any]] = []
         self.offset: Optional[float] = None
+        self.forgetful = False
 
     def start(self, alive: Callable[[float], None]) -> None:
         self.asked += 1
@@ -52,9 +54,10 @@ class Decides:
         self.offset = said["clock_offset_s"]
         envelope = self.layout.inbox / "envelope.json"
         digest = hashlib.sha256(envelope.read_bytes()).hexdigest() if envelope.exists() else None
+        rows = self.verdicts if self.verdicts or self.wanted or self.forgetful else [{"verdict": "active"}]
         document = {
             "v": 1, "answered": {"request": said["request"], "envelope_sha256": digest}, "wanted": self.wanted,
-            "history": [{"envelope_sha256": digest, **row} for row in self.verdicts],
+            "history": [{"envelope_sha256": digest, **row} for row in rows],
         }  # fmt: skip
         self.layout.activation.mkdir(exist_ok=True)
         (self.layout.activation / "deployments.json").write_text(json.dumps(document))

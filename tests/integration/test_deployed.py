@@ -153,3 +153,61 @@ def test_a_withdrawn_deployment_is_not_brought_into_force(edge: Edge) -> None:
     (inbox / "request.json").write_text('{"v": 1, "request": "00000000-0000-4000-8000-000000000000", "clock_offset_s": 0}')
     assert edge.host.call("byteor-agent", "activate").code == 0
     assert edge.spec() == "a = 2\n" and edge.verdict()["code"] == "rolled_back_sequence"
+
+
+def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
+    """Whatever its problem documents quote: neither status, beats, reasons nor the journal show the runtime key."""
+    from firstboot import identity
+    from firstboot.layout import Layout
+
+    key = identity.required(Layout(edge.host.root)).api_key.reveal()
+    for operation, status in (("latest", 403), ("signing-keys", 400), ("artifacts", 422)):
+        edge.plane.fault(operation, "problem", status=status, code=key, times=None)
+    report = edge.host.write("report.txt", "words\n")
+    edge.host.call("byteor-agent", "upload", str(report), "--kind", "diagnostic")
+    quarantine = edge.host.path("var/lib/byteor/agent/quarantine")
+    edge.plane.wait_for(lambda: quarantine.exists() and list(quarantine.glob("*/reason.json")), limit_s=30)
+    edge.look()
+    edge.plane.wait_for(lambda: "<secret>" in edge.host.call("byteor-agent", "status").out, limit_s=30)
+    beats = len(edge.plane.requests("heartbeat"))
+    edge.plane.wait_for(lambda: len(edge.plane.requests("heartbeat")) > beats + 1, limit_s=30)
+    assert edge.process is not None
+    edge.process.send_signal(signal.SIGTERM)
+    _, err = edge.process.communicate(timeout=20)
+    edge.process = None
+    shown = [edge.host.call("byteor-agent", "status", *more).out for more in ((), ("--json",))]
+    written = [path.read_text() for path in edge.host.root.rglob("*.json") if "identity" not in path.parts]
+    bodies = [str(request["body"]) for request in edge.plane.requests("heartbeat")]
+    assert not any(key in text for text in (err, *shown, *written, *bodies))
+
+
+def test_the_hosts_own_key_never_goes_out(edge: Edge) -> None:
+    """Known to who hands in as root, it is replaced in a text; in what is sent as it is, it stops the artifact."""
+    from firstboot import identity
+    from firstboot.layout import Layout
+
+    key = identity.required(Layout(edge.host.root)).api_key.reveal()
+    text = edge.host.write("report.txt", f"connecting with {key} failed\n")
+    raw = edge.host.write("dump.bin", b"\0\1" + b"x" * 300_000 + key.encode() + b"\0")
+    assert edge.host.call("byteor-agent", "upload", str(text), "--kind", "diagnostic", "--wait").code == 0
+    done = edge.host.call("byteor-agent", "upload", str(raw), "--kind", "snapshot", "--wait")
+    assert done.code == 5 and "its own" not in done.out
+    (stored,) = edge.plane.artifacts()
+    assert stored["kind"] == "diagnostic"
+    assert edge.plane.violations() == []
+
+
+def test_an_operators_word_is_heard_at_once(edge: Edge) -> None:
+    """After `retry` the plane has the report, after `trust --reset` the ring its keys, without waiting for a period."""
+    edge.wait_for_report(edge.deploy("a = 1\n"), "active")
+    bad = edge.deploy(f"a = {FLAG}\n")
+    edge.wait_for_report(bad, "rolled_back")
+    path = edge.host.path("etc/byteor/firstboot.yaml")
+    settings = edge.host.path("var/lib/byteor/settings.json")
+    frozen = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**frozen, "activation": {"window_s": 0}}))
+    assert path.exists() and edge.host.call("byteor-agent", "retry", bad["deployment_id"]).code == 0
+    edge.plane.wait_for(lambda: edge.reports()[-1][:2] == (bad["deployment_id"], "active"), limit_s=15)
+    assert json.loads(edge.host.call("byteor-firstboot", "trust", "--reset", "--json").out)["agent_told"] is True
+    ring = edge.host.path("var/lib/byteor/activation/keyring.json")
+    edge.plane.wait_for(lambda: json.loads(ring.read_text())["version"] > 0, limit_s=15)

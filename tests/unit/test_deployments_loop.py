@@ -137,6 +137,18 @@ def test_a_plane_without_tags_costs_no_writing(scene: Scene) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns) and scene.activator.asked == 1
 
 
+def test_what_nothing_came_of_is_asked_again(scene: Scene) -> None:
+    """Answered, and neither wanted nor judged nor in progress: a journal was lost, and the next run makes up for it."""
+    scene.activator.forgetful = True
+    scene.run(minutes=3)
+    assert 3 <= scene.activator.asked <= 4
+    scene.activator.forgetful = False
+    scene.run(minutes=1)
+    asked = scene.activator.asked
+    scene.run(minutes=5)
+    assert scene.activator.asked == asked
+
+
 @pytest.mark.parametrize(("status", "code"), [(204, None), (404, "no_deployment")])
 def test_what_is_assigned_no_longer_is_withdrawn(scene: Scene, status: int, code: Optional[str]) -> None:
     """What waited is not activated later; what comes back is looked at again."""

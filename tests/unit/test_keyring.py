@@ -110,7 +110,7 @@ def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
         (layout.activation / ("sequence.json" if lost == "gone" else "sequence.json.corrupt-1")).write_bytes(b"{}")
     else:
         path.rename(layout.activation / "keyring.json.corrupt-1")
-    trust_command.show(layout, as_json=False)
+    trust_command.show(layout, frozen.load(layout), as_json=False)
     shown = capsys.readouterr().out
     assert "no signature counts" in shown and "damaged" in shown and "trust --reset" in shown
     before = names(layout)
@@ -123,7 +123,7 @@ def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
         assert keyring.offer(layout, HERE, raw, now=0.0) == ring == keyring.current(layout, HERE)
     assert on_disk(layout)["refused"]["code"] == "damaged"
     capsys.readouterr()
-    trust_command.reset(layout, as_json=True)
+    trust_command.reset(layout, frozen.load(layout), as_json=True, tell=lambda: False)
     assert json.loads(capsys.readouterr().out)["source"] == "tls"
     assert keyring.offer(layout, HERE, reply(ONE, TWO)).version == 2
 
@@ -229,14 +229,14 @@ def test_a_broken_chain_is_shown_and_left_by_a_reset(layout: Layout, capsys: pyt
     settings = pinned(sets=[ONE])
     enrolled(layout, settings)
     keyring.offer(layout, settings, reply(STRANGE_TWO))
-    assert trust_command.show(layout, as_json=False) == 0
+    assert trust_command.show(layout, frozen.load(layout), as_json=False) == 0
     shown = capsys.readouterr().out
     for part in ("version 1", "the enrollment reply", "kid-1 active", "broken_chain", "trust --reset"):
         assert part in shown
     old = (layout.activation / "keyring.json").read_bytes()
     files.make_directory(layout.inbox, 0o700)
     (layout.inbox / "keysets.json").write_bytes(reply(FORGED_TWO))
-    assert trust_command.reset(layout, as_json=True) == 0
+    assert trust_command.reset(layout, frozen.load(layout), as_json=True, tell=lambda: False) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["version"], document["source"], document["keys"], document["refused"]) == (0, "tls", [], None)
     assert document["set_aside"] == "/var/lib/byteor/activation/keyring.json.reset-1"
@@ -251,7 +251,7 @@ def test_a_reset_goes_back_to_the_pins(layout: Layout, capsys: pytest.CaptureFix
     """TLS does not come in where the operator pinned a key."""
     enrolled(layout, pinned(1))
     keyring.offer(layout, pinned(1), reply(ONE, TWO))
-    trust_command.reset(layout, as_json=False)
+    trust_command.reset(layout, frozen.load(layout), as_json=False, tell=lambda: False)
     assert "pinned key" in capsys.readouterr().out
     assert keyring.offer(layout, pinned(1), reply(STRANGE_TWO)).version == 0
     assert keyring.offer(layout, pinned(1), reply(ONE, TWO)).version == 2
@@ -265,20 +265,20 @@ def test_a_planted_inbox_does_not_stop_a_reset(layout: Layout, tmp_path: Path) -
     (outside / "keysets.json").write_bytes(b"kept")
     files.make_directory(layout.agent, 0o700)
     layout.inbox.symlink_to(outside)
-    assert trust_command.reset(layout, as_json=True) == 0
+    assert trust_command.reset(layout, frozen.load(layout), as_json=True, tell=lambda: False) == 0
     assert (outside / "keysets.json").read_bytes() == b"kept"
 
 
 def test_showing_changes_nothing(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither before there is a ring nor where it is damaged; without an enrollment it says so."""
     with pytest.raises(LocalFault, match="not enrolled"):
-        trust_command.show(layout, as_json=False)
+        trust_command.show(layout, frozen.load(layout), as_json=False)
     enrolled(layout, pinned(sets=[ONE, TWO]))
-    trust_command.show(layout, as_json=False)
+    trust_command.show(layout, frozen.load(layout), as_json=False)
     assert "version 2" in capsys.readouterr().out
     assert names(layout) == []
     (layout.activation / "keyring.json").write_bytes(b"{")
-    trust_command.show(layout, as_json=False)
+    trust_command.show(layout, frozen.load(layout), as_json=False)
     shown = capsys.readouterr()
     assert "starts over" in shown.out and "damaged" in shown.err
     assert names(layout) == ["keyring.json"]
@@ -289,10 +289,10 @@ def test_a_keys_end_is_shown(layout: Layout, capsys: pytest.CaptureFixture[str])
     enrolled(layout, HERE)
     ends = {1: "2020-01-01T00:00:00Z", 2: "2100-01-01T00:00:00Z"}
     keyring.offer(layout, HERE, reply(key_set(1, 2, ends=ends, k1="active", k2="active")))
-    trust_command.show(layout, as_json=False)
+    trust_command.show(layout, frozen.load(layout), as_json=False)
     shown = capsys.readouterr().out
     assert "kid-1 active, ended 2020-01-01T00:00:00Z" in shown and "kid-2 active until 2100-01-01T00:00:00Z" in shown
-    trust_command.show(layout, as_json=True)
+    trust_command.show(layout, frozen.load(layout), as_json=True)
     assert json.loads(capsys.readouterr().out)["keys"][0]["not_after"] == "2020-01-01T00:00:00Z"
 
 

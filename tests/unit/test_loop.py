@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstboot.agent.loop import Loop, Outcome, Schedule
+from firstboot.agent.pace import APART_S, Pace
 from firstboot.clock import Clock
 from firstboot.errors import LocalFault, Refused, TryAgain
 
@@ -135,3 +136,14 @@ def test_a_stuck_loop_is_late() -> None:
     assert loop.health.due_by < float("inf")
 
 
+
+
+def test_refused_loops_take_turns_and_hold_up_nobody() -> None:
+    """Every route refused: two requests in any minute, whoever makes them; a loop that is not refused goes when it is due."""
+    pace = Pace()
+    assert pace.wait_s(0.0, refused=True) == 0.0
+    assert pace.wait_s(1.0, refused=True) == APART_S - 1.0
+    assert pace.wait_s(1.0) == 0.0
+    assert pace.wait_s(APART_S, refused=True) == 0.0
+    pace.slow()
+    assert pace.wait_s(APART_S + 1.0) == APART_S - 1.0

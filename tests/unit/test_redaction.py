@@ -83,3 +83,11 @@ def test_no_text_takes_long(piece: str) -> None:
     begin = time.process_time()
     redact(piece * ((256 << 10) // len(piece)))
     assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("text", ['["--password", "hunter2plain"]', "['--api-key', 'hunter2plain', '-v']"])
+def test_an_argument_list_loses_its_secrets(text: str) -> None:
+    """As a process's arguments stand in JSON or Python; what is an option itself stays, and again changes nothing."""
+    found, kinds = redact(text)
+    assert "hunter2plain" not in found and kinds == ["value"] and redact(found) == (found, [])
+    assert redact('["--password", "--verbose"]')[1] == []
