@@ -44,7 +44,11 @@ class Condition:
     def __init__(self, layout: Layout, handed: Handover, *, clock: Clock) -> None:
         self.loops: Dict[str, Loop] = {}
         self.works: Dict[str, Work] = {}
-        self.crashes = _crashes(layout)
+        before = _before(layout)
+        crashes = before.get("crashes")
+        self.crashes = crashes if isinstance(crashes, int) and crashes > 0 else 0
+        # The agent before us was killed in this boot: its host is one that is missed, not one of many that come up.
+        self.killed = before.get("running") is True
         self._layout = layout
         self._status = layout.agent_status
         self._handed = handed
@@ -141,10 +145,9 @@ class Condition:
         return 0 if self.loops["heartbeat"].health.last_success_at is not None else self.crashes
 
 
-def _crashes(layout: Layout) -> int:
-    """How many times in a row the agent ended by an error of its own, as the last one wrote down."""
+def _before(layout: Layout) -> Mapping[str, Any]:
+    """What the agent before us wrote down last, if it ran in this boot; `crashes`: how many times in a row by its own error."""
     try:
-        crashes = (files.read_json(layout.agent_status) or {}).get("crashes")
+        return files.read_json(layout.agent_status) or {}
     except LocalFault:
-        return 0
-    return crashes if isinstance(crashes, int) and crashes > 0 else 0
+        return {}

@@ -39,6 +39,8 @@ DEFAULT_PERIOD_S = 30.0
 LOOK_S = 60.0
 # After a crash systemd starts us again in 10 s; the n-th in a row begins its loops this much later, up to five minutes.
 CRASH_PAUSE_S, LONGEST_CRASH_PAUSE_S = 10.0, 300.0
+# systemd's pause and our start: after a kill the next beat comes within one period all the same.
+RESTART_S = 12.0
 
 
 class Supervisor:
@@ -60,7 +62,8 @@ class Supervisor:
         self.loops = self._condition.loops
         self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
         # One splay for all: the first look at deployments comes with the first beat (contract 2.3).
-        self._splay_s = self._period.first_delay(rng()) + _crash_pause(self._condition.crashes)
+        spread = Schedule(max(1.0, self._period.period_s - RESTART_S)) if self._condition.killed else self._period
+        self._splay_s = spread.first_delay(rng()) + _crash_pause(self._condition.crashes)
         beat = HeartbeatLoop(
             layout,
             handed,

@@ -1,0 +1,44 @@
+"""How soon an agent begins: apart from all others at boot, within one period after it was killed, later after crashes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstboot.agent.supervisor import RESTART_S, Supervisor
+from firstboot.frozen import Settings
+from firstboot.handover import SEALED, Handover
+from firstboot.layout import Layout
+from firstboot.secret import Secret
+
+HANDED = Handover(
+    api_base_url="https://api.example", agent_id="agt_1", api_key=Secret("key-of-an-agent"), proxy=None, org_id="org_1",
+    project_id="prj_1", environment_id="env_1", name="edge", enrolled_at="2026-06-01T12:00:00Z", expires_at=None, scopes=(),
+    source=SEALED,
+)  # fmt: skip
+PERIOD_S = 30.0
+
+
+@pytest.mark.parametrize(
+    ("before", "least", "most"),
+    [
+        (None, 0.0, PERIOD_S),
+        ({"running": False, "crashes": 0}, 0.0, PERIOD_S),
+        ({"running": True, "crashes": 0}, 0.0, PERIOD_S - RESTART_S),
+        ({"running": False, "crashes": 2}, 30.0, 30.0 + PERIOD_S),
+        ({"running": "x", "crashes": "x"}, 0.0, PERIOD_S),
+    ],
+)
+def test_the_first_beat_after(tmp_path: Path, before: dict[str, Any] | None, least: float, most: float) -> None:
+    """A boot or an orderly stop, a kill, two crashes, a damaged page: the splay has its own bounds, and uses them."""
+    layout = Layout(tmp_path)
+    layout.agent_run.mkdir(parents=True)
+    layout.agent.mkdir(parents=True)
+    if before is not None:
+        layout.agent_status.write_text(json.dumps({"v": 1, **before}))
+    seen = [Supervisor(layout, HANDED, Settings(heartbeat_interval_s=PERIOD_S))._splay_s for _ in range(20)]
+    assert least <= min(seen) and max(seen) <= most
+    assert max(seen) - min(seen) > (most - least) / 3
