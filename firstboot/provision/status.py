@@ -12,7 +12,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 from firstboot import files
 from firstboot.clock import Clock
 from firstboot.errors import ByteorError, LocalFault
-from firstboot.handover import REENROLL, key_ends
+from firstboot.handover import ENVIRONMENT, REENROLL, key_ends
 from firstboot.identity import State
 from firstboot.layout import Layout
 from firstboot.provision.decision import Step, next_step
@@ -43,6 +43,9 @@ def status(
 ) -> int:
     """Print the state, then how the agent is (its document, and that as lines for people); always 0 when it could be said."""
     document = describe(layout, inputs)
+    if document["state"] == "no_token" and (agent.get("identity") or {}).get("source") == ENVIRONMENT:
+        said = "the agent has its identity from its environment: nothing is enrolled or sealed here"
+        document.update(state=ENVIRONMENT, summary=said, problem=None, hint=None)
     document["agent"] = agent
     if as_json:
         print(json.dumps(document, indent=1, sort_keys=True))

@@ -89,6 +89,32 @@ def test_deployments_come_into_force_in_a_container(
     assert "PATH=" in seen.read_text() and "BYTEOR_" not in seen.read_text()
 
 
+def test_a_containers_operator_has_the_commands(
+    container: Host, tmp_path: Path, given: Dict[str, str], control_plane: Any
+) -> None:
+    """What was deployed is listed, what failed is tried again, trust is shown and reset, status says where the identity is."""
+    config, flag = tmp_path / "settings.yaml", tmp_path / "broken"
+    flag.touch()
+    activation = {"command": ["/bin/sh", "-c", f"test ! -e {flag}"], "window_s": 0}
+    config.write_text(json.dumps(container.settings(heartbeat_interval_s=5, activation=activation)))
+    made = control_plane.deploy({"spec.kv": b"a = 1\n"})
+    process = container.start("byteor-agent", "run", "--config", str(config), env=given)
+    try:
+        control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)
+        flag.unlink()
+        assert json.loads(container.call("byteor-firstboot", "status", "--json").out)["state"] == "environment"
+        again = container.call("byteor-agent", "retry", made["deployment_id"], "--config", str(config))
+        assert again.code == 0, again
+        control_plane.wait_for(lambda: control_plane.reports()[-1]["status"] == "active", limit_s=15)
+        assert "failed" in container.call("byteor-agent", "deployments").out
+        shown = container.call("byteor-firstboot", "trust", "--json", "--config", str(config))
+        assert json.loads(shown.out)["version"] == 1
+        assert container.call("byteor-firstboot", "trust", "--reset", "--config", str(config)).code == 0
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
 def test_children_inherit_none_of_the_three(tmp_path: Path, given: Dict[str, str]) -> None:
     """Once it arrived, the process's own environment holds none of them; neither yaml nor cryptography was loaded."""
     (tmp_path / "r").mkdir()
