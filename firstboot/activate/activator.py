@@ -86,6 +86,8 @@ class Activator:
                 if request.request in (None, record.load(self.layout).request) and retried is None:
                     break
                 self._answer(inbox, request, retried)
+            if retried is not None and again.asked(self.layout) == retried and journal.load(self.layout) is None:
+                break  # it waits, for a clock or a bundle: that is the agent's to bring
         outcomes.prune(self.layout)
         if not (self.layout.is_host and systemd.booted()):
             link_spec(self.layout)
