@@ -107,7 +107,9 @@ def _retry(arguments: argparse.Namespace) -> int:
 def _upload(arguments: argparse.Namespace) -> int:
     from firstboot import identity
     from firstboot.agent.upload import upload
+    from firstboot.secret import Secret
 
+    Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))  # known from here on, and so found by its value
     try:
         identity.required(arguments.layout)  # who may open it: the key is then known, and found wherever it stands
     except ByteorError:

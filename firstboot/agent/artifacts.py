@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 from firstboot import files, log
 from firstboot.agent import spool, stock
 from firstboot.agent.answers import NotThePlane, check
+from firstboot.agent.ownkey import holds
 from firstboot.agent.problems import Problem
 from firstboot.agent.stock import Census, Entry
 from firstboot.api import PlaneApi
@@ -21,7 +22,6 @@ from firstboot.errors import Corrupt, LocalFault, TryAgain
 from firstboot.handover import Handover
 from firstboot.layout import Layout
 from firstboot.multipart import WrongContent
-from firstboot.secret import Secret
 from firstboot.wire import HeartbeatReply
 
 SCOPE = "agent:artifact_upload"
@@ -31,7 +31,6 @@ STRIKES = 2
 LATER_BASE_S, LATER_CAP_S = 30.0, 900.0
 PROGRESS_S, PROGRESS_FROM = 0.5, 1 << 20  # bytes: what is smaller is there before anybody looks
 LONGEST_PERIOD_S = 60.0
-SCAN_BYTES = 256 * 1024
 
 
 @dataclass
@@ -165,7 +164,7 @@ class ArtifactsLoop:
         self._limited = False
         fd = _open(entry)
         try:
-            if _holds(fd, self._handed.api_key):
+            if holds(fd, self._handed.api_key):
                 # Redaction knows shapes, and the key itself only where root hands in: this net is the last, for all kinds.
                 self._refuse(entry.id, None, "holds_runtime_key", "it holds this host's own runtime key, and is not sent")
                 return
@@ -227,16 +226,6 @@ class _Progress:
             files.write_json(loop._layout.upload_progress, document, mode=0o644, durable=False)
         except LocalFault:
             pass  # a full /run must not stop an upload
-
-
-def _holds(fd: int, secret: Secret) -> bool:
-    """Whether the secret stands in the file as it is; what is packed or encoded is not looked into."""
-    needle, offset, tail = secret.reveal().encode(), 0, b""
-    while piece := os.pread(fd, SCAN_BYTES, offset):
-        if needle in tail + piece:
-            return True
-        offset, tail = offset + len(piece), piece[-len(needle) :]
-    return False
 
 
 def _open(entry: Entry) -> int:
