@@ -34,8 +34,7 @@ from firstboot.proxies import place, proxy_for, usable
 from firstboot.secret import Secret
 from firstboot.trust import NamedContext, tls_context
 
-CEILING_BYTES = 1 << 20  # contract 2: JSON replies
-CONNECT_S, DEADLINE_S = 10.0, 60.0
+CEILING_BYTES, CONNECT_S, DEADLINE_S = 1 << 20, 10.0, 60.0  # of JSON replies (contract 2); of a connect; of a request
 USER_AGENT = f"byteor-firstboot/{__version__}"
 
 
@@ -60,11 +59,17 @@ class Reply:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
+def _about_to_send(sock: Optional[socket.socket]) -> None:
+    current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
+    if sock is not None:
+        sock.settimeout(READ_S)  # of one block: the time for connecting is short for a slow uplink
+
+
 class _PlainConnection(HTTPConnection):
     response_class = DeadlinedResponse
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
-        current.sent = True
+        _about_to_send(self.sock)
         super().putrequest(*arguments, **keywords)
 
 
@@ -72,7 +77,7 @@ class _TlsConnection(HTTPSConnection):
     response_class = DeadlinedResponse
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
-        current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
+        _about_to_send(self.sock)
         super().putrequest(*arguments, **keywords)
 
     def _connect_tls_proxy(self, hostname: str, *arguments: Any) -> Any:

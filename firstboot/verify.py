@@ -114,7 +114,7 @@ def _place(layout: Layout, document: Mapping[str, Any]) -> tuple[Settings, str]:
             raise
     else:
         shown = vars(here)
-        settings = settings if here.proxy is None else replace(settings, proxy=here.proxy)
+        settings = replace(settings, proxy=settings.proxy or here.proxy)
     found = {name: shown.get(name) or getattr(settings, name) for name in PLACE}
     wanted = {**found, "agent_id": shown.get("agent_id")}
     missing = [name for name, value in wanted.items() if not isinstance(value, str)]

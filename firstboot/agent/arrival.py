@@ -114,7 +114,7 @@ def _from_environment(values: Dict[str, str], settings: Settings) -> Handover:
         api_base_url=values["BYTEOR_API_BASE_URL"],
         agent_id=values["BYTEOR_AGENT_ID"],
         api_key=Secret(values["BYTEOR_AGENT_API_KEY"]),
-        proxy=settings.proxy,
+        proxy=None,
         org_id=settings.org_id,
         project_id=settings.project_id,
         environment_id=settings.environment_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from firstboot import files, keeping, log
 from firstboot.clock import Clock
-from firstboot.errors import Corrupt
+from firstboot.errors import Corrupt, LocalFault
 from firstboot.layout import Layout
 
 BLOCK = 4096  # contract 2.2
@@ -20,10 +20,16 @@ class Sequence:
         self._reserved = 0
 
     def next(self) -> int:
-        """Return the next number, reserving another block durably when the last is used up (LocalFault if it cannot)."""
+        """Return the next number, reserving another block durably when the last is used up."""
         if self._next >= self._reserved:
             start = max(self._reserved, self._stored())
-            files.write_json(self._path, {"v": 1, "sequence_reserved": start + BLOCK})
+            try:
+                files.write_json(self._path, {"v": 1, "sequence_reserved": start + BLOCK})
+            except LocalFault as error:
+                # A full disk is what a beat is to tell of: on by the clock, which is far above, until there is room.
+                log.warning(str(error), hint=error.hint)
+                self._next = self._reserved = max(self._next, start, int(Clock().wall())) + 1
+                return self._next
             self._next, self._reserved = start, start + BLOCK
         self._next += 1
         return self._next

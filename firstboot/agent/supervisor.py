@@ -234,7 +234,7 @@ def _crash_pause(crashes: int) -> float:
 def _transport(handed: Handover, settings: Settings) -> Transport:
     return Transport(
         ca_certificates=settings.ca_certificates,
-        proxy=handed.proxy or settings.proxy,
+        proxy=settings.proxy or handed.proxy,
         no_proxy=settings.no_proxy,
     )
 

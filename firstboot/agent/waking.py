@@ -34,7 +34,8 @@ def agent_pid(layout: Layout) -> Optional[int]:
     """
     try:
         pid = (files.read_json(layout.agent_status) or {}).get("pid")
-        inode = os.stat(layout.agent_lock).st_ino
+        # Of the agent's own: it could link to another's lock, and name another's process.
+        inode, owner = os.stat(layout.agent_lock, follow_symlinks=False).st_ino, os.stat(layout.agent).st_uid
         table = files.read(LOCKS, limit=LOCKS_LIMIT) or b""
     except (LocalFault, OSError):
         return None
@@ -42,5 +43,13 @@ def agent_pid(layout: Layout) -> Optional[int]:
     for line in table.decode("ascii", "replace").splitlines():
         words = line.split()
         if len(words) == 8 and words[1] == "FLOCK" and words[4] == str(pid) and words[5].split(":")[-1] == str(inode):
-            return int(words[4])
+            found = int(words[4])
+            return found if _owner(found) == owner else None
     return None
+
+
+def _owner(pid: int) -> Optional[int]:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Optional, Tuple
 
-from firstboot import accounts, files, handover, identity
+from firstboot import accounts, files, frozen, handover, identity
 from firstboot.layout import Layout
 
 
@@ -22,7 +22,8 @@ def unseal(layout: Layout) -> int:
             api_base_url=here.api_base_url,
             agent_id=here.agent_id,
             api_key=here.api_key,
-            proxy=here.proxy,
+            # The other ones stand in settings.json, where a later boot may change them.
+            proxy=here.proxy if frozen.has_password(here.proxy) else None,
             org_id=here.org_id,
             project_id=here.project_id,
             environment_id=here.environment_id,

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from firstboot import files
+from firstboot.agent.state import Sequence
 from firstboot.agent.supervisor import RESTART_S, Supervisor
+from firstboot.errors import LocalFault
 from firstboot.frozen import Settings
 from firstboot.handover import SEALED, Handover
 from firstboot.layout import Layout
@@ -42,3 +45,20 @@ def test_the_first_beat_after(tmp_path: Path, before: dict[str, Any] | None, lea
     seen = [Supervisor(layout, HANDED, Settings(heartbeat_interval_s=PERIOD_S))._splay_s for _ in range(20)]
     assert least <= min(seen) and max(seen) <= most
     assert max(seen) - min(seen) > (most - least) / 3
+
+
+def test_numbers_grow_where_none_can_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full silences no beat: by the clock, far above what was used, and reserved again once there is room."""
+    layout = Layout(tmp_path)
+    layout.agent.mkdir(parents=True)
+    used = Sequence(layout).next()
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_json", _full)
+        numbers = Sequence(layout)
+        seen = [numbers.next() for _ in range(3)]
+    assert used < seen[0] < seen[1] < seen[2] and not files.read_json(layout.agent_state)["sequence_reserved"] > seen[0]  # type: ignore[index]
+    assert seen[2] < numbers.next() < Sequence(layout).next()
+
+
+def _full(*arguments: object, **keywords: object) -> None:
+    raise LocalFault("cannot write: no space left on device")
