@@ -27,13 +27,14 @@ def test_bytecode_is_compiled_at_installation(installed: Path) -> None:
         assert list((module.parent / "__pycache__").glob(f"{module.stem}.cpython-*.pyc")), module
 
 
-def test_three_units_are_enabled_and_the_agent_is_not(installed: Path) -> None:
-    """The installation enables first boot, its path unit and erasing; nothing pulls the agent into a boot."""
+def test_four_units_are_enabled_and_the_agent_is_not(installed: Path) -> None:
+    """The installation enables first boot, both path units and erasing; nothing pulls the agent into a boot."""
     units = installed / "etc/systemd/system"
     wanted = {str(path.relative_to(units)) for path in units.glob("*/byteor*")}
     assert wanted == {
         "multi-user.target.wants/byteor-firstboot.service",
         "multi-user.target.wants/byteor-erase.service",
+        "paths.target.wants/byteor-activate.path",
         "paths.target.wants/byteor-firstboot.path",
     }
 
