@@ -14,7 +14,6 @@ from firstboot.layout import Layout
 
 # A bundle of gigabytes on a slow disk, then two activations with their health gates: as the unit's own limit.
 LONGEST_S = 3 * 3600.0
-LOCAL_FAULT = 7  # its exit code for what it has said itself
 
 
 class Activator(Protocol):

@@ -55,6 +55,7 @@ class Condition:
         self._clock = clock
         self._skew_s: Optional[float] = None
         self._publishing = threading.Lock()
+        self._closed = False
         self._started_at = rfc3339(clock.wall())
 
     def answered(self, hints: HeartbeatReply, skew_s: Optional[float]) -> None:
@@ -92,6 +93,9 @@ class Condition:
     def publish(self, *, running: bool = True, crashed: bool = False) -> None:
         """Write `status.json` (README, "JSON"): on tmpfs, so no fsync; a full /run must not stop the beats."""
         with self._publishing:
+            if self._closed:
+                return  # a loop that ends its attempt after the last word
+            self._closed = not running
             seen = activation.read(self._layout)
             problems = self._problems(seen)
             document = {

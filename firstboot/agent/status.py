@@ -23,6 +23,7 @@ from firstboot.layout import Layout
 RUNNING, STOPPED, GONE, SILENT, NEVER_RAN, UNREADABLE = "running", "stopped", "gone", "silent", "never_ran", "unreadable"
 # The loops write at every attempt, and no healthy period or pause is longer than this.
 SILENT_S = 2 * 3600.0 + 300.0
+FAR_S = 1e12  # no clock is further off; infinity is, which JSON from elsewhere may hold
 LIMIT = 100  # problems, loops: more were never ours
 MAPPINGS = ("identity", "deployment", "signing_keys", "spool")
 
@@ -61,7 +62,8 @@ def look(layout: Layout, clock: Clock) -> Dict[str, Any]:
     pairs = list(loops.items())[:LIMIT] if isinstance(loops, dict) else []
     document["loops"] = {name: loop for name, loop in pairs if isinstance(loop, dict)}
     skew = stored.get("clock_skew_s")
-    document["clock_skew_s"] = skew if isinstance(skew, (int, float)) and not isinstance(skew, bool) else None
+    is_number = isinstance(skew, (int, float)) and not isinstance(skew, bool) and abs(skew) < FAR_S
+    document["clock_skew_s"] = skew if is_number else None
     told = _told(stored)
     codes = {problem.code for problem in told}
     # What the agent says of a thing itself, it says best.
