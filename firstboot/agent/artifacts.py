@@ -1,7 +1,8 @@
 """Uploads what is in the spool: oldest first, one at a time, until the plane has it or refuses it for good (contract 2.4).
 
 What the plane answered stays known until the disk shows it, so that a full or read-only disk makes nothing travel twice.
-An artifact that fails twice while others pass fails by itself: it waits, ever longer, and holds up nobody.
+Whoever failed comes after those that did not, and an attempt ends with the first failure that may be everybody's. One that
+fails again while others pass fails by itself: it waits, ever longer, and holds up nobody.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import Any, Callable, Dict, List, Optional
 
 from firstboot import files, log
 from firstboot.agent import spool, stock
-from firstboot.agent.answers import NotThePlane, check
+from firstboot.agent.answers import NotThePlane, RequestRefused, check
 from firstboot.agent.ownkey import holds
 from firstboot.agent.problems import Problem
 from firstboot.agent.stock import Census, Entry
 from firstboot.api import PlaneApi
 from firstboot.clock import Backoff, Clock, rng
-from firstboot.errors import Corrupt, LocalFault, TryAgain
+from firstboot.errors import ByteorError, Corrupt, LocalFault, TryAgain
 from firstboot.handover import Handover
 from firstboot.layout import Layout
 from firstboot.multipart import WrongContent
@@ -50,7 +51,8 @@ class ArtifactsLoop:
     ) -> None:
         self._layout, self._handed, self._api, self._clock, self._alive = layout, handed, api, clock, alive
         self._chance = rng()
-        self._prepared = self._limited = self._asked = False
+        self._prepared = self._asked = False
+        self._status: Optional[int] = None  # of the latest answer
         # Answered by the plane, and perhaps still in the spool: the id there, or why it was refused.
         self._stored: Dict[str, str] = {}
         self._refused: Dict[str, Dict[str, Any]] = {}
@@ -70,21 +72,21 @@ class ArtifactsLoop:
         if not self._prepared:
             self._start()
         self._asked = False
-        passed, suspect = False, None
-        for gone in set(self._late) - set(stock.ids(self._layout.spool)):
-            del self._late[gone]
+        passed, fault = False, None
+        for gone in {*self._late, *self._strikes}.difference(stock.ids(self._layout.spool)):
+            self._late.pop(gone, None)
+            self._strikes.pop(gone, None)
         for name in self._due():
             try:
                 passed = self._one(name) or passed
-            except TryAgain as error:
-                if suspect is not None or not self._by_itself(name, error):
-                    raise
-                suspect = (name, error)
-            if suspect is not None and passed:
-                self._postpone(*suspect)
-                suspect = None
-        if suspect is not None:
-            raise suspect[1]  # nothing else was there to tell whose fault it is
+            except (TryAgain, RequestRefused) as error:
+                if not self._by_itself(name, error) or not passed:
+                    raise  # next time others come first, and tell whose fault it is
+                self._postpone(name, error)
+            except LocalFault as error:
+                fault = fault or error
+        if fault is not None:
+            raise fault
         if self._asked:
             self._api.rest()
         return self._asked
@@ -93,7 +95,7 @@ class ArtifactsLoop:
         """What failed by itself, and a spool that takes nothing more."""
         found = []
         for name, late in list(self._late.items()):
-            detail = f"artifact {name} failed {late.backoff.failures + 1} times, others pass: {late.said}"
+            detail = f"artifact {name} fails by itself, and waits: {late.said}"
             found.append(Problem("artifact_failing", detail, "it is tried again, ever more rarely"))
         there = self._census()
         if there.quarantined:
@@ -125,10 +127,11 @@ class ArtifactsLoop:
         return self._seen
 
     def _due(self) -> List[str]:
-        """Oldest first; what failed by itself comes last, since its attempt may take long. For any thread."""
+        """Oldest first, after it what failed; last one of those that fail by themselves, however many. For any thread."""
         names, now = stock.ids(self._layout.spool), self._clock.monotonic()
-        late = dict(self._late)
-        return [name for name in names if name not in late] + [name for name in names if name in late and late[name].due <= now]
+        late, strikes = dict(self._late), dict(self._strikes)
+        again = sorted((name for name in names if name in late and late[name].due <= now), key=lambda name: late[name].due)
+        return sorted((name for name in names if name not in late), key=lambda name: strikes.get(name, 0)) + again[:1]
 
     def _start(self) -> None:
         spool.recover(self._layout)
@@ -143,7 +146,7 @@ class ArtifactsLoop:
         """Bring one artifact to its end; True when the plane took it."""
         if name not in self._stored and name not in self._refused:
             try:
-                entry = stock.load(self._layout.spool / name)
+                entry = self._load(name)
                 if entry is None:
                     return False
                 self._send(entry)
@@ -159,9 +162,19 @@ class ArtifactsLoop:
         del self._stored[name]
         return True
 
+    def _load(self, name: str) -> Optional[Entry]:
+        """Read what is said of it; None for one that went, or that this user may not read."""
+        try:
+            return stock.load(self._layout.spool / name)
+        except Corrupt:
+            raise
+        except LocalFault as error:
+            self._postpone(name, error)
+            return None
+
     def _send(self, entry: Entry) -> None:
         """One request; what the plane says for good is in `_stored` or `_refused` afterwards."""
-        self._limited = False
+        self._status = None
         fd = _open(entry)
         try:
             if holds(fd, self._handed.api_key):
@@ -174,13 +187,13 @@ class ArtifactsLoop:
             )
         finally:
             os.close(fd)
+        self._status = answer.status
         if answer.status in FINAL and answer.is_json:
             problem = answer.problem
             self._refuse(
                 entry.id, answer.status, problem.code if problem else None, problem.said() if problem else None
             )
             return
-        self._limited = answer.status == 429
         check(answer, doing="artifact upload", scope=SCOPE)
         if answer.artifact is None:
             raise TryAgain(f"artifact upload: {answer.complaint or f'the plane answered {answer.status} without a word'}")
@@ -195,17 +208,19 @@ class ArtifactsLoop:
         self._refused[name] = {"status": status, "code": code, "detail": detail}
         log.warning(f"artifact {name} goes to quarantine", status=status, detail=detail, hint=f"byteor-agent retry {name}")
 
-    def _by_itself(self, name: str, error: TryAgain) -> bool:
-        """Whether it may be this artifact's fault: it failed before, and the plane was there and did not say "slower"."""
-        if isinstance(error, NotThePlane) or not error.maybe_arrived or self._limited:
+    def _by_itself(self, name: str, error: ByteorError) -> bool:
+        """Whether it may be this artifact's fault: it failed before, was sent, and it is not that uploads lack something."""
+        unsent = isinstance(error, TryAgain) and not error.maybe_arrived
+        if unsent or (self._status in (403, 429) and not isinstance(error, NotThePlane)):
             return False
         self._strikes[name] = self._strikes.get(name, 0) + 1
         return self._strikes[name] >= STRIKES
 
-    def _postpone(self, name: str, error: TryAgain) -> None:
+    def _postpone(self, name: str, error: ByteorError) -> None:
         late = self._late.setdefault(name, _Late(Backoff(LATER_BASE_S, LATER_CAP_S), 0.0, ""))
         late.said = str(error)
-        late.due = self._clock.monotonic() + late.backoff.next_delay(self._chance, error.retry_after)
+        asked = error.retry_after if isinstance(error, TryAgain) else None
+        late.due = self._clock.monotonic() + late.backoff.next_delay(self._chance, asked)
 
 
 class _Progress:

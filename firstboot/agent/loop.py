@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Optional
 
 from firstboot import log
 from firstboot.agent.answers import KeyRefused, NotThePlane
-from firstboot.agent.pace import Pace
+from firstboot.agent.pace import FIRST, Pace
 from firstboot.clock import LONGEST_RETRY_AFTER_S, Chance, Clock, rfc3339, rng
 from firstboot.errors import ByteorError, Refused, TryAgain
 
@@ -29,9 +29,9 @@ GRACE_S = 90.0
 # What a person may do about an error that says nothing of it.
 PASSES = "it is tried again by itself; if it stays: byteor-firstboot preflight checks the way to the plane"
 STAYS = "the plane does not take what this agent asks: do the two fit each other? (byteor-agent --version)"
-# A hint of the plane makes a loop look at once, but not again and again (contract 2.2).
+# A hint of the plane makes a loop look at once, but not again and again (contract 2.2); nor do uploads that are refused.
 WOKEN_EVERY_S = 60.0
-NOW = float("-inf")
+NOW, NEVER = float("-inf"), float("inf")
 
 
 class Outcome(enum.Enum):
@@ -40,6 +40,11 @@ class Outcome(enum.Enum):
     DONE = "done"
     RETRY = "retry"  # transient: full jitter, base 5 s, cap 2 x period
     REFUSED = "refused"  # permanent until a person acts: growing pauses up to one hour
+
+
+def believed(retry_after: Optional[float]) -> Optional[float]:
+    """The pause that the plane asked for, None when it asked for none that makes sense."""
+    return retry_after if retry_after is not None and 0 <= retry_after <= LONGEST_RETRY_AFTER_S else None
 
 
 @dataclass
@@ -77,9 +82,10 @@ class Schedule:
         # louder by its first quick attempts.
         floor = ceiling / 3.0 if self.failures > QUICK_FAILURES else 0.0
         jitter = chance.uniform(floor, ceiling)
-        if retry_after is not None and 0 <= retry_after <= LONGEST_RETRY_AFTER_S:
+        asked = believed(retry_after)
+        if asked is not None:
             # The plane names one moment to everybody: without a spread of its own the whole fleet would come then.
-            return max(jitter, retry_after + chance.uniform(0.0, self.period_s))
+            return max(jitter, asked + chance.uniform(0.0, self.period_s))
         return jitter
 
 
@@ -133,20 +139,45 @@ class Loop(threading.Thread):
         self._first_delay_s = first_delay_s
         self._pace = pace or Pace()
         self._nudged = nudged or threading.Event()
-        # Monotonic: when somebody asked for the next attempt (NOW: on this host), and when we last followed a hint.
-        self._wanted = float("inf")
-        self._followed = NOW
-        self._idle = False
+        # What others ask of us: whoever is on this host, the one who changed the settings, the plane (since when).
+        self._woken = self._anew = False
+        self._hinted = NEVER
+        # Monotonic: when we last followed a hint, and a wake although we were refused; and what the plane asked us to wait.
+        self._followed = self._insisted = self._asked_until = NOW
+        self._idle = self._seldom = False
 
-    def wake(self) -> None:
-        """Attempt now: something is waiting, and the one who says so is on this host. For any thread."""
-        self._wanted = NOW
+    def wake(self, *, anew: bool = False) -> None:
+        """Attempt now, unless it failed just before: something waits on this host. For any thread.
+
+        `anew`: the settings changed, so that what failed before may go well; only what the plane asked for is waited for.
+        """
+        self._woken, self._anew = True, self._anew or anew
         self._nudged.set()
 
     def hint(self) -> None:
-        """Attempt as soon as a hint of the plane may make us: once a minute. For any thread."""
-        self._wanted = min(self._wanted, max(self._followed + WOKEN_EVERY_S, self._clock.monotonic()))
+        """Attempt as soon as a hint of the plane may make us: once a minute, and while all is well. For any thread."""
+        self._hinted = min(self._hinted, max(self._followed + WOKEN_EVERY_S, self._clock.monotonic()))
         self._nudged.set()
+
+    def _wanted(self) -> float:
+        """The moment at which what others ask ends the pause after the latest attempt; NEVER when it does not."""
+        if self._anew:
+            return self._asked_until
+        if self.health.outcome == Outcome.RETRY.value:
+            return NEVER
+        if self.health.outcome == Outcome.REFUSED.value:
+            return self._insisted + WOKEN_EVERY_S if self._woken else NEVER
+        return NOW if self._woken else self._hinted
+
+    def _follow(self, now: float, *, begins: bool) -> None:
+        """What others asked up to now is answered by the next attempt."""
+        if begins and self._hinted <= now and not self._woken:
+            self._followed = now
+        if begins and self._woken and self.health.outcome == Outcome.REFUSED.value:
+            self._insisted = now
+        self._woken = self._anew = False
+        if self._hinted <= now:
+            self._hinted = NEVER
 
     def alive(self, for_s: float = GRACE_S) -> None:
         """Say that a long attempt makes progress, and may be silent for so long; else the watchdog ends the process."""
@@ -172,21 +203,17 @@ class Loop(threading.Thread):
             self._changed()
         while not self._stopping.is_set():
             now = self._clock.monotonic()
-            if now >= min(due, self._wanted):
-                held = self._pace.wait_s(now, refused=self.health.outcome == Outcome.REFUSED.value)
+            if now >= min(due, self._wanted()):
+                held = self._pace.wait_s(now, refused=self._seldom, who=self.name)
+                self._follow(now, begins=held <= 0)
                 if held <= 0:
-                    if NOW < self._wanted <= now:
-                        self._followed = now
-                    if self._wanted <= now:
-                        self._wanted = float("inf")
                     return False
-                held += self._chance.uniform(0.0, JITTER * held)
-                due, self._wanted = now + held, float("inf")
+                due = now + held
                 self.health.next_attempt_at = rfc3339(self._clock.wall() + held)
                 self.health.due_by = due + GRACE_S
                 self._changed()
                 continue
-            self._nudged.wait(min(due, self._wanted) - now)
+            self._nudged.wait(min(due, self._wanted()) - now)
             self._nudged.clear()
         return True
 
@@ -194,7 +221,7 @@ class Loop(threading.Thread):
         health = self.health
         health.last_attempt_at = rfc3339(self._clock.wall())
         self.alive()
-        retry_after, self._idle = None, False
+        retry_after, self._idle, self._seldom = None, False, False
         before = health.problem
         try:
             asked = self._run_once()
@@ -202,15 +229,17 @@ class Loop(threading.Thread):
             self._idle = asked is False and before is None
             if asked is not False:
                 self._pace.free()
+                health.last_success_at = health.last_attempt_at
             health.problem = health.hint = None
-            health.last_success_at = health.last_attempt_at
         except TryAgain as error:
             outcome, retry_after = Outcome.RETRY, error.retry_after
             health.problem, health.hint = str(error), error.hint
-            if isinstance(error, NotThePlane):
+            # What a proxy says to one loop may be about what that one sends; to a heartbeat it is about this host.
+            self._seldom = isinstance(error, NotThePlane)
+            if self._seldom and self.name == FIRST:
                 self._pace.slow()
         except Refused as error:
-            outcome = Outcome.REFUSED
+            outcome, self._seldom = Outcome.REFUSED, True
             if isinstance(error, KeyRefused):
                 self._pace.slow()
             health.problem, health.hint = str(error), error.hint
@@ -220,6 +249,7 @@ class Loop(threading.Thread):
         if health.problem is not None and health.hint is None:
             health.hint = PASSES if outcome is Outcome.RETRY else STAYS
         delay = self.schedule.next_delay(self._chance, outcome, retry_after)
+        self._asked_until = self._clock.monotonic() + delay if believed(retry_after) is not None else NOW
         health.outcome, health.failures = outcome.value, self.schedule.failures
         if health.problem != before:
             if health.problem is None:

@@ -7,9 +7,13 @@ without this a host sends four requests in some minutes (``tests/fleet``). Healt
 from __future__ import annotations
 
 import threading
-from typing import Callable
+from typing import Callable, List
 
 APART_S = 30.0  # two requests in any minute
+# Who does not come for its turn in so many seconds has lost it.
+MISSED_S = 5.0
+# The loop whose success sets all others free: it goes before them, and tells what stands between this host and the plane.
+FIRST = "heartbeat"
 
 
 class Pace:
@@ -19,29 +23,40 @@ class Pace:
         self._lock = threading.Lock()
         self._slow = False
         self._latest = self._latest_refused = float("-inf")
+        self._queue: List[str] = []  # who was told to wait, in the order of their turns
 
     def slow(self) -> None:
-        """The plane refused the key, or something that is not the plane answers: whatever is asked next, seldom."""
+        """The plane refused the key, or what answers the heartbeat is not the plane: whatever is asked next, seldom."""
         self._slow = True
 
     def free(self) -> None:
         """The plane accepted a request."""
         self._slow = False
 
-    def wait_s(self, now: float, *, refused: bool = False) -> float:
-        """Seconds that an attempt has to wait, after which it asks again; 0: it may begin, and has taken this turn.
+    def wait_s(self, now: float, *, refused: bool = False, who: str = "") -> float:
+        """Seconds that an attempt of the loop `who` has to wait, after which it asks again; 0: it may, and has its turn.
 
         `refused`: the loop's own last request was; such loops take turns among themselves, and the others go on.
         """
         with self._lock:
-            latest = self._latest if self._slow else self._latest_refused if refused else float("-inf")
-            left = latest + APART_S - now
-            if left > 0:
-                return left
+            if self._slow or refused:
+                left = self._turn(self._latest if self._slow else self._latest_refused, now, who)
+                if left > 0:
+                    return left
+            if who in self._queue:
+                self._queue.remove(who)
             self._latest = now
             if refused:
                 self._latest_refused = now
             return 0.0
+
+    def _turn(self, latest: float, now: float, who: str) -> float:
+        """Seconds until the turn of `who`: first come, first served, but for the one that goes first."""
+        while self._queue and self._queue[0] != who and now > latest + APART_S + MISSED_S:
+            del self._queue[0]
+        if who not in self._queue:
+            self._queue.insert(0 if who == FIRST else len(self._queue), who)
+        return latest + APART_S * (1 + self._queue.index(who)) - now
 
 
 class PaceIfAsking(Pace):
@@ -59,6 +74,6 @@ class PaceIfAsking(Pace):
         """As of the shared pace."""
         self._shared.free()
 
-    def wait_s(self, now: float, *, refused: bool = False) -> float:
+    def wait_s(self, now: float, *, refused: bool = False, who: str = "") -> float:
         """As of the shared pace, and 0 for an attempt that asks nothing."""
-        return self._shared.wait_s(now, refused=refused) if self._asks() else 0.0
+        return self._shared.wait_s(now, refused=refused, who=who) if self._asks() else 0.0

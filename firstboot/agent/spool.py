@@ -69,12 +69,17 @@ def recover(layout: Layout) -> None:
     prepare(layout)
     for name in stock.listed(layout.spool):
         if name.startswith(".") and not name.endswith(COMING):
-            trees.remove(layout.spool / name)
+            try:
+                trees.remove(layout.spool / name)
+            except LocalFault as error:
+                log.warning(str(error), hint=error.hint)  # it only takes room, and must not stop what waits
     try:
         with _alone(layout, wait_s=0.0):
             _sweep(layout)
     except TryAgain:
         pass  # an `upload` is at work, which has swept before
+    except LocalFault as error:
+        log.warning(str(error), hint=error.hint)
 
 
 def add(layout: Layout, source: int, about: About) -> Added:
@@ -171,8 +176,9 @@ def release(layout: Layout, entry_id: str) -> bool:
         return False
     prepare(layout)
     with _alone(layout, wait_s=LOCK_WAIT_S):
+        # In this order: once it is in the spool the agent may refuse it anew, and that reason is to stay.
+        files.remove(layout.quarantine / entry_id / "reason.json")
         keeping.move_into(layout.quarantine / entry_id, layout.spool)
-        files.remove(layout.spool / entry_id / "reason.json")
     return True
 
 

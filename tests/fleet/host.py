@@ -7,7 +7,7 @@ import random
 from typing import List, Sequence
 
 from firstboot.agent.loop import Outcome, Schedule
-from firstboot.agent.pace import Pace
+from firstboot.agent.pace import FIRST, Pace
 
 # heartbeat, deployments, artifacts, key sets that could not be refreshed, reports
 PERIODS_S = (30.0, 60.0, 60.0, 300.0, 300.0)
@@ -22,7 +22,7 @@ def refused_attempts(*, seed: int, until_s: float, periods_s: Sequence[float] = 
     at: List[float] = []
     while due[0][0] < until_s:
         now, loop = due[0]
-        pause = pace.wait_s(now) if paced else 0.0
+        pause = pace.wait_s(now, who=str(loop) if loop else FIRST) if paced else 0.0
         if not pause:
             at.append(now)
             pace.slow()

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstboot.agent.answers import NotThePlane
 from firstboot.agent.loop import Loop, Outcome, Schedule
-from firstboot.agent.pace import APART_S, Pace
+from firstboot.agent.pace import APART_S, MISSED_S, Pace
 from firstboot.clock import Clock
 from firstboot.errors import LocalFault, Refused, TryAgain
 
@@ -136,8 +137,6 @@ def test_a_stuck_loop_is_late() -> None:
     assert loop.health.due_by < float("inf")
 
 
-
-
 def test_refused_loops_take_turns_and_hold_up_nobody() -> None:
     """Every route refused: two requests in any minute, whoever makes them; a loop that is not refused goes when it is due."""
     pace = Pace()
@@ -147,3 +146,134 @@ def test_refused_loops_take_turns_and_hold_up_nobody() -> None:
     assert pace.wait_s(APART_S, refused=True) == 0.0
     pace.slow()
     assert pace.wait_s(APART_S + 1.0) == APART_S - 1.0
+
+
+class Busy(Wait):
+    """An event whose waits take a second where something happens."""
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        begun = self.clock.now
+        super().wait(timeout)
+        if self.is_set():
+            self.clock.now = begun + min(1.0, timeout or 0.0)
+        return True
+
+
+class Bench:
+    """A loop that is not run in a thread: `step` is one attempt that ends as told, after whatever pause it makes."""
+
+    def __init__(self, name: str = "artifacts", pace: Optional[Pace] = None, period_s: float = 30.0) -> None:
+        self.clock, self.at, self.ends = Moment(), [], []  # type: ignore[var-annotated]
+        self.events: List[Callable[[Loop], None]] = []
+        self.stop = threading.Event()
+        self.loop = Loop(name, self.once, schedule=Schedule(period_s), stop=self.stop, crashed=self.crashed,
+                         changed=lambda: None, clock=self.clock, first_delay_s=0.0, chance=random.Random(3), pace=pace,
+                         nudged=Busy(self.clock, self.during))
+
+    def crashed(self, message: str) -> None:
+        raise AssertionError(message)
+
+    def during(self) -> None:
+        if self.events and self.at:
+            self.events.pop(0)(self.loop)
+
+    def once(self) -> Optional[bool]:
+        self.at.append(self.clock.now)
+        end = self.ends.pop(0)
+        if not self.ends:
+            self.stop.set()
+        if isinstance(end, Exception):
+            raise end
+        return end if isinstance(end, bool) else None
+
+    def pauses(self, *ends: object, events: Optional[List[Callable[[Loop], None]]] = None) -> List[float]:
+        """The seconds between attempts that end so, while `events` happen one at a time in the pauses."""
+        self.ends, self.events = list(ends), list(events or [])
+        self.stop.clear()
+        self.loop.run()
+        return [later - earlier for earlier, later in zip(self.at, self.at[1:])]
+
+
+def anyhow(loop: Loop) -> None:
+    loop.wake()
+    loop.hint()
+
+
+def settings(loop: Loop) -> None:
+    loop.wake(anew=True)
+
+
+@pytest.mark.parametrize("event", [anyhow, settings])
+def test_nothing_on_this_host_undercuts_what_the_plane_asked_for(event: Callable[[Loop], None]) -> None:
+    """A Retry-After holds against uploads, hints and new settings."""
+    (pause,) = Bench().pauses(TryAgain("429", retry_after=600.0), None, events=[event] * 5)
+    assert pause >= 600.0
+
+
+def test_a_back_off_ends_early_only_by_new_settings() -> None:
+    """Neither uploads nor hints make a host ask again sooner after a failure; a person who changed something does."""
+    failing = [TryAgain("cut")] * 12
+    quiet = Bench().pauses(*failing, None)
+    assert Bench().pauses(*failing, None, events=[anyhow] * 10_000) == pytest.approx(quiet) and sum(quiet) > 200.0
+    assert max(Bench().pauses(*failing, None, events=[settings] * 1000)) <= 1.0
+
+
+def test_who_was_refused_is_woken_once_a_minute_and_never_by_a_hint() -> None:
+    """The scope was granted, and somebody uploads: soon; but a shell that uploads for ever is no louder than once a minute."""
+    refused = [Refused("no scope")] * 6
+    woken = Bench(period_s=3600.0).pauses(*refused, events=[Loop.wake] * 1000)
+    assert woken == [1.0, *[60.0] * 4]
+    hinted = Bench(period_s=3600.0).pauses(*refused, events=[Loop.hint] * 1000)
+    assert min(hinted) >= 3600.0
+
+
+def test_an_attempt_that_asked_nothing_is_no_success() -> None:
+    """`last_success_at` says when the plane last took something."""
+    bench = Bench()
+    bench.pauses(False)
+    assert bench.loop.health.last_success_at is None and bench.loop.health.outcome == "done"
+    bench.pauses(None)
+    assert bench.loop.health.last_success_at is not None
+
+
+def test_a_page_at_one_loop_slows_that_loop_alone() -> None:
+    """What a proxy says to an upload holds up no heartbeat; what it says to the heartbeat holds up all."""
+    pace = Pace()
+    Bench("artifacts", pace).pauses(NotThePlane("413 with a page"))
+    assert [pace.wait_s(now, who="heartbeat") for now in (1000.0, 1001.0)] == [0.0, 0.0]
+    again = Bench("artifacts", pace).pauses(*[NotThePlane("413 with a page")] * 10)
+    assert min(again[1:]) >= APART_S - 0.001
+    Bench("heartbeat", pace).pauses(NotThePlane("a captive portal"))
+    now = 10_000.0
+    assert pace.wait_s(now, who="deployments") == 0.0 and pace.wait_s(now, who="artifacts") == APART_S
+
+
+def test_turns_are_taken_in_the_order_of_asking_and_the_heartbeat_goes_first() -> None:
+    """Whoever asks again and again gains nothing; two requests in any minute; who does not come loses its turn."""
+    pace = Pace()
+    pace.slow()
+    assert pace.wait_s(0.0, who="artifacts") == 0.0
+    assert pace.wait_s(1.0, who="deployments") == APART_S - 1.0
+    assert pace.wait_s(2.0, who="artifacts") == 2 * APART_S - 2.0
+    assert pace.wait_s(3.0, who="heartbeat") == APART_S - 3.0
+    assert pace.wait_s(APART_S, who="artifacts") == 2 * APART_S and pace.wait_s(APART_S, who="deployments") == APART_S
+    assert pace.wait_s(APART_S, who="heartbeat") == 0.0
+    assert pace.wait_s(2 * APART_S, who="artifacts") == APART_S
+    assert pace.wait_s(2 * APART_S + MISSED_S + 1.0, who="artifacts") == 0.0
+
+
+def test_a_heartbeat_is_not_starved_by_whoever_is_woken_for_ever() -> None:
+    """All refused, one loop asks at every second: the heartbeat has its turn within half a minute of wanting it."""
+    pace, beats, others = Pace(), [], []  # type: ignore[var-annotated]
+    pace.slow()
+    due = 5.0
+    for now in map(float, range(1800)):
+        if pace.wait_s(now, who="artifacts") <= 0:
+            others.append(now)
+        if now >= due and pace.wait_s(now, who="heartbeat") <= 0:
+            assert now - due <= APART_S
+            beats.append(now)
+            due = now + 100.0
+    assert len(beats) >= 13 and others
+    turns = sorted(beats + others)
+    assert min(later - earlier for earlier, later in zip(turns, turns[1:])) >= APART_S

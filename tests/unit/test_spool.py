@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstboot import files, locks, trees
+from firstboot import files, keeping, locks, trees
 from firstboot.agent import spool, stock, waking
 from firstboot.agent.spool import About
 from firstboot.errors import Corrupt, LocalFault, TryAgain
@@ -311,11 +311,45 @@ def test_killed_at_every_call_an_artifact_is_in_one_place(layout: Layout, way: s
             assert step > 3
             assert bool(places) == (way != "drop")
             return
-        if name in stock.ids(layout.quarantine):
+        if way != "release" and name in stock.ids(layout.quarantine):
             assert "status" in json.loads((layout.quarantine / name / "reason.json").read_text())
             if way == "quarantine":
                 spool.release(layout, name)
     pytest.fail("it never came to its end")
+
+
+def test_a_refusal_right_after_a_release_keeps_its_reason(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent refuses it anew the moment it is in the spool: the new reason stands."""
+    name = put(layout, b"abc").id
+    spool.quarantine(layout, name, {"status": 413})
+    move = keeping.move_into
+
+    def and_refused(path: Path, directory: Path) -> None:
+        move(path, directory)
+        if directory == layout.spool:
+            spool.quarantine(layout, name, {"status": 422})
+
+    monkeypatch.setattr(keeping, "move_into", and_refused)
+    assert spool.release(layout, name)
+    assert [row["status"] for row in stock.quarantined(layout)] == [422]
+
+
+@pytest.mark.parametrize("left", [".a.gone", ".b.new"])
+def test_what_cannot_be_removed_stops_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    """Something half done that stays: said, and the rest is cleaned up."""
+    spool.prepare(layout)
+    for name in (left, ".c.gone"):
+        (layout.spool / name).mkdir()
+    remove = trees.remove
+
+    def refusing(path: Path) -> None:
+        if path.name == left:
+            raise LocalFault("cannot remove: operation not permitted")
+        remove(path)
+
+    monkeypatch.setattr(trees, "remove", refusing)
+    spool.recover(layout)
+    assert not (layout.spool / ".c.gone").exists() and (layout.spool / left).exists()
 
 
 def test_uploads_at_the_same_time_do_not_meet(layout: Layout) -> None:
