@@ -21,9 +21,19 @@ from firstboot.wire import load
 # Of what stands inside these nothing can be read here.
 _CLOSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18")
 _GZIP = b"\x1f\x8b"
-_VARIABLE = re.compile(r"\b(?:" + "|".join(IDENTITY) + r""")["']?\s{0,8}[:=]\s{0,8}["']?([^\s"',;&)}\]\x00]{1,8192})""")
-# A mapping that says name and value apart, as process and container tools do.
+# A value that is given to one of the three: name=value and its like, set name value, "name", "value", name and value apart.
+_NAMES, _QUOTE, _IS = "(?:" + "|".join(IDENTITY) + ")", r"""(?:\\{0,8}["'])?""", r"\s{0,8}[:=]\s{0,8}"
+_VARIABLE = re.compile(
+    r"(?:\bset(?:env|(?:\s{1,4}-[A-Za-z-]{1,16}){1,4})\s{1,8}" + _NAMES + r"\s{1,8}"
+    r"|\b" + _NAMES + _QUOTE + "(?:" + _IS + r"|(?<=[\"'])\s{0,8},\s{0,8}(?=\\{0,8}[\"'])"
+    r"|\s{0,64}[,;]?\s{0,64}" + _QUOTE + "[Vv]al(?:ue)?" + _QUOTE + _IS + "))"
+    + _QUOTE + "(?!" + _NAMES + r""")([^\s"',;&)}\]\\\x00]{1,8192})"""
+)  # fmt: skip
+# A mapping that says name and value apart, as process and container tools do; in any case.
 _NAME_MEMBERS, _VALUE_MEMBERS = ("name", "key", "variable"), ("value", "val")
+# A name that is nobody's word, so that what follows it in a longer list is its value.
+_OF_ENVIRONMENT = re.compile(r"[A-Z0-9]+(?:_[A-Z0-9]+)+")
+_USER_OPTIONS = ("-u", "--user", "--proxy-user")
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\v\x1b")) + b"\x7f"
 
 Kinds = List[str]
@@ -44,8 +54,12 @@ def learn(data: bytes) -> None:
 
 def _learn(value: Any) -> None:
     if isinstance(value, dict):
-        for name, inner in [*value.items(), *_apart(value)]:
+        for name, inner in [*value.items(), *((said, value[member]) for said, member in _apart(value))]:
             if name in IDENTITY and isinstance(inner, str):
+                Secret(inner)
+    if isinstance(value, list):
+        for name, inner in zip(value, value[1:]):
+            if isinstance(name, str) and name in IDENTITY and isinstance(inner, str) and inner not in IDENTITY:
                 Secret(inner)
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _learn(inner)
@@ -71,6 +85,10 @@ def clean_text(data: bytes) -> Optional[Tuple[bytes, Kinds]]:
         if data.startswith(bom):
             text, kinds = redact(data[2:].decode(encoding, "surrogatepass" if len(data) % 2 == 0 else "replace"))
             return (bom + text.encode(encoding, "surrogatepass") if kinds else data), kinds
+    wide = _wide(data)
+    if wide is not None:
+        text, kinds = redact(data.decode(wide, "surrogatepass"))
+        return (text.encode(wide, "surrogatepass") if kinds else data), kinds
     try:
         text, kinds = _text(data.decode("utf-8"))
     except UnicodeDecodeError:
@@ -78,6 +96,19 @@ def clean_text(data: bytes) -> Optional[Tuple[bytes, Kinds]]:
             return None
         text, kinds = _text(data.decode("utf-8", "surrogateescape"))
     return (text.encode("utf-8", "surrogateescape") if kinds else data), kinds
+
+
+def _wide(data: bytes) -> Optional[str]:
+    """The encoding of a text in UTF-16 that does not say so: every second byte of its beginning is zero."""
+    for zeros, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        letters = data[1 - zeros : 256 : 2]
+        if len(data) >= 8 and not data[zeros:256:2].strip(b"\0") and letters.isascii() and b"\0" not in letters:
+            try:
+                data.decode(encoding, "surrogatepass")
+            except UnicodeDecodeError:
+                continue
+            return encoding
+    return None
 
 
 def _unpacked(data: bytes) -> Tuple[bytes, Kinds, bool]:
@@ -137,9 +168,12 @@ def _walk(value: Any, kinds: Kinds, *, hidden: bool) -> Any:
         kinds.extend(found)
         return clean_text
     if isinstance(value, list):
-        return [_walk(inner, kinds, hidden=hidden) for inner in value]
+        return [
+            _walk(inner, kinds, hidden=hidden or (at > 0 and _introduces(value[at - 1], inner, len(value))))
+            for at, inner in enumerate(value)
+        ]
     if isinstance(value, dict):
-        apart = {name for name in _VALUE_MEMBERS for said, _ in _apart(value) if names_a_secret(said)}
+        apart = {member for said, member in _apart(value) if names_a_secret(said)}
         fresh: Dict[str, Any] = {}
         for name, inner in value.items():
             shown = _walk(name, kinds, hidden=False)
@@ -153,10 +187,19 @@ def _walk(value: Any, kinds: Kinds, *, hidden: bool) -> Any:
     return value
 
 
-def _apart(value: Dict[str, Any]) -> List[Tuple[str, Any]]:
-    """(name, value) of a mapping such as {"name": "API_KEY", "value": …}; nothing for another one."""
-    names = [value[member] for member in _NAME_MEMBERS if isinstance(value.get(member), str)]
-    return [(name, value[member]) for name in names for member in _VALUE_MEMBERS if member in value]
+def _apart(value: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """What a mapping such as {"name": "API_KEY", "value": …} names, with the member of the value; nothing for another one."""
+    names = [said for member, said in value.items() if member.lower() in _NAME_MEMBERS and isinstance(said, str)]
+    return [(name, member) for name in names for member in value if member.lower() in _VALUE_MEMBERS]
+
+
+def _introduces(name: Any, value: Any, count: int) -> bool:
+    """Whether an element of a list of `count` says that the next one is a secret: an option, a pair, a variable."""
+    if not isinstance(name, str) or (isinstance(value, str) and (value.startswith("-") or value in IDENTITY)):
+        return False
+    if name.startswith("-"):
+        return names_a_secret(name) if name not in _USER_OPTIONS else isinstance(value, str) and ":" in value
+    return names_a_secret(name) and (count == 2 or _OF_ENVIRONMENT.fullmatch(name) is not None)
 
 
 def _each_once(kinds: Kinds) -> Kinds:

@@ -117,6 +117,22 @@ PLACES: List[Tuple[str, Any]] = [
     ("core", b"\x7fELF\0\0\xff\xfe\0BYTEOR_AGENT_API_KEY=" + HIDDEN.encode() + b"\0\xff"),
     (f"logs/token={HIDDEN}/a.log", "harmless"),
     (f"bek_{HIDDEN}.txt", "harmless"),
+    ("runtime.json", {"args": ["run", "--token", HIDDEN, "-v"]}),
+    ("runtime.json", {"args": ["run", "--db-password", HIDDEN]}),
+    ("runtime.json", {"args": ["curl", "-u", f"a:{HIDDEN}"]}),
+    ("runtime.json", {"env": [["A", "b"], ["BYTEOR_AGENT_API_KEY", HIDDEN], ["dbPassword", HIDDEN]]}),
+    ("runtime.json", ["PATH", "/bin", "DB_PASSWORD", HIDDEN]),
+    ("runtime.json", {"env": [{"Name": "DB_PASSWORD", "Value": HIDDEN}, {"VALUE": HIDDEN, "KEY": "API_TOKEN"}]}),
+    ("runtime.json", {"SecretAccessKey": HIDDEN, "DbPassword": HIDDEN, "privatekey": HIDDEN}),
+    ("runtime.json", {"passwords": [HIDDEN], "psk": HIDDEN, "client-key-data": HIDDEN}),
+    ("runtime.json", {"msg": f'{{"BYTEOR_AGENT_API_KEY":"{HIDDEN}"}}'}),
+    ("runtime.json", {"deep": json.dumps({"m": json.dumps({"secret": [HIDDEN]})})}),
+    ("runtime.json", f'{{"secret": {{"v": "{HIDDEN}"}}, "x": NaN}}'),
+    ("a.log", rf'msg="{{\"BYTEOR_AGENT_API_KEY\":\"{HIDDEN}\"}}"'),
+    ("pod.yaml", f"env:\n- name: BYTEOR_AGENT_API_KEY\n  value: {HIDDEN}\n"),
+    ("config.fish", f"set -x BYTEOR_AGENT_API_KEY {HIDDEN}\n"),
+    ("windows.log", f"a line\npassword={HIDDEN}\n".encode("utf-16-le")),
+    ("windows.log", f"a line\npassword={HIDDEN}\n".encode("utf-16-be")),
 ]
 
 
@@ -152,6 +168,42 @@ def test_what_one_part_gives_away_goes_from_all(tmp_path: Path) -> None:
     assert members(bundle)["a.log"] == b"connecting as <secret>, ok\n"
     assert len(members(bundle)["z.bin"]) == len(KEY) + 2
     assert [row["part"] for row in found.replaced] == ["a.log", "environment.json", "z.bin"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        rf'msg="{{\"BYTEOR_AGENT_API_KEY\":\"{KEY}\"}}"',
+        f"- name: BYTEOR_AGENT_API_KEY\n  value: '{KEY}'\n",
+        f"set -gx BYTEOR_AGENT_API_KEY {KEY}\n",
+        f"setenv BYTEOR_AGENT_API_KEY {KEY}\n",
+        f'see ["BYTEOR_AGENT_API_KEY", "{KEY}"]',
+        ["BYTEOR_AGENT_API_KEY", KEY],
+        {"Name": "BYTEOR_AGENT_API_KEY", "Value": KEY},
+    ],
+    ids=["escaped", "kubernetes", "fish", "csh", "pair-in-text", "pair", "members"],
+)
+def test_a_variable_is_learnt_in_every_notation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
+    """However a part gives it away, its value goes from a part that holds it bare."""
+    monkeypatch.setattr("firstboot.secret._known", set())
+    bundle, _ = packed(fill(tmp_path, {"z": given, "a.log": f"connecting as {KEY}, ok\n"}))
+    assert members(bundle)["a.log"] == b"connecting as <secret>, ok\n"
+
+
+def test_prose_about_a_variable_teaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of the three names, and a sentence with one, are no values."""
+    known: set[str] = set()
+    monkeypatch.setattr("firstboot.secret._known", known)
+    names = ["BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY"]
+    packed(fill(tmp_path, {"a.json": names, "b.txt": "BYTEOR_AGENT_API_KEY variables, BYTEOR_AGENT_ID, something"}))
+    assert not known
+
+
+def test_lists_of_words_stay(tmp_path: Path) -> None:
+    """What only lists words, also those that name secrets, is no list of arguments."""
+    content = {"columns": ["key", "value", "token"], "args": ["--token", "--verbose"], "run": ["-u", "root"]}
+    bundle, found = packed(fill(tmp_path, {"a.json": content}))
+    assert not found.replaced
 
 
 def test_links_and_devices_are_left_out_and_said(tmp_path: Path) -> None:
