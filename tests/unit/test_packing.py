@@ -7,6 +7,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -350,3 +352,13 @@ def test_the_search_for_the_own_key_ends(tmp_path: Path, monkeypatch: pytest.Mon
             ownkey.holds(fd, Secret(KEY))
     finally:
         os.close(fd)
+
+
+def test_upload_knows_the_key_of_its_environment(tmp_path: Path) -> None:
+    """Where the key was handed in by environment, no word of the file says that it is one."""
+    fill(tmp_path, {"a.log": "connecting as onlywordskey, ok\n"})
+    agent = Path(sys.executable).with_name("byteor-agent")
+    command = [agent, "--root", tmp_path, "upload", tmp_path / "a.log", "--kind", "diagnostic"]
+    subprocess.run(command, env={**os.environ, "BYTEOR_AGENT_API_KEY": "onlywordskey"}, check=True, capture_output=True)
+    (data,) = (tmp_path / "var/lib/byteor/agent/spool").glob("*/data")
+    assert data.read_text() == "connecting as <secret>, ok\n"
