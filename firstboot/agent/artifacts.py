@@ -135,6 +135,7 @@ class ArtifactsLoop:
 
     def _start(self) -> None:
         spool.recover(self._layout)
+        spool.belong_to(self._layout, agent_id=self._handed.agent_id, api_base_url=self._handed.api_base_url)
         try:
             # A crash between the plane's word and the removal.
             self._stored = {row.id: row.artifact_id for row in stock.uploaded(self._layout)}

@@ -158,6 +158,27 @@ def remember(layout: Layout, entry: Entry, artifact_id: str) -> None:
     files.write_json(layout.uploaded, {"v": 1, "uploaded": [asdict(each) for each in rows]})
 
 
+def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
+    """Bind the spool to an identity: what was handed in under another one is not sent to this one's plane by itself.
+
+    After a re-enrolment the plane may be another organisation's, and what the former one has says nothing of this one.
+    """
+    path, owner = layout.agent / "owner.json", {"v": 1, "agent_id": agent_id, "api_base_url": api_base_url}
+    try:
+        before = files.read_json(path)
+    except Corrupt as error:
+        log.warning(str(error), kept_as=keeping.set_aside(path))
+        before = {}
+    if before == owner:
+        return
+    if before is not None:
+        files.remove(layout.uploaded)
+        detail = "it was handed in under another identity of this host, and is not sent under this one unless you say so"
+        for entry_id in stock.ids(layout.spool):
+            quarantine(layout, entry_id, {"status": None, "code": "another_identity", "detail": detail})
+    files.write_json(path, owner)
+
+
 def drop(layout: Layout, entry_id: str) -> None:
     """Remove an artifact that the plane has."""
     trees.remove(layout.spool / entry_id)

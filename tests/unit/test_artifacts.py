@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Union
@@ -73,9 +74,9 @@ class Bench:
         self.layout, self.plane, self.clock, self.alive = Layout(root), Plane(), ByHand(), 0
         self.loop = self.another()
 
-    def another(self) -> ArtifactsLoop:
+    def another(self, agent_id: str = "agt_1") -> ArtifactsLoop:
         """The loop of the next agent process."""
-        handed = Handover("https://x", "agt_1", Secret("k" * 20), None, None, None, None, None, None, None, ())
+        handed = Handover("https://x", agent_id, Secret("k" * 20), None, None, None, None, None, None, None, ())
         api: Any = self.plane
 
         def alive() -> None:
@@ -337,3 +338,19 @@ def test_a_spool_that_is_full_is_a_problem(bench: Bench, monkeypatch: pytest.Mon
     bench.put(b"1")
     monkeypatch.setattr(stock, "MOST_ENTRIES", 1)
     assert [problem.code for problem in bench.loop.problems()] == ["spool_full"]
+
+
+def test_another_identity_inherits_nothing_by_itself(bench: Bench) -> None:
+    """What waited is kept and sent only on an operator's word; what the former plane has is uploaded to this one again."""
+    bench.put(b"sent")
+    assert bench.run() is None
+    (kept,) = bench.put(b"waits")
+    bench.loop = bench.another("agt_2")
+    assert bench.run() is None and bench.plane.sent == [b"sent"]
+    assert json.loads((bench.layout.quarantine / kept / "reason.json").read_text())["code"] == "another_identity"
+    bench.put(b"sent")
+    assert spool.release(bench.layout, kept) and bench.run() is None
+    assert sorted(bench.plane.sent) == [b"sent", b"sent", b"waits"]
+    bench.loop = bench.another("agt_2")
+    bench.put(b"more")
+    assert bench.run() is None and bench.plane.sent[-1] == b"more"
