@@ -223,7 +223,7 @@ class Supervisor:
                 api.reconnect(transport)
             log.notice("settings read again")
             for loop in self.loops.values():
-                loop.wake()
+                loop.wake(anew=True)
         systemd.notify("READY=1")
 
 
