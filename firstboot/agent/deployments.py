@@ -24,7 +24,7 @@ from firstboot.agent.loop import Schedule
 from firstboot.agent.problems import Problem
 from firstboot.api import PlaneApi
 from firstboot.clock import Clock
-from firstboot.errors import Corrupt, LocalFault, TryAgain
+from firstboot.errors import Corrupt, TryAgain
 from firstboot.handover import Handover
 from firstboot.layout import Layout
 from firstboot.transport import CEILING_BYTES
@@ -75,7 +75,6 @@ class DeploymentsLoop:
         self._at_it = False
         self._keys_at, self._keys_pause = float("-inf"), KEYS_FIRST_S
         self._waiting: Optional[Verdict] = None
-        self._seen: Optional[Tuple[Decided, int]] = None  # what the activator had left when we last followed it
 
     def run_once(self) -> None:
         """One attempt, as the module says; raises what `answers.check` makes of the plane's answers."""
@@ -117,15 +116,8 @@ class DeploymentsLoop:
         return True
 
     def nudged(self) -> bool:
-        """Whether the activator left something new to follow, or wants what is not brought yet. For any thread."""
-        try:
-            left = self._left()
-        except LocalFault:
-            return True  # the attempt says it
-        return left != self._seen or left[0].wanted not in (None, self._brought)
-
-    def _left(self) -> Tuple[Decided, int]:
-        return activation.decided(self._layout), activation.keys_version(self._layout)
+        """The activator ran: there is its answer to follow."""
+        return True
 
     def _ask(self) -> None:
         """Take what is assigned."""
@@ -180,13 +172,10 @@ class DeploymentsLoop:
     def _settle(self) -> None:
         """Ask the activator where it has something to look at, and remove what it no longer wants."""
         self._inbox.finish(self._alive)
-        seen = self._left()
-        decided = seen[0]
+        decided = activation.decided(self._layout)
         if self._is_to_be_asked(decided):
             self._inbox.request(self._alive)
-            seen = self._left()
-            decided = seen[0]
-        self._seen = seen
+            decided = activation.decided(self._layout)
         answered = not self._inbox.pending(decided) and decided.envelope_sha256 == self._sha256
         verdict = decided.of(self._sha256) if answered and self._sha256 is not None else None
         self._waiting = verdict if verdict is not None and verdict.verdict == "waiting" else None

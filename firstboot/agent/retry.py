@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from firstboot import log
 from firstboot.agent import spool, stock, waking
 from firstboot.agent.upload import enter, writer
@@ -16,6 +18,6 @@ def retry_artifact(layout: Layout, artifact: str) -> bool:
     enter(layout, account)
     if not spool.release(layout, artifact):
         return False
-    waking.wake(layout)
+    waking.wake(layout, signal.SIGUSR2)
     log.notice(f"{artifact} is in the spool again")
     return True

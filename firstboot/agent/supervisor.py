@@ -2,7 +2,7 @@
 
 The watchdog is fed only while every loop is within its own deadline, so that a loop that hangs ends the process, and
 systemd starts another. SIGTERM ends it, SIGHUP makes it read the settings again, SIGUSR1 says that something on this host
-changed: the activator ran, the spool has something new. Neither yaml nor cryptography is ever loaded here.
+changed: the activator ran. SIGUSR2: the spool has something new. Neither yaml nor cryptography is ever loaded here.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from firstboot.layout import Layout, SettledLayout
 from firstboot.transport import Transport
 
 DEFAULT_PERIOD_S = 30.0
+WAKING = (signal.SIGUSR1, signal.SIGUSR2)  # something on this host is new; the spool has something
 # How often the main thread looks at the loops when no watchdog asks for more.
 LOOK_S = 60.0
 # After a crash systemd starts us again in 10 s; the n-th in a row begins its loops this much later, up to five minutes.
@@ -160,7 +161,8 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_signal)
-        signal.signal(signal.SIGUSR1, self._on_signal)
+        for number in WAKING:
+            signal.signal(number, self._on_signal)
         for loop in self.loops.values():
             loop.start()
         systemd.notify("READY=1", f"STATUS=agent {self._handed.agent_id}")
@@ -189,6 +191,8 @@ class Supervisor:
             self._read_settings_again()
         elif event == signal.SIGUSR1:
             self._condition.nudged()
+        elif event == signal.SIGUSR2:
+            self._wake("artifacts")
 
     def _feed(self) -> None:
         late = [name for name, loop in self.loops.items() if loop.health.due_by < self._clock.monotonic()]
@@ -199,7 +203,7 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: Optional[FrameType]) -> None:
         # Runs between any two instructions of the main thread: it takes no lock that this thread could hold.
-        if number not in (signal.SIGHUP, signal.SIGUSR1):
+        if number not in (signal.SIGHUP, *WAKING):
             self._stop.set()
         self._events.put(number)
 
@@ -241,7 +245,8 @@ def _transport(handed: Handover, settings: Settings) -> Transport:
 
 def start(layout: Layout, *, config: Optional[Path]) -> int:
     """What ``byteor-agent run`` does: hand-over or environment, settings, supervise."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there are loops to wake: it would end the process
+    for number in WAKING:
+        signal.signal(number, signal.SIG_IGN)  # until there are loops to wake: it would end the process
     with arrival.alone(layout):
         try:
             handed, settings = arrival.arrive(layout, config=config, environ=os.environ)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import stat
 import uuid
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def upload(layout: Layout, path: Path, *, kind: str, wait: bool) -> int:
         enter(layout, account)
         added = spool.add(layout, source, _in_force(layout, about))
     before = waiting.failures(layout)
-    waking.wake(layout)
+    waking.wake(layout, signal.SIGUSR2)
     print(added.id, flush=True)
     _say(added, about)
     if added.state == spool.UPLOADED:
@@ -51,7 +52,7 @@ def upload_test(layout: Layout) -> str:
     text = f"upload test of byteor-firstboot verify, {rfc3339(Clock().wall())}, {uuid.uuid4()}\n"
     added = spool.add_text(layout, text.encode(), name="upload-test")
     before = waiting.failures(layout)
-    waking.wake(layout)
+    waking.wake(layout, signal.SIGUSR2)
     return waiting.wait(layout, added, before=before, limit_s=TEST_WAIT_S)
 
 

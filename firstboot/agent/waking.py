@@ -15,13 +15,17 @@ LOCKS = Path("/proc/locks")
 LOCKS_LIMIT = 1 << 20  # bytes
 
 
-def wake(layout: Layout) -> bool:
-    """Signal the agent; False when none was found, or it belongs to another user."""
+def wake(layout: Layout, number: int = signal.SIGUSR1) -> bool:
+    """Signal the agent; False when none was found, or it belongs to another user.
+
+    SIGUSR1: something on this host is new, all loops look. SIGUSR2: the spool has something, which is no reason to ask the
+    plane for anything else.
+    """
     pid = agent_pid(layout)
     if pid is None:
         return False
     try:
-        os.kill(pid, signal.SIGUSR1)
+        os.kill(pid, number)
     except OSError:
         return False
     return True

@@ -322,7 +322,7 @@ def test_a_full_disk_refuses_and_what_is_there_goes(host: Artifacts) -> None:
         assert len(host.plane.requests("artifacts")) == 2
         host.down()
     finally:
-        subprocess.run(["umount", str(directory)], check=True)
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 def test_what_is_damaged_on_this_disk_never_reaches_the_plane(host: Artifacts) -> None:

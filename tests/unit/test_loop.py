@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from pathlib import Path
 from typing import Callable, List, Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import files
 from firstboot.agent.answers import NotThePlane
-from firstboot.agent.deployments import DeploymentsLoop
 from firstboot.agent.loop import Loop, Outcome, Schedule
 from firstboot.agent.pace import APART_S, MISSED_S, Pace
 from firstboot.clock import Clock
 from firstboot.errors import LocalFault, Refused, TryAgain
-from firstboot.layout import Layout
 
 
 @given(st.floats(5, 3600), st.lists(st.sampled_from(list(Outcome)), max_size=40), st.integers())
@@ -281,32 +277,3 @@ def test_a_heartbeat_is_not_starved_by_whoever_is_woken_for_ever() -> None:
     assert len(beats) >= 13 and others
     turns = sorted(beats + others)
     assert min(later - earlier for earlier, later in zip(turns, turns[1:])) >= APART_S
-
-
-def test_an_upload_wakes_no_deployments_loop_that_has_nothing_to_follow(tmp_path: Path) -> None:
-    """Only what the activator left since we last looked, a key set, or a bundle that is still to be brought."""
-    layout = Layout(tmp_path)
-    layout.activation.mkdir(parents=True)
-    fetch = DeploymentsLoop(
-        layout, None, None, schedule=Schedule(60.0), inbox=None, alive=lambda *_: None, changed=lambda: None,  # type: ignore[arg-type]
-        keys_wanted=lambda: None, clock=Moment(),
-    )  # fmt: skip
-
-    def left(name: str, **document: object) -> bool:
-        files.write_json(layout.activation / name, {"v": 1, **document})
-        return fetch.nudged()
-
-    assert fetch.nudged()
-    fetch._seen = fetch._left()
-    assert not any(fetch.nudged() for _ in range(20))
-    assert left("deployments.json", answered={"request": "r1"})
-    fetch._seen = fetch._left()
-    assert not fetch.nudged()
-    assert left("keyring.json", version=2)
-    assert left("deployments.json", wanted={"deployment_id": "dep_1", "sequence": 1, "sha256": "0" * 64, "size": 5})
-    fetch._seen = fetch._left()
-    assert fetch.nudged()
-    fetch._brought = fetch._seen[0].wanted
-    assert not fetch.nudged()
-    (layout.activation / "deployments.json").write_text("{")
-    assert fetch.nudged()
