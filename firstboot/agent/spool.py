@@ -159,10 +159,7 @@ def remember(layout: Layout, entry: Entry, artifact_id: str) -> None:
 
 
 def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
-    """Bind the spool to an identity: what was handed in under another one is not sent to this one's plane by itself.
-
-    After a re-enrolment the plane may be another organisation's, and what the former one has says nothing of this one.
-    """
+    """Bind the spool to an identity: what came under another, perhaps another organisation's, is not sent by itself."""
     path, owner = layout.agent / "owner.json", {"v": 1, "agent_id": agent_id, "api_base_url": api_base_url}
     try:
         before = files.read_json(path)
@@ -176,7 +173,12 @@ def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
         detail = "it was handed in under another identity of this host, and is not sent under this one unless you say so"
         for entry_id in stock.ids(layout.spool):
             quarantine(layout, entry_id, {"status": None, "code": "another_identity", "detail": detail})
-    files.write_json(path, owner)
+    try:
+        files.write_json(path, owner)
+    except LocalFault as error:
+        if before is not None:
+            raise
+        log.warning(f"the spool is not bound to this identity yet: {error}")  # a full disk: what goes makes room
 
 
 def drop(layout: Layout, entry_id: str) -> None:
