@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import List, Optional, Tuple
 
-from firstboot import log, systemd
+from firstboot.base import log, systemd
+from firstboot.base.errors import ByteorError, Invalid, NotLaunched
 from firstboot.commandline import EXEC, EXIT_CODES, KINDS, UPLOAD, Parser, command, grammar
-from firstboot.errors import ByteorError, Invalid, NotLaunched
 
 
 def split(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]:
@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _exec(arguments: argparse.Namespace) -> int:
-    from firstboot.launch import launch
+    from firstboot.commands.execute import launch
 
     if not arguments.words:
         raise NotLaunched("exec needs a command", hint="byteor-agent exec --user USER -- COMMAND")
@@ -64,7 +64,7 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from firstboot.agent.status import status
+    from firstboot.commands.agent_status import status
 
     return status(arguments.layout, as_json=arguments.json)
 
@@ -77,15 +77,15 @@ def _activate(arguments: argparse.Namespace) -> int:
 
 
 def _deployments(arguments: argparse.Namespace) -> int:
-    from firstboot.activate.listing import deployments
+    from firstboot.commands.history import deployments
 
     return deployments(arguments.layout, as_json=arguments.json)
 
 
 def _retry(arguments: argparse.Namespace) -> int:
     from firstboot.activate import activator, again
-    from firstboot.agent.retry import retry_artifact
-    from firstboot.agent.waking import wake
+    from firstboot.commands.retry import retry_artifact
+    from firstboot.exchange.wake import wake
     from firstboot.provision.image import in_force
 
     if retry_artifact(arguments.layout, arguments.id):
@@ -105,13 +105,13 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 
 def _upload(arguments: argparse.Namespace) -> int:
-    from firstboot import identity
-    from firstboot.agent.upload import upload
-    from firstboot.secret import Secret
+    from firstboot.base.secret import Secret
+    from firstboot.commands.upload import upload
+    from firstboot.identity import store
 
     Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))  # known from here on, and so found by its value
     try:
-        identity.required(arguments.layout)  # who may open it: the key is then known, and found wherever it stands
+        store.required(arguments.layout)  # who may open it: the key is then known, and found wherever it stands
     except ByteorError:
         pass
     return upload(arguments.layout, arguments.file, kind=arguments.kind, wait=arguments.wait)

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, List, Optional, Type
 
-from firstboot import agentcli, log, systemd
+from firstboot import agentcli
+from firstboot.base import log, systemd
+from firstboot.base.errors import ByteorError, Invalid, NoToken
 from firstboot.commandline import command, from_stdin, grammar, seconds
-from firstboot.errors import ByteorError, Invalid, NoToken
 
 if TYPE_CHECKING:
     from firstboot.provision.sources import Inputs
@@ -120,14 +121,14 @@ def _inputs(arguments: argparse.Namespace) -> Inputs:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.sequence import Options, run
+    from firstboot.provision.run import Options, run
 
     options = Options(again=arguments.again, give_up_after=arguments.give_up_after)
     return run(arguments.layout, _inputs(arguments), options)
 
 
 def _reenroll(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.sequence import Options, run
+    from firstboot.provision.run import Options, run
 
     return run(arguments.layout, _inputs(arguments), Options(reenroll=True, give_up_after=arguments.give_up_after))
 
@@ -139,7 +140,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
 
 
 def _check_userdata(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.check import check_userdata
+    from firstboot.commands.rehearse import check_userdata
 
     try:
         data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
@@ -149,17 +150,17 @@ def _check_userdata(arguments: argparse.Namespace) -> int:
 
 
 def _erase(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.erasure import erase_again
+    from firstboot.provision.cleanup import erase_again
 
     return erase_again(arguments.layout, _inputs(arguments), refused=arguments.refused, as_json=arguments.json)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from firstboot.secret import Secret
-    from firstboot.verify import Asked, verify
+    from firstboot.base.secret import Secret
+    from firstboot.commands.verify import Asked, verify
 
     def upload() -> str:
-        from firstboot.agent.upload import upload_test
+        from firstboot.commands.upload import upload_test
 
         return upload_test(arguments.layout)
 
@@ -168,10 +169,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from firstboot.agent.page import summary
-    from firstboot.agent.status import look
-    from firstboot.clock import Clock
-    from firstboot.provision.status import status
+    from firstboot.base.clock import Clock
+    from firstboot.commands.agent_status import look
+    from firstboot.commands.page import summary
+    from firstboot.commands.status import status
 
     clock = Clock()
     agent = look(arguments.layout, clock)
@@ -185,8 +186,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _trust(arguments: argparse.Namespace) -> int:
-    from firstboot.activate.trust_command import reset, show
-    from firstboot.agent.waking import wake
+    from firstboot.commands.trust import reset, show
+    from firstboot.exchange.wake import wake
     from firstboot.provision.image import in_force
 
     layout, settings = arguments.layout, in_force(arguments.layout, config=arguments.config)

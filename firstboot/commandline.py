@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Callable, NoReturn
 
 from firstboot import __version__
-from firstboot.errors import USAGE
-from firstboot.layout import Layout
+from firstboot.base.errors import USAGE
+from firstboot.base.layout import Layout
 
 EXIT_CODES = """\
 exit codes: 0 done · 1 unexpected · 2 usage · 3 no token and not enrolled · 4 settings or user data invalid

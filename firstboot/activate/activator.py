@@ -24,17 +24,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Optional, Union
 
-from firstboot import files, locks, log, systemd, trees
-from firstboot.activate import again, directories, journal, keyring, outcomes, record, sequence, switch, unpack
-from firstboot.activate.admission import Deployment, Untimely, admit, approve
-from firstboot.activate.inbox import Inbox, Request
-from firstboot.activate.runtime import Runtime
-from firstboot.activate.trust import Ring
-from firstboot.clock import Clock, rfc3339
-from firstboot.errors import Corrupt, LocalFault, TryAgain, Untrusted
-from firstboot.frozen import Settings
-from firstboot.layout import Layout
-from firstboot.signatures import APPROVAL_LIMIT
+from firstboot.activate import again, directories, journal, keyring, replay, switch, unpack
+from firstboot.activate.admission import Deployment, Untimely, admit, approve, wanted
+from firstboot.activate.chain import Ring
+from firstboot.activate.gate import Runtime
+from firstboot.activate.intake import Inbox, Request
+from firstboot.activate.signatures import APPROVAL_LIMIT
+from firstboot.base import files, locks, log, systemd, trees
+from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.errors import Corrupt, LocalFault, TryAgain, Untrusted
+from firstboot.base.layout import Layout
+from firstboot.exchange import outcomes, verdicts
+from firstboot.exchange.settings import Settings
 
 LOCK_WAIT_S = 600.0  # another activator may be gating
 AT_ONCE = 8  # rounds; what is left is asked for again
@@ -83,7 +84,7 @@ class Activator:
                 continue
             with Inbox(self.layout) as inbox:
                 request = inbox.request()
-                if request.request in (None, record.load(self.layout).request) and retried is None:
+                if request.request in (None, verdicts.load(self.layout).request) and retried is None:
                     break
                 self._answer(inbox, request, retried)
             if retried is not None and again.asked(self.layout) == retried and journal.load(self.layout) is None:
@@ -95,7 +96,7 @@ class Activator:
     def _answer(self, inbox: Inbox, request: Request, retried: Optional[str]) -> None:
         """One request: key sets first, since the envelope may be signed by a new one."""
         place = keyring.place_of(self.settings)
-        known = replace(record.load(self.layout), request=request.request, wanted=None)
+        known = replace(verdicts.load(self.layout), request=request.request, wanted=None)
         if directories.named(self.layout) != known.directory:  # somebody moved the link: say what is true
             known = replace(known, current=directories.in_force(self.layout, state="active"))
         now = self._trusted_now(request)
@@ -107,33 +108,33 @@ class Activator:
         if offered is not None:
             keyring.offer(self.layout, self.settings, offered, now=now)
         if raw is None:
-            record.save(self.layout, known)
+            verdicts.save(self.layout, known)
             again.forget(self.layout)
             return
         digest = hashlib.sha256(raw).hexdigest()
         known = replace(known, envelope_sha256=digest)
-        decided, highest = known.of_envelope(digest), sequence.load(self.layout, place)
+        decided, highest = known.of_envelope(digest), replay.load(self.layout, place)
         payload = decided.payload_sha256 if decided is not None else None
         if payload is not None and highest is not None and payload == highest.payload_sha256 and payload != retried:
             # The newest, dealt with when it was new: later ends of keys and times take nothing back.
-            record.save(self.layout, known)
+            verdicts.save(self.layout, known)
             again.forget(self.layout)
             return
         ring = keyring.current(self.layout, self.settings)
-        blank = record.Row(verdict=record.REFUSED, at=self._now(), envelope_sha256=digest, keys_version=ring.version)
+        blank = verdicts.Row(verdict=verdicts.REFUSED, at=self._now(), envelope_sha256=digest, keys_version=ring.version)
         try:
             deployment = admit(raw, ring=ring, place=place, highest=highest, now=now)
         except (Untimely, Untrusted) as error:
-            record.save(self.layout, self._not_admitted(known, error, blank=blank, retried=retried))
+            verdicts.save(self.layout, self._not_admitted(known, error, blank=blank, retried=retried))
             if isinstance(error, Untrusted):
                 again.forget(self.layout)
             return
-        sequence.raise_to(self.layout, place, deployment)
+        replay.raise_to(self.layout, place, deployment)
         self._admitted(inbox, known, deployment, blank=_of(blank, deployment), ring=ring, now=now, retried=retried)
 
     def _not_admitted(
-        self, known: record.Record, error: Union[Untimely, Untrusted], *, blank: record.Row, retried: Optional[str]
-    ) -> record.Record:
+        self, known: verdicts.Record, error: Union[Untimely, Untrusted], *, blank: verdicts.Row, retried: Optional[str]
+    ) -> verdicts.Record:
         deployment, code = getattr(error, "deployment", None), getattr(error, "code", CLOCK)
         if deployment is not None:
             before = known.of_payload(deployment.payload_sha256)
@@ -143,17 +144,17 @@ class Activator:
             # Without the payload's hash: nothing was tried that would have to be remembered.
             blank = replace(_of(blank, deployment), payload_sha256=None)
         if code == CLOCK:
-            return known.with_row(replace(blank, verdict=record.WAITING, code=code, reason=str(error)))
+            return known.with_row(replace(blank, verdict=verdicts.WAITING, code=code, reason=str(error)))
         log.warning(f"a deployment is refused: {code}: {error}")
         return known.with_row(replace(blank, code=code, reason=str(error)))
 
     def _admitted(
         self,
         inbox: Inbox,
-        known: record.Record,
+        known: verdicts.Record,
         deployment: Deployment,
         *,
-        blank: record.Row,
+        blank: verdicts.Row,
         ring: Ring,
         now: Optional[float],
         retried: Optional[str],
@@ -161,7 +162,7 @@ class Activator:
         """The plane means this for us, now: bring it into force, unless that was done or tried."""
         before = known.of_payload(deployment.payload_sha256)
         if before is not None and retried != deployment.payload_sha256:
-            record.save(self.layout, known.with_row(_again(before, blank)))
+            verdicts.save(self.layout, known.with_row(_again(before, blank)))
             again.forget(self.layout)
             return
         if os.path.lexists(self.layout.current) and not self.layout.current.is_symlink():
@@ -173,12 +174,12 @@ class Activator:
             if made is not None and made.payload_sha256 == deployment.payload_sha256:
                 self._approved(self.layout.deployments / name, deployment, ring=ring, now=now)
             elif not self._unpacked(inbox, deployment, name=name, ring=ring, now=now):
-                record.save(self.layout, replace(known, wanted=record.wanted(deployment)))
+                verdicts.save(self.layout, replace(known, wanted=wanted(deployment)))
                 return
         except Untrusted as error:
             log.warning(f"deployment {name} is refused: {error.code}: {error}")
             self._tell(deployment, error)
-            record.save(self.layout, known.with_row(replace(blank, code=error.code, reason=str(error))))
+            verdicts.save(self.layout, known.with_row(replace(blank, code=error.code, reason=str(error))))
             again.forget(self.layout)
             return
         # What was healthy last, if this one is in force already: a run that lost its journal put it there.
@@ -190,7 +191,7 @@ class Activator:
         )  # fmt: skip
         journal.reserve(self.layout)
         journal.save(self.layout, begun)
-        record.save(self.layout, known)
+        verdicts.save(self.layout, known)
         again.forget(self.layout)
 
     def _unpacked(self, inbox: Inbox, deployment: Deployment, *, name: str, ring: Ring, now: Optional[float]) -> bool:
@@ -264,12 +265,12 @@ class Activator:
         return rfc3339(self.clock.wall())
 
 
-def _again(before: record.Row, blank: record.Row) -> record.Row:
+def _again(before: verdicts.Row, blank: verdicts.Row) -> verdicts.Row:
     """The verdict on a payload that came in another envelope, signed anew."""
     return replace(before, envelope_sha256=blank.envelope_sha256, at=blank.at)
 
 
-def _of(blank: record.Row, deployment: Deployment) -> record.Row:
+def _of(blank: verdicts.Row, deployment: Deployment) -> verdicts.Row:
     return replace(
         blank, deployment_id=deployment.deployment_id, sequence=deployment.sequence, spec_hash=deployment.spec_hash,
         payload_sha256=deployment.payload_sha256,

@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
-from firstboot import signatures, wire
-from firstboot.activate.trust import Place as Place
-from firstboot.activate.trust import Ring
-from firstboot.clock import from_rfc3339
-from firstboot.errors import ByteorError, Untrusted
-from firstboot.frozen import IDENTIFIER
+from firstboot.activate import signatures
+from firstboot.activate.chain import Place as Place
+from firstboot.activate.chain import Ring
+from firstboot.base import documents
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.documents import IDENTIFIER
+from firstboot.base.errors import ByteorError, Untrusted
 
 VERSION = 1
 LARGEST_BUNDLE = 16 << 30  # bytes
@@ -121,7 +122,7 @@ def _in_order(found: Deployment, highest: Optional[Highest]) -> None:
 def _parse(payload: bytes) -> Deployment:
     """The verified payload as a value; Untrusted malformed or unsupported_version. Unknown members are ignored."""
     try:
-        value = wire.load(payload)
+        value = documents.load(payload)
         if not isinstance(value, dict):
             raise ValueError("it is not a mapping")
         if type(value.get("v")) is not int or value["v"] != VERSION:
@@ -192,3 +193,13 @@ def approve(raw_approval: Optional[bytes], deployment: Deployment, *, ring: Ring
         raise Inadmissible("approval_expired", "the approval has expired", deployment)
     if CAPABILITY not in found.capabilities:
         raise Inadmissible("approval_capability", f"the approval does not cover {CAPABILITY}", deployment)
+
+
+def wanted(deployment: Deployment) -> Dict[str, Any]:
+    """What tells the agent to bring this deployment's bundle."""
+    return {
+        "deployment_id": deployment.deployment_id,
+        "sequence": deployment.sequence,
+        "sha256": deployment.bundle_sha256,
+        "size": deployment.bundle_size,
+    }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Optional
 
-from firstboot import files, keeping, log
-from firstboot.activate import directories, record, sequence
-from firstboot.errors import Corrupt, Invalid
-from firstboot.layout import Layout
+from firstboot.activate import directories, replay
+from firstboot.base import files, keeping, log
+from firstboot.base.errors import Corrupt, Invalid
+from firstboot.base.layout import Layout
+from firstboot.exchange import verdicts
 
 VERSION = 1
 
@@ -18,7 +19,7 @@ def retry_deployment(layout: Layout, named: str) -> Optional[str]:
     Invalid (4) when it is in force, when it is not the newest one that was verified here (an older one may only come back by
     the plane's word, under a higher sequence), or when the plane has withdrawn it.
     """
-    history = record.load(layout).history
+    history = verdicts.load(layout).history
     found = [row for row in history if named in (row.deployment_id, f"{row.deployment_id}-{row.sequence}")]
     if not found:
         return None
@@ -26,9 +27,9 @@ def retry_deployment(layout: Layout, named: str) -> Optional[str]:
     shown = f"{row.deployment_id}-{row.sequence}"
     current = directories.named(layout)
     made = directories.read(layout, current) if current is not None else None
-    if row.verdict == record.ACTIVE and made is not None and made.payload_sha256 == row.payload_sha256:
+    if row.verdict == verdicts.ACTIVE and made is not None and made.payload_sha256 == row.payload_sha256:
         raise Invalid(f"deployment {shown} did not fail", hint="byteor-agent deployments shows what did")
-    if not sequence.is_highest(layout, row.payload_sha256):
+    if not replay.is_highest(layout, row.payload_sha256):
         raise Invalid(
             f"deployment {shown} is not the newest that was verified here",
             hint="roll back at the plane: it signs an older deployment again, under a higher sequence",

@@ -13,10 +13,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Optional
 
-from firstboot import files, trees
 from firstboot.activate.admission import Deployment
-from firstboot.errors import LocalFault
-from firstboot.layout import Layout
+from firstboot.base import files, trees
+from firstboot.base.errors import LocalFault
+from firstboot.base.layout import Layout
 
 MARKER = ".deployment.json"
 STAGING = ".incoming"

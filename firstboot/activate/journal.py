@@ -10,11 +10,11 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any, Mapping, Optional
 
-from firstboot import files, keeping, log
 from firstboot.activate.admission import Deployment
 from firstboot.activate.directories import is_name
-from firstboot.errors import Corrupt
-from firstboot.layout import Layout
+from firstboot.base import files, keeping, log
+from firstboot.base.errors import Corrupt
+from firstboot.base.layout import Layout
 
 VERSION = 1
 RESERVE, RESERVED_BYTES = ".reserve", 256 * 1024

@@ -11,17 +11,17 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from firstboot import files, keeping, log, wire
-from firstboot.activate import trust
-from firstboot.activate.trust import Place, Refusal, Ring
-from firstboot.clock import Clock, rfc3339
-from firstboot.errors import Corrupt, Invalid
-from firstboot.frozen import Settings
-from firstboot.layout import Layout
-from firstboot.signatures import Key, whole_number
+from firstboot.activate import chain
+from firstboot.activate.chain import Place, Refusal, Ring
+from firstboot.activate.signatures import Key, whole_number
+from firstboot.base import documents, files, keeping, log
+from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.errors import Corrupt, Invalid
+from firstboot.base.layout import Layout
+from firstboot.exchange.settings import Settings
 
 VERSION = 1
-SOURCES = (trust.PINNED, trust.ENROLLMENT, trust.TLS, trust.CLOSED)
+SOURCES = (chain.PINNED, chain.ENROLLMENT, chain.TLS, chain.CLOSED)
 RESET = "if the plane confirms its keys: byteor-firstboot trust --reset"
 # Why the file is not the ring in force. Those that WHY explains are the labels under which it is set aside.
 ABSENT, PINS_ADDED = "absent", "pins added"
@@ -41,24 +41,24 @@ def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
     Invalid when the settings name no place, or pin what cannot be a key.
     """
     place = place_of(settings)
-    pins = trust.pins_of(settings)
+    pins = chain.pins_of(settings)
     try:
         stored = files.read_json(layout.activation / "keyring.json")
         ring = None if stored is None else _parse(stored)
     except Corrupt as error:
         log.warning(str(error))
-        return trust.lost(settings, place, at=_now()), CORRUPT
+        return chain.lost(settings, place, at=_now()), CORRUPT
     if ring is None:
         had_one = _had_one(layout)
-        return (trust.lost if had_one else trust.anchor)(settings, place, at=_now()), GONE if had_one else ABSENT
+        return (chain.lost if had_one else chain.anchor)(settings, place, at=_now()), GONE if had_one else ABSENT
     if ring.place != place:
-        return trust.anchor(settings, place, at=_now()), FOREIGN
-    if pins and not trust.same_pins(ring.pins, pins):
-        after = trust.repinned(ring, settings, place, at=_now())
+        return chain.anchor(settings, place, at=_now()), FOREIGN
+    if pins and not chain.same_pins(ring.pins, pins):
+        after = chain.repinned(ring, settings, place, at=_now())
         return after, PINS_ADDED if after == replace(ring, pins=pins) else REPINNED
-    if ring.source == trust.CLOSED:
-        start = trust.lost(settings, place, at=_now())
-        return (ring, None) if start.source == trust.CLOSED else (start, REPLACED)
+    if ring.source == chain.CLOSED:
+        start = chain.lost(settings, place, at=_now())
+        return (ring, None) if start.source == chain.CLOSED else (start, REPLACED)
     return ring, None
 
 
@@ -81,7 +81,7 @@ def current(layout: Layout, settings: Settings) -> Ring:
     if why in WHY:
         kept_as = keeping.set_aside(layout.activation / "keyring.json", label=why)
         log.warning(said(ring, why), kept_as=kept_as, source=ring.source)
-        if ring.source == trust.CLOSED:
+        if ring.source == chain.CLOSED:
             log.hint(RESET)
     if why is not None:
         save(layout, ring)
@@ -90,7 +90,7 @@ def current(layout: Layout, settings: Settings) -> Ring:
 
 def said(ring: Ring, why: str) -> str:
     """What became of a ring that does not count, for people."""
-    return f"{WHY[why]}: " + ("no signature counts" if ring.source == trust.CLOSED else "it starts over")
+    return f"{WHY[why]}: " + ("no signature counts" if ring.source == chain.CLOSED else "it starts over")
 
 
 def offer(layout: Layout, settings: Settings, raw_reply: bytes, *, now: Optional[float] = None) -> Ring:
@@ -100,15 +100,15 @@ def offer(layout: Layout, settings: Settings, raw_reply: bytes, *, now: Optional
     then wait for one, as `trust.adopt` says, which also names the price of ends.
     """
     before = current(layout, settings)
-    if before.source == trust.CLOSED:
+    if before.source == chain.CLOSED:
         return before
     try:
         envelopes = _envelopes(raw_reply)
     except ValueError as error:
         refusal = Refusal("malformed", f"what the agent brought as key sets is not an answer: {error}", _now())
-        after = trust.with_refusal(before, refusal)
+        after = chain.with_refusal(before, refusal)
     else:
-        after = trust.adopt(before, envelopes, at=_now(), trust=settings.signing_keys_trust, now=now)
+        after = chain.adopt(before, envelopes, at=_now(), trust=settings.signing_keys_trust, now=now)
     if after == before:
         return before
     save(layout, after)
@@ -121,10 +121,10 @@ def offer(layout: Layout, settings: Settings, raw_reply: bytes, *, now: Optional
 
 
 def _envelopes(raw_reply: bytes) -> Any:
-    value = wire.load(raw_reply)
+    value = documents.load(raw_reply)
     found = value.get("key_sets") if isinstance(value, dict) else None
-    if not isinstance(found, list) or len(found) > trust.MOST_SETS:
-        raise ValueError(f"no list of at most {trust.MOST_SETS} key_sets")
+    if not isinstance(found, list) or len(found) > chain.MOST_SETS:
+        raise ValueError(f"no list of at most {chain.MOST_SETS} key_sets")
     return found
 
 

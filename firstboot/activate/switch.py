@@ -18,14 +18,15 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Optional
 
-from firstboot import log
-from firstboot.activate import directories, outcomes, record
+from firstboot.activate import directories
 from firstboot.activate import journal as journals
+from firstboot.activate.gate import Gate, Runtime
 from firstboot.activate.journal import ACTIVATING, RESTORING, SETTLED, Journal
-from firstboot.activate.runtime import Gate, Runtime
-from firstboot.clock import Clock, rfc3339
-from firstboot.errors import LocalFault
-from firstboot.layout import Layout
+from firstboot.base import log
+from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.errors import LocalFault
+from firstboot.base.layout import Layout
+from firstboot.exchange import outcomes, verdicts
 
 MOST_TRIES = 3
 ROLLBACK_FAILED = "rollback_failed"
@@ -44,7 +45,7 @@ class Switch:
         current: Optional[Journal] = journal
         while current is not None:
             current = self._step(current)
-        directories.prune(self.layout, previous=record.load(self.layout).previous)
+        directories.prune(self.layout, previous=verdicts.load(self.layout).previous)
 
     def _step(self, journal: Journal) -> Optional[Journal]:
         if journal.phase == SETTLED:
@@ -56,7 +57,7 @@ class Switch:
             return self._activate(self._trying(journal))
         if not directories.is_usable(self.layout, journal.previous):
             directories.withdraw(self.layout)
-            return self._settled(journal, record.FAILED)
+            return self._settled(journal, verdicts.FAILED)
         if journal.tries >= MOST_TRIES:
             return self._given_up(journal)
         return self._restore(self._trying(journal))
@@ -66,7 +67,7 @@ class Switch:
         gate = self.runtime.activate()
         if not gate.healthy:
             return self._failed(journal, gate)
-        settled = replace(journal, phase=SETTLED, verdict=record.ACTIVE, code=gate.note)
+        settled = replace(journal, phase=SETTLED, verdict=verdicts.ACTIVE, code=gate.note)
         return journals.save(self.layout, settled)
 
     def _failed(self, journal: Journal, gate: Gate) -> Journal:
@@ -85,7 +86,7 @@ class Switch:
         gate = self.runtime.activate()
         if not gate.healthy:
             return self._not_restored(journal, f"{journal.previous} is not healthy either: {gate.code}: {gate.reason}")
-        return self._settled(journal, record.ROLLED_BACK)
+        return self._settled(journal, verdicts.ROLLED_BACK)
 
     def _given_up(self, journal: Journal) -> Journal:
         try:
@@ -96,7 +97,7 @@ class Switch:
 
     def _not_restored(self, journal: Journal, reason: str) -> Journal:
         log.error(f"deployment {journal.target.directory} failed, and so did the way back: {reason}")
-        return self._settled(replace(journal, note=reason), record.FAILED)
+        return self._settled(replace(journal, note=reason), verdicts.FAILED)
 
     def _settled(self, journal: Journal, verdict: str) -> Journal:
         return journals.save(self.layout, replace(journal, phase=SETTLED, verdict=verdict))
@@ -107,28 +108,28 @@ class Switch:
     def _settle(self, journal: Journal) -> None:
         """The books: the last report, the record, and no journal."""
         target, code, degraded = journal.target, journal.code, journal.note is not None
-        if journal.verdict != record.ACTIVE:
+        if journal.verdict != verdicts.ACTIVE:
             self._report_failure(journal)
-        if journal.verdict == record.ACTIVE:
+        if journal.verdict == verdicts.ACTIVE:
             self._report(journal, journal.success_id, "active", code)
-        elif journal.verdict == record.ROLLED_BACK:
+        elif journal.verdict == verdicts.ROLLED_BACK:
             self._report(journal, journal.success_id, "rolled_back", code)
         elif degraded:
             self._report(journal, journal.success_id, "failed", ROLLBACK_FAILED)
-        row = record.Row(
+        row = verdicts.Row(
             verdict=str(journal.verdict), at=self._now(), deployment_id=target.deployment_id, sequence=target.sequence,
             spec_hash=target.spec_hash, payload_sha256=target.payload_sha256, envelope_sha256=target.envelope_sha256,
             code=ROLLBACK_FAILED if degraded else code, reason=journal.note or journal.reason,
             keys_version=target.keys_version, report_id=journal.success_id,
         )  # fmt: skip
-        known = record.load(self.layout)
+        known = verdicts.load(self.layout)
         state = "degraded" if degraded else "active"
-        before = journal.previous if journal.verdict == record.ACTIVE else known.previous
+        before = journal.previous if journal.verdict == verdicts.ACTIVE else known.previous
         known = replace(
             known.with_row(row), wanted=None, current=directories.in_force(self.layout, state=state),
             directory=directories.named(self.layout), previous=before,
         )  # fmt: skip
-        record.save(self.layout, known)
+        verdicts.save(self.layout, known)
         journals.remove(self.layout)
         log.notice(f"deployment {target.directory}: {journal.verdict}", code=row.code)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterator, NoReturn, Optional, Tuple
 
-from firstboot import files
-from firstboot.errors import Untrusted
+from firstboot.base import files
+from firstboot.base.errors import Untrusted
 
 BLOCK = 512  # bytes; the unit of a tar
 PIECE = 256 << 10  # bytes inflated at a time

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Dict, Mapping, Optional, Tuple
 
-from firstboot import files, trees
 from firstboot.activate.tarstream import Entry, entries, malformed, shown, unsafe
-from firstboot.errors import Untrusted
+from firstboot.base import files, trees
+from firstboot.base.errors import Untrusted
 
 SPEC = "spec.kv"
 

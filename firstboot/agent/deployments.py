@@ -14,21 +14,21 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from firstboot import files
-from firstboot.agent import activation
-from firstboot.agent.activation import Decided, Verdict, Wanted
-from firstboot.agent.answers import NO_DEPLOYMENT, check
 from firstboot.agent.download import Download, GaveWay
 from firstboot.agent.inbox import ENVELOPE, Inbox
 from firstboot.agent.loop import Schedule
 from firstboot.agent.problems import Problem
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock
-from firstboot.errors import Corrupt, TryAgain
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.transport import CEILING_BYTES
-from firstboot.wire import HeartbeatReply, entity_tag
+from firstboot.api.answers import NO_DEPLOYMENT, check
+from firstboot.api.client import PlaneApi
+from firstboot.api.messages import HeartbeatReply, entity_tag
+from firstboot.api.transport import CEILING_BYTES
+from firstboot.base import files
+from firstboot.base.clock import Clock
+from firstboot.base.errors import Corrupt, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.exchange import activation
+from firstboot.exchange.activation import Decided, Verdict, Wanted
+from firstboot.exchange.handover import Handover
 
 DOING = "deployments"
 PERIOD_S = 60.0

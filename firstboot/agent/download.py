@@ -14,17 +14,17 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from firstboot import files
-from firstboot.agent.activation import Wanted
-from firstboot.agent.answers import check
 from firstboot.agent.inbox import BUNDLE
-from firstboot.api import Answer, PlaneApi
-from firstboot.bundles import Coming, StartOver
-from firstboot.clock import Clock
-from firstboot.errors import Corrupt, LocalFault, TryAgain
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.partial import Partial
+from firstboot.agent.partial import Partial
+from firstboot.api.answers import check
+from firstboot.api.bundles import Coming, StartOver
+from firstboot.api.client import Answer, PlaneApi
+from firstboot.base import files
+from firstboot.base.clock import Clock
+from firstboot.base.errors import Corrupt, LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.exchange.activation import Wanted
+from firstboot.exchange.handover import Handover
 
 DOING = "bundle"
 # On the disk beside the bundle itself: the activator's own copy, and a guess at what comes out of it (a gzip'd tar of

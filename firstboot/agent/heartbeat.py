@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Optional, Tuple
 
-from firstboot import __version__, files
-from firstboot.agent.answers import check
+from firstboot import __version__
 from firstboot.agent.loop import Schedule
 from firstboot.agent.state import Sequence
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock, rfc3339
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.wire import Heartbeat as Beat
-from firstboot.wire import HeartbeatReply
+from firstboot.api.answers import check
+from firstboot.api.client import PlaneApi
+from firstboot.api.messages import Heartbeat as Beat
+from firstboot.api.messages import HeartbeatReply
+from firstboot.base import files
+from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.layout import Layout
+from firstboot.exchange.handover import Handover
 
 
 @dataclass(frozen=True)

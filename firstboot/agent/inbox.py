@@ -10,13 +10,13 @@ import threading
 import uuid
 from typing import Callable, List, Optional
 
-from firstboot import files
-from firstboot.agent.activation import Decided
-from firstboot.agent.activator import Activator
 from firstboot.agent.problems import Problem
-from firstboot.clock import Clock
-from firstboot.errors import Corrupt
-from firstboot.layout import Layout
+from firstboot.agent.submit import Activator
+from firstboot.base import files
+from firstboot.base.clock import Clock
+from firstboot.base.errors import Corrupt
+from firstboot.base.layout import Layout
+from firstboot.exchange.activation import Decided
 
 AGAIN_S = 60.0
 SILENT_S = 300.0

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from firstboot import files
-from firstboot.agent import activation
-from firstboot.agent.answers import check
 from firstboot.agent.inbox import KEY_SETS, Inbox
 from firstboot.agent.loop import Schedule
 from firstboot.agent.problems import Problem
-from firstboot.api import PlaneApi
-from firstboot.clock import Chance, Clock, from_rfc3339, rfc3339
-from firstboot.errors import LocalFault, TryAgain
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.wire import HeartbeatReply
+from firstboot.api.answers import check
+from firstboot.api.client import PlaneApi
+from firstboot.api.messages import HeartbeatReply
+from firstboot.base import files
+from firstboot.base.clock import Chance, Clock, from_rfc3339, rfc3339
+from firstboot.base.errors import LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.exchange import activation
+from firstboot.exchange.handover import Handover
 
 DOING = "signing keys"
 PERIOD_S = 86400.0

@@ -13,11 +13,11 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional
 
-from firstboot import log
-from firstboot.agent.answers import KeyRefused, NotThePlane
 from firstboot.agent.pace import FIRST, Pace
-from firstboot.clock import LONGEST_RETRY_AFTER_S, Chance, Clock, rfc3339, rng
-from firstboot.errors import ByteorError, Refused, TryAgain
+from firstboot.api.answers import KeyRefused, NotThePlane
+from firstboot.base import log
+from firstboot.base.clock import LONGEST_RETRY_AFTER_S, Chance, Clock, rfc3339, rng
+from firstboot.base.errors import ByteorError, Refused, TryAgain
 
 BACKOFF_BASE_S = 5.0
 REFUSED_CAP_S = 3600.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Dict, Iterable, List, Optional
 
-from firstboot.agent.activation import Activation
-from firstboot.clock import from_rfc3339
-from firstboot.handover import REENROLL, Handover, key_ends
+from firstboot.base.clock import from_rfc3339
+from firstboot.exchange.activation import Activation
+from firstboot.exchange.handover import REENROLL, Handover, key_ends
 
 # As far as deployments' times may be off (contract 3): beyond it, they wait.
 LARGEST_SKEW_S = 300.0

@@ -11,17 +11,17 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from firstboot import files, keeping, log
-from firstboot.agent import spool
-from firstboot.agent.answers import RequestRefused, check
+from firstboot.agent.artifacts import spool
 from firstboot.agent.problems import Problem
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock, from_rfc3339, rfc3339
-from firstboot.errors import Corrupt, LocalFault
-from firstboot.frozen import IDENTIFIER
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.wire import HeartbeatReply, report_body
+from firstboot.api.answers import RequestRefused, check
+from firstboot.api.client import PlaneApi
+from firstboot.api.messages import HeartbeatReply, report_body
+from firstboot.base import files, keeping, log
+from firstboot.base.clock import Clock, from_rfc3339, rfc3339
+from firstboot.base.documents import IDENTIFIER
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.exchange.handover import Handover
 
 DOING = "report"
 PERIOD_S = 300.0

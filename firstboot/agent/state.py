@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from firstboot import files, keeping, log
-from firstboot.clock import Clock
-from firstboot.errors import Corrupt, LocalFault
-from firstboot.layout import Layout
+from firstboot.base import files, keeping, log
+from firstboot.base.clock import Clock
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import Layout
 
 BLOCK = 4096  # contract 2.2
 LARGEST = 2**52  # JSON numbers are exact up to 2^53: what is above was never ours

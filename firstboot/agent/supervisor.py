@@ -15,24 +15,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Callable, List, Optional
 
-from firstboot import __version__, log, systemd
-from firstboot.agent import activator, arrival, artifacts, deployments, keysets, reports
-from firstboot.agent.artifacts import ArtifactsLoop
-from firstboot.agent.condition import Condition, Work
+from firstboot import __version__
+from firstboot.agent import deployments, keysets, reports, startup, submit
+from firstboot.agent.artifacts import sender
+from firstboot.agent.artifacts.sender import ArtifactsLoop
 from firstboot.agent.deployments import DeploymentsLoop
+from firstboot.agent.health import Condition, Work
 from firstboot.agent.heartbeat import HeartbeatLoop
 from firstboot.agent.inbox import Inbox
 from firstboot.agent.keysets import KeySetsLoop
 from firstboot.agent.loop import Loop, Schedule
 from firstboot.agent.pace import Pace, PaceIfAsking
 from firstboot.agent.reports import ReportsLoop
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock, rng
-from firstboot.errors import ByteorError
-from firstboot.frozen import Settings
-from firstboot.handover import ENVIRONMENT, Handover
-from firstboot.layout import Layout, SettledLayout
-from firstboot.transport import Transport
+from firstboot.api.client import PlaneApi
+from firstboot.api.transport import Transport
+from firstboot.base import log, systemd
+from firstboot.base.clock import Clock, rng
+from firstboot.base.errors import ByteorError
+from firstboot.base.layout import Layout, SettledLayout
+from firstboot.exchange.handover import ENVIRONMENT, Handover
+from firstboot.exchange.settings import Settings
 
 DEFAULT_PERIOD_S = 30.0
 WAKING = (signal.SIGUSR1, signal.SIGUSR2)  # something on this host is new; the spool has something
@@ -76,7 +78,7 @@ class Supervisor:
         )
         self._start("heartbeat", beat.run_once, self._period)
         settings_file = (config or layout.image_defaults) if handed.source == ENVIRONMENT else None
-        self._activator = activator.choose(
+        self._activator = submit.choose(
             layout, config=settings_file, finished=lambda: self._events.put(signal.SIGUSR1)
         )
         if handed.org_id and handed.project_id and handed.environment_id:
@@ -116,7 +118,7 @@ class Supervisor:
         told_s, tells = Schedule(reports.PERIOD_S), PaceIfAsking(self._pace, told.nudged)
         self._start("reports", told.run_once, told_s, work=told, pace=tells)
         sent = ArtifactsLoop(layout, handed, self._api(), clock=clock, alive=self._alive("artifacts"))
-        each_period = Schedule(min(2 * self._period.period_s, artifacts.LONGEST_PERIOD_S))
+        each_period = Schedule(min(2 * self._period.period_s, sender.LONGEST_PERIOD_S))
         self._start("artifacts", sent.run_once, each_period, work=sent, pace=PaceIfAsking(self._pace, sent.nudged))
 
     def _alive(self, name: str) -> Callable[..., None]:
@@ -216,7 +218,7 @@ class Supervisor:
         """SIGHUP: new trust, proxy and period from the next request on; invalid settings change nothing."""
         systemd.notify("RELOADING=1")
         try:
-            settings = arrival.settings_again(self._layout, self._handed, config=self._config)
+            settings = startup.settings_again(self._layout, self._handed, config=self._config)
             transports = [_transport(self._handed, settings) for _ in self._apis]
         except ByteorError as error:
             log.warning(f"the settings were not read again: {error}", hint=error.hint)
@@ -247,9 +249,9 @@ def start(layout: Layout, *, config: Optional[Path]) -> int:
     """What ``byteor-agent run`` does: hand-over or environment, settings, supervise."""
     for number in WAKING:
         signal.signal(number, signal.SIG_IGN)  # until there are loops to wake: it would end the process
-    with arrival.alone(layout):
+    with startup.alone(layout):
         try:
-            handed, settings = arrival.arrive(layout, config=config, environ=os.environ)
-        except arrival.ChildFailed as error:
+            handed, settings = startup.arrive(layout, config=config, environ=os.environ)
+        except startup.ChildFailed as error:
             return error.exit_code  # the child has said why
         return Supervisor(SettledLayout(layout.root), handed, settings, config=config).run()

@@ -26,8 +26,8 @@ import enum
 from dataclasses import dataclass
 from typing import Optional
 
-from firstboot.identity import State
-from firstboot.provision.marks import TokenClass
+from firstboot.identity.store import State
+from firstboot.provision.tokens import TokenClass
 
 
 class IntentState(enum.Enum):

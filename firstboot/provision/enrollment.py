@@ -11,12 +11,12 @@ from __future__ import annotations
 import enum
 from dataclasses import replace
 
-from firstboot.api import Answer, PlaneApi
-from firstboot.errors import Refused, TryAgain
-from firstboot.frozen import Settings
-from firstboot.layout import Layout
+from firstboot.api.client import Answer, PlaneApi
+from firstboot.base.errors import Refused, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.settings import Settings
 from firstboot.provision.intent import Intent
-from firstboot.secret import Secret
 
 # Contract 2.1: the statuses that refuse for good, when their body is JSON (else it is a proxy or captive portal).
 REFUSING = frozenset({400, 401, 403, 404, 410, 413, 422})

@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import FrozenSet, Optional, Tuple
 
-from firstboot import files, identity
-from firstboot.erase.receipt import remained
-from firstboot.errors import ByteorError, Foreign, LocalFault, NoToken, Refused
-from firstboot.frozen import Settings
-from firstboot.identity import Look, State
-from firstboot.layout import Layout
+from firstboot.base import files
+from firstboot.base.errors import ByteorError, Foreign, LocalFault, NoToken, Refused
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.settings import Settings
+from firstboot.identity import store
+from firstboot.identity.store import Look, State
 from firstboot.provision import intent as intents
 from firstboot.provision.decision import Facts, IntentState, Step
+from firstboot.provision.erase.receipt import remained
 from firstboot.provision.intent import Intent
-from firstboot.provision.marks import Marks, TokenClass
 from firstboot.provision.sources import Found, Inputs, gather
-from firstboot.secret import Secret
+from firstboot.provision.tokens import Marks, TokenClass
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def look(
     that are not broken count then. `tried` are the tokens that this run has erased, None when it has not erased yet. A
     `read_only` look leaves a damaged file where it is.
     """
-    seen = identity.look(layout)
+    seen = store.look(layout)
     marks = Marks.load(layout, repair=not read_only)
     strict = not tolerant and (seen.state is not State.HERE or reenrolling)
     found = gather(layout, inputs, classify=marks.classify, strict=strict)
@@ -90,7 +91,7 @@ def _intent_state(layout: Layout, intent: Optional[Intent], token: Optional[Secr
         not intent.ended
         and token is not None
         and marks.mark(token) == intent.token_mark
-        and identity.same_host(layout, intent.host)
+        and store.same_host(layout, intent.host)
     )
     return IntentState.OURS if ours else IntentState.OTHER
 

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-from firstboot import frozen, log
-from firstboot.errors import ByteorError
-from firstboot.frozen import Settings, freeze
-from firstboot.layout import Layout
+from firstboot.base import log
+from firstboot.base.errors import ByteorError
+from firstboot.base.layout import Layout
+from firstboot.exchange import settings as frozen
+from firstboot.exchange.settings import Settings, freeze
+from firstboot.provision.schema import merge
 from firstboot.provision.sources import Inputs, image
-from firstboot.settings import merge
 
 
 def settings_of(layout: Layout, *, config: Optional[Path]) -> Settings:

@@ -12,9 +12,9 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Optional
 
-from firstboot import files, keeping, log
-from firstboot.errors import Corrupt
-from firstboot.layout import Layout
+from firstboot.base import files, keeping, log
+from firstboot.base.errors import Corrupt
+from firstboot.base.layout import Layout
 
 VERSION = 1
 

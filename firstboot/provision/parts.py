@@ -17,7 +17,7 @@ import zlib
 from email.message import Message
 from typing import Iterator, List, Optional
 
-from firstboot.errors import Invalid
+from firstboot.base.errors import Invalid
 
 GZIP = b"\x1f\x8b"
 UNPACKED_LIMIT = 64 << 20  # bytes in all that unpacking may make of one user data

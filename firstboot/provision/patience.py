@@ -5,9 +5,9 @@ from __future__ import annotations
 from threading import Event
 from typing import Optional
 
-from firstboot import log
-from firstboot.clock import Backoff, Clock, rng
-from firstboot.errors import TryAgain
+from firstboot.base import log
+from firstboot.base.clock import Backoff, Clock, rng
+from firstboot.base.errors import TryAgain
 
 BASE_S, CAP_S = 1.0, 60.0
 SAY_WHY_EVERY_S = 180.0

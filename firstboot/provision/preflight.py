@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
 import firstboot
-from firstboot import files, identity, log
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock, rfc3339
-from firstboot.errors import ByteorError, LocalFault, TryAgain
-from firstboot.frozen import Settings
-from firstboot.identity import State
-from firstboot.layout import Layout
-from firstboot.provision.marks import Marks
+from firstboot.api.client import PlaneApi
+from firstboot.api.transport import Transport
+from firstboot.base import files, log
+from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.errors import ByteorError, LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.exchange.settings import Settings
+from firstboot.identity import store
+from firstboot.identity.store import State
+from firstboot.provision.schema import require_complete
 from firstboot.provision.sources import Inputs, gather
-from firstboot.settings import require_complete
-from firstboot.transport import Transport
+from firstboot.provision.tokens import Marks
 
 # More than identity, settings, intent, marks and receipt take together, with their temporary files.
 ROOM_BYTES = 256 * 1024
@@ -108,6 +109,6 @@ def _reach_plane(settings: Settings) -> None:
 
 
 def _check_sealing(layout: Layout, settings: Settings) -> None:
-    if identity.look(layout).state is State.FOREIGN:
+    if store.look(layout).state is State.FOREIGN:
         return  # its key must not be touched; `run` sets it aside before it seals
-    identity.probe_sealing(layout, seal=settings.seal)
+    store.probe_sealing(layout, seal=settings.seal)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple
 
-from firstboot import files
-from firstboot.errors import ByteorError, Invalid, LocalFault
-from firstboot.frozen import Settings
-from firstboot.layout import Layout
+from firstboot.base import files
+from firstboot.base.errors import ByteorError, Invalid, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.settings import Settings
 from firstboot.provision import userdata
-from firstboot.provision.marks import TokenClass
-from firstboot.secret import Secret
-from firstboot.settings import Rank, Source, load_yaml, merge, parse
+from firstboot.provision.schema import Rank, Source, load_yaml, merge, parse
+from firstboot.provision.tokens import TokenClass
 
 TOKEN_LIMIT = 8192
 YAML_LIMIT = 1 << 20

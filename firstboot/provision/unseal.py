@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Optional, Tuple
 
-from firstboot import accounts, files, frozen, handover, identity
-from firstboot.layout import Layout
+from firstboot.base import accounts, files
+from firstboot.base.layout import Layout
+from firstboot.exchange import handover, settings
+from firstboot.identity import store
 
 
 def unseal(layout: Layout) -> int:
     """Write the hand-over file; the error says why there is nothing to hand over (exit 3, 7 or 8)."""
     files.remove(layout.handover)  # one that no agent took must not outlive the identity that it came from
-    here = identity.required(layout)
+    here = store.required(layout)
     handover.write(
         layout,
         handover.Handover(
@@ -23,7 +25,7 @@ def unseal(layout: Layout) -> int:
             agent_id=here.agent_id,
             api_key=here.api_key,
             # The other ones stand in settings.json, where a later boot may change them.
-            proxy=here.proxy if frozen.has_password(here.proxy) else None,
+            proxy=here.proxy if settings.has_password(here.proxy) else None,
             org_id=here.org_id,
             project_id=here.project_id,
             environment_id=here.environment_id,

@@ -20,9 +20,9 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import yaml
 
-from firstboot.errors import Invalid
+from firstboot.base.errors import Invalid
 from firstboot.provision.parts import Unpacking, gunzip
-from firstboot.settings import CHECKS, compose, load_yaml, plain
+from firstboot.provision.schema import CHECKS, compose, load_yaml, plain
 
 DROP_PLACE = "/run/byteor-firstboot/settings.yaml"
 MAPPING_LIMIT = 256 << 10  # bytes of one mapping of ours

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from firstboot import files
+from firstboot.base import files
 from tests.integration.activations import Activations
 
 from . import power

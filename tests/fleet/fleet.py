@@ -8,8 +8,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Dict
 
-from firstboot import wire
 from firstboot.agent.loop import Outcome, Schedule
+from firstboot.api import messages
 from tests.fleet.planes import WALL_AT_ZERO, Plane
 
 PERIOD_S = 30.0
@@ -48,6 +48,6 @@ def run(plane: Plane, *, agents: int, until_s: float, seed: int, ends: float = 0
         elif at >= ends:
             seen.back.setdefault(agent, at - ends)
         over = at + answer.took_s
-        asked = wire.retry_after(answer.retry_after, now=WALL_AT_ZERO + over)
+        asked = messages.retry_after(answer.retry_after, now=WALL_AT_ZERO + over)
         heapq.heapreplace(due, (over + schedules[agent].next_delay(chance, answer.outcome, asked), agent))
     return seen

@@ -15,12 +15,12 @@ import pytest
 from firstboot.agent import loop as runner
 from firstboot.agent.heartbeat import Facts, HeartbeatLoop
 from firstboot.agent.loop import Loop, Schedule
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.secret import Secret
-from firstboot.transport import Transport
+from firstboot.api.client import PlaneApi
+from firstboot.api.transport import Transport
+from firstboot.base.clock import Clock
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.handover import Handover
 from tests.fleet.fleet import PERIOD_S
 
 AGENTS = 200

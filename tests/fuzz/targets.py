@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from firstboot import signatures, wire
-from firstboot.activate import admission, trust
-from firstboot.activate.inbox import unverified_request
-from firstboot.activate.trust import Place
+from firstboot.activate import admission, chain, signatures
+from firstboot.activate.chain import Place
+from firstboot.activate.intake import unverified_request
 from firstboot.activate.unpack import unpack
-from firstboot.errors import Untrusted
-from firstboot.frozen import Settings
+from firstboot.api import messages
+from firstboot.base import documents
+from firstboot.base.errors import Untrusted
+from firstboot.exchange.settings import Settings
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 PLACE = Place("org_1", "prj_1", "env_1")
@@ -27,7 +28,7 @@ def vectors(name: str) -> Dict[str, Any]:
 
 
 KEYS = tuple(signatures.Key.parse(key) for key in vectors("envelopes")["keys"])
-RING = trust.Ring(PLACE, trust.PINNED, version=1, keys=KEYS)
+RING = chain.Ring(PLACE, chain.PINNED, version=1, keys=KEYS)
 
 
 def envelope(data: bytes) -> None:
@@ -50,12 +51,12 @@ def approval(data: bytes) -> None:
 def key_sets(data: bytes) -> None:
     """The answer to request 7, never an error: a set that may not follow is remembered as refused."""
     try:
-        value = wire.load(data)
+        value = documents.load(data)
     except ValueError:
         return
     found = value.get("key_sets") if isinstance(value, dict) else None
     if isinstance(found, list):
-        trust.adopt(trust.unanchored(Settings(), PLACE), found, at="2026-06-01T12:00:00Z")
+        chain.adopt(chain.unanchored(Settings(), PLACE), found, at="2026-06-01T12:00:00Z")
 
 
 def bundle(data: bytes) -> None:
@@ -73,16 +74,16 @@ def replies(data: bytes) -> None:
     """Every JSON reply of the plane, and the agent's request as the activator reads it."""
     unverified_request(data)
     try:
-        value = wire.load(data)
+        value = documents.load(data)
     except ValueError:
         return
-    wire.HeartbeatReply.parse(value)
-    problem = wire.Problem.parse(value)
+    messages.HeartbeatReply.parse(value)
+    problem = messages.Problem.parse(value)
     assert problem is None or problem.said().isprintable()
-    for parse in (wire.EnrollmentReply.parse, wire.agent_page):
+    for parse in (messages.EnrollmentReply.parse, messages.agent_page):
         with contextlib.suppress(ValueError):
             parse(value)
-    wire.retry_after(data.decode("latin-1"), now=0.0)
+    messages.retry_after(data.decode("latin-1"), now=0.0)
 
 
 TARGETS: Dict[str, Callable[[bytes], None]] = {

@@ -8,21 +8,21 @@ import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
-from firstboot.agent import spool
-from firstboot.agent.artifacts import ArtifactsLoop
+from firstboot.agent.artifacts import spool
+from firstboot.agent.artifacts.sender import ArtifactsLoop
 from firstboot.agent.deployments import DeploymentsLoop
 from firstboot.agent.heartbeat import Facts, HeartbeatLoop
 from firstboot.agent.inbox import Inbox
 from firstboot.agent.keysets import KeySetsLoop
 from firstboot.agent.loop import Schedule
 from firstboot.agent.reports import ReportsLoop
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock
-from firstboot.errors import ByteorError
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.secret import Secret
-from firstboot.transport import Transport
+from firstboot.api.client import PlaneApi
+from firstboot.api.transport import Transport
+from firstboot.base.clock import Clock
+from firstboot.base.errors import ByteorError
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.handover import Handover
 
 SPEC_HASH = "sha256:" + "0" * 64
 

@@ -16,11 +16,11 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from firstboot import api as requests_of_contract_2
-from firstboot.agent.answers import KeyRefused, NotThePlane, RequestRefused
-from firstboot.bodies import NoAnswer
-from firstboot.errors import TryAgain
-from firstboot.transport import Transport, Unreachable
+from firstboot.api import client as requests_of_contract_2
+from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused
+from firstboot.api.stream import NoAnswer
+from firstboot.api.transport import Transport, Unreachable
+from firstboot.base.errors import TryAgain
 from tests.integration.loops import Agent, raised
 
 JSON = "application/json"

@@ -19,9 +19,10 @@ from typing import Any, Dict, Iterator, List, Set
 
 import pytest
 
-from firstboot.agent import spool, stock, waking
-from firstboot.agent.spool import About
-from firstboot.layout import Layout
+from firstboot.agent.artifacts import spool, stock
+from firstboot.agent.artifacts.spool import About
+from firstboot.base.layout import Layout
+from firstboot.exchange import wake
 from tests.integration.host import BIN, Done, Host
 from tests.unit.test_packing import HIDDEN, PLACES, everything, fill, members
 
@@ -156,7 +157,7 @@ def test_a_missing_scope_loses_nothing_and_flows_when_granted(host: Artifacts) -
     host.plane.scopes(agent_id, SCOPES)
     host.up()
     names = [host.put(bytes([n]) * 100) for n in range(3)]
-    waking.wake(host.layout)
+    wake.wake(host.layout)
 
     def said() -> bool:
         beat = host.plane.agents()[0]["last_heartbeat"] or {}
@@ -425,8 +426,8 @@ def test_a_terminal_shows_a_bar_and_an_interrupt_leaves_it_spooled(host: Artifac
 
 def test_nothing_is_waited_for_when_no_agent_comes(host: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--wait` on a host whose agent is down ends with exit 7 and what to do; the artifact stays."""
-    from firstboot.agent import waiting
-    from firstboot.errors import LocalFault, TryAgain
+    from firstboot.base.errors import LocalFault, TryAgain
+    from firstboot.commands import waiting
 
     name = host.put(b"a")
     added = spool.Added(name, spool.NEW, "0" * 64)
@@ -454,7 +455,7 @@ def test_memory_does_not_grow_with_the_artifact(host: Artifacts) -> None:
     host.plane.wait_for(lambda: not host.waiting(), limit_s=30)
     before = _peak_kib(agent.pid)
     host.put(os.urandom(64 * MIB))
-    waking.wake(host.layout)
+    wake.wake(host.layout)
     host.plane.wait_for(lambda: not host.waiting(), limit_s=60)
     assert _peak_kib(agent.pid) - before < 4 * 1024
     assert len(host.stored()) == 2
@@ -485,7 +486,7 @@ def storm(host: Artifacts, *, kills: int, artifacts: int, largest: int) -> None:
             given[hashlib.sha256(data).hexdigest()] = sizes.pop()
             if chance.random() < 0.1:
                 host.put(data)  # once more
-        host.plane.wait_for(lambda: waking.wake(host.layout), limit_s=30)
+        host.plane.wait_for(lambda: wake.wake(host.layout), limit_s=30)
         _flow(host, chance.uniform(0.0, 0.2))
         if killed == kills:
             continue
@@ -513,7 +514,7 @@ def _flow(host: Artifacts, seconds: float) -> None:
     """Let it flow for so long, without the pauses after each failure."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
-        waking.wake(host.layout)
+        wake.wake(host.layout)
         time.sleep(0.05)
 
 

@@ -124,7 +124,7 @@ from pathlib import Path
 from firstboot.agent import arrival
 from firstboot.layout import Layout
 handed, settings = arrival.arrive(Layout(Path(sys.argv[1])), config=None, environ=os.environ)
-print(handed.source, *[name for name in sys.modules if name in ("yaml", "cryptography", "firstboot.identity")])
+print(handed.source, *[name for name in sys.modules if name in ("yaml", "cryptography", "firstboot.identity.store")])
 print(subprocess.run(["env"], capture_output=True, text=True, check=True).stdout)
 """
     environ = {**os.environ, **given}

@@ -157,10 +157,10 @@ def test_a_withdrawn_deployment_is_not_brought_into_force(edge: Edge) -> None:
 
 def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
     """Whatever its problem documents quote: neither status, beats, reasons nor the journal show the runtime key."""
-    from firstboot import identity
-    from firstboot.layout import Layout
+    from firstboot.base.layout import Layout
+    from firstboot.identity import store
 
-    key = identity.required(Layout(edge.host.root)).api_key.reveal()
+    key = store.required(Layout(edge.host.root)).api_key.reveal()
     for operation, status in (("latest", 403), ("signing-keys", 400), ("artifacts", 422)):
         edge.plane.fault(operation, "problem", status=status, code=key, times=None)
     report = edge.host.write("report.txt", "words\n")
@@ -183,10 +183,10 @@ def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
 
 def test_the_hosts_own_key_never_goes_out(edge: Edge) -> None:
     """Known to who hands in as root, it is replaced in a text; in what is sent as it is, it stops the artifact."""
-    from firstboot import identity
-    from firstboot.layout import Layout
+    from firstboot.base.layout import Layout
+    from firstboot.identity import store
 
-    key = identity.required(Layout(edge.host.root)).api_key.reveal()
+    key = store.required(Layout(edge.host.root)).api_key.reveal()
     text = edge.host.write("report.txt", f"connecting with {key} failed\n")
     raw = edge.host.write("dump.bin", b"\0\1" + b"x" * 300_000 + key.encode() + b"\0")
     assert edge.host.call("byteor-agent", "upload", str(text), "--kind", "diagnostic", "--wait").code == 0

@@ -15,13 +15,12 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 
-from firstboot import partial
-from firstboot.agent import download
-from firstboot.agent.answers import RequestRefused
+from firstboot.agent import download, partial
 from firstboot.agent.deployments import DeploymentsLoop
-from firstboot.bodies import PIECE_BYTES
-from firstboot.errors import LocalFault, TryAgain
-from firstboot.wire import HeartbeatReply
+from firstboot.api.answers import RequestRefused
+from firstboot.api.messages import HeartbeatReply
+from firstboot.api.stream import PIECE_BYTES
+from firstboot.base.errors import LocalFault, TryAgain
 from tests.integration.host import Host
 from tests.integration.loops import Agent, raised
 

@@ -22,10 +22,10 @@ import certifi
 import pytest
 import trustme
 
-from firstboot import trust
-from firstboot.errors import LocalFault
-from firstboot.secret import Secret
-from firstboot.transport import NoAnswer, Transport, Unreachable
+from firstboot.api import tls
+from firstboot.api.transport import NoAnswer, Transport, Unreachable
+from firstboot.base.errors import LocalFault
+from firstboot.base.secret import Secret
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 CA = trustme.CA()
@@ -159,9 +159,9 @@ def test_bundles_of_wheels_and_of_the_environment_are_not_trusted(
         connect(environ={}).request("GET", server.url)
     connect(ca_certificates=PEM, environ={}).request("GET", server.url)
     assert not (tmp_path / "keys").exists()
-    assert trust.tls_context(PEM).minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert tls.tls_context(PEM).minimum_version >= ssl.TLSVersion.TLSv1_2
     with pytest.raises(LocalFault):
-        trust.tls_context("no certificate")
+        tls.tls_context("no certificate")
 
 
 def test_an_expired_certificate_is_refused(serve: Callable[..., Server]) -> None:
@@ -198,8 +198,8 @@ def test_without_configured_certificates_the_systems_store_is_trusted_alone(
     def system(cafile: str, bundles: tuple[str, ...], capath: str) -> Transport:
         paths = compiled._replace(openssl_cafile=cafile, openssl_capath=capath)
         monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
-        monkeypatch.setattr(trust, "OS_BUNDLES", bundles)
-        trust._shared.clear()  # what other threads would share
+        monkeypatch.setattr(tls, "OS_BUNDLES", bundles)
+        tls._shared.clear()  # what other threads would share
         return connect()
 
     for transport in (system(str(store), (), none), system(none, (none, str(store)), none)):
@@ -502,7 +502,7 @@ def test_a_proxy_that_refuses_is_named_without_its_password(
 
 def test_the_library_loads_neither_yaml_nor_cryptography() -> None:
     """The resident process imports this: it must stay small."""
-    code = "import sys, firstboot.api; print(*sys.modules)"
+    code = "import sys, firstboot.api.client; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"yaml", "cryptography", "OpenSSL"} & set(modules)
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.activate import trust
+from firstboot.activate import chain
 from firstboot.activate.admission import Deployment, Highest, Inadmissible, Untimely, admit, approve
-from firstboot.activate.trust import Place, Ring
-from firstboot.clock import from_rfc3339
-from firstboot.errors import Untrusted
-from firstboot.signatures import Key
+from firstboot.activate.chain import Place, Ring
+from firstboot.activate.signatures import Key
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.errors import Untrusted
 from tests.controlplane import signing, spoil, vectors
 from tests.controlplane.signing import DEPLOYMENT_TYPE, SigningKey
 
@@ -27,7 +27,7 @@ NOW = from_rfc3339(ENVELOPES["context"]["now"])
 PLACE = Place("org_1", "prj_1", "env_1")
 SIGNER, RETIRED, ENDED, OTHER = (SigningKey.from_seed(f"kid-{n}", bytes([n]) * 32) for n in (1, 2, 3, 4))
 RING = Ring(
-    PLACE, trust.TLS, version=1,
+    PLACE, chain.TLS, version=1,
     keys=tuple(
         Key.parse(entry)
         for entry in (
@@ -61,7 +61,7 @@ def made(**change: Any) -> Deployment:
 @pytest.mark.parametrize("case", ENVELOPES["cases"], ids=lambda case: case["name"])
 def test_the_golden_envelopes(case: Dict[str, Any]) -> None:
     """What the plane's own signer wrote is admitted, or refused with the code that it was broken for."""
-    ring = Ring(PLACE, trust.TLS, version=1, keys=tuple(map(Key.parse, ENVELOPES["keys"])))
+    ring = Ring(PLACE, chain.TLS, version=1, keys=tuple(map(Key.parse, ENVELOPES["keys"])))
     highest = Highest(ENVELOPES["context"]["highest_sequence"], "0" * 64)
     raw = json.dumps(case["envelope"]).encode()
     if case["verdict"] == "ok":
@@ -191,7 +191,7 @@ def approval(by: SigningKey = SIGNER, **change: Any) -> bytes:
 @pytest.mark.parametrize("case", APPROVALS["cases"], ids=lambda case: case["name"])
 def test_the_golden_approvals(case: Dict[str, Any]) -> None:
     """The seven refusals, and what is in order."""
-    ring = Ring(PLACE, trust.TLS, version=1, keys=tuple(map(Key.parse, APPROVALS["keys"])))
+    ring = Ring(PLACE, chain.TLS, version=1, keys=tuple(map(Key.parse, APPROVALS["keys"])))
     raw = case["credential"].encode()
     if case["verdict"] == "ok":
         approve(raw, PROD, ring=ring, now=NOW)

@@ -6,17 +6,17 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from firstboot import wire
-from firstboot.agent.answers import KeyRefused, NotThePlane, RequestRefused, check
-from firstboot.api import Answer
-from firstboot.errors import TryAgain
+from firstboot.api import messages
+from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused, check
+from firstboot.api.client import Answer
+from firstboot.base.errors import TryAgain
 from firstboot.provision.enrollment import Meaning, meaning, refusal
 from firstboot.provision.intent import Intent
 
 
 def answer(status: int, body: Any = None, *, text: bytes = b"", **more: Any) -> Answer:
     is_json = body is not None
-    problem = wire.Problem.parse(body) if status >= 400 else None
+    problem = messages.Problem.parse(body) if status >= 400 else None
     return Answer(
         status,
         is_json,

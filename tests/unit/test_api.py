@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import api as requests_of_contract_2
-from firstboot import wire
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock
-from firstboot.errors import Refused, TryAgain
-from firstboot.frozen import IDENTIFIER
-from firstboot.secret import Secret
-from firstboot.transport import Reply
+from firstboot.api import client as requests_of_contract_2
+from firstboot.api import messages
+from firstboot.api.client import PlaneApi
+from firstboot.api.transport import Reply
+from firstboot.base.clock import Clock
+from firstboot.base.documents import IDENTIFIER
+from firstboot.base.errors import Refused, TryAgain
+from firstboot.base.secret import Secret
 
 
 class Recorder:
@@ -45,7 +45,7 @@ def test_the_paths_are_those_of_the_contract() -> None:
     """Section 2, requests 1, 2, 3 and 9."""
     recorder = Recorder()
     api = PlaneApi("https://plane", recorder)  # type: ignore[arg-type]
-    beat = wire.Heartbeat(status="ok", agent_version="1", boot_id="b", sequence=1, uptime_s=1, sent_at="t")
+    beat = messages.Heartbeat(status="ok", agent_version="1", boot_id="b", sequence=1, uptime_s=1, sent_at="t")
     api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **ENVIRONMENT)
     api.list_agents(Secret("t" * 20), **ENVIRONMENT)
     api.heartbeat("agt_1", Secret("k" * 20), beat)
@@ -92,7 +92,7 @@ def assert_refused(bad: str) -> None:
         with pytest.raises(ValueError, match="not an id"):
             api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **{**ENVIRONMENT, place: bad})
     with pytest.raises(ValueError, match="not an id"):
-        api.heartbeat(bad, Secret("k" * 20), wire.Heartbeat("ok", "1", "b", 1, 1, "t"))
+        api.heartbeat(bad, Secret("k" * 20), messages.Heartbeat("ok", "1", "b", 1, 1, "t"))
     assert not recorder.asked
 
 
@@ -101,7 +101,7 @@ def test_each_request_carries_its_own_credential_and_headers() -> None:
     recorder = Recorder(b"{}")
     api = PlaneApi("https://plane", recorder)  # type: ignore[arg-type]
     api.enroll(Secret("token" * 4), idempotency_key="k-1", body=b'{"name": "n"}', **ENVIRONMENT)
-    api.heartbeat("agt_1", Secret("runtime" * 4), wire.Heartbeat("ok", "1", "b", 1, 1, "t"))
+    api.heartbeat("agt_1", Secret("runtime" * 4), messages.Heartbeat("ok", "1", "b", 1, 1, "t"))
     api.health()
     enroll, beat, health = recorder.sent
     assert enroll["bearer"] == Secret("token" * 4) and enroll["body"] == b'{"name": "n"}'
@@ -142,7 +142,7 @@ def test_any_answer_is_parsed_as_far_as_it_goes(status: int, body: bytes) -> Non
     """No status with no body raises; a 2xx to enrollment that is no enrollment says why."""
     api = PlaneApi("https://plane", Recorder(body, status=status))  # type: ignore[arg-type]
     api.health()
-    api.heartbeat("agt_1", Secret("k" * 20), wire.Heartbeat("ok", "1", "b", 1, 1, "t"))
+    api.heartbeat("agt_1", Secret("k" * 20), messages.Heartbeat("ok", "1", "b", 1, 1, "t"))
     found = api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **ENVIRONMENT)
     assert found.enrolled is None and found.is_empty == (body == b"")
     assert (found.complaint is not None) == (found.is_json and status in (200, 201))

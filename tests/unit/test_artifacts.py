@@ -9,21 +9,21 @@ from typing import Any, Callable, Dict, List, Optional, Union
 
 import pytest
 
-from firstboot import files, trees
-from firstboot.agent import spool, stock
-from firstboot.agent.answers import KeyRefused, NotThePlane, RequestRefused
-from firstboot.agent.artifacts import ArtifactsLoop
+from firstboot.agent.artifacts import spool, stock
+from firstboot.agent.artifacts.sender import ArtifactsLoop
+from firstboot.agent.artifacts.spool import About
 from firstboot.agent.pace import Pace, PaceIfAsking
-from firstboot.agent.spool import About
-from firstboot.api import Answer
-from firstboot.clock import Clock
-from firstboot.errors import ByteorError, LocalFault, TryAgain
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.multipart import ArtifactMetadata, ArtifactReply
-from firstboot.secret import Secret
-from firstboot.transport import Unreachable
-from firstboot.wire import HeartbeatReply, Problem
+from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused
+from firstboot.api.client import Answer
+from firstboot.api.messages import HeartbeatReply, Problem
+from firstboot.api.multipart import ArtifactMetadata, ArtifactReply
+from firstboot.api.transport import Unreachable
+from firstboot.base import files, trees
+from firstboot.base.clock import Clock
+from firstboot.base.errors import ByteorError, LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.handover import Handover
 
 
 class ByHand(Clock):

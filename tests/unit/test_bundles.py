@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import bodies, bundles, wire
-from firstboot.api import Answer, PlaneApi
-from firstboot.bodies import PIECE_BYTES, SMALLEST_PIECE_BYTES, NoAnswer, Stream
-from firstboot.bundles import Coming, StartOver
-from firstboot.deadline import current
-from firstboot.errors import TryAgain
-from firstboot.secret import Secret
+from firstboot.api import bundles, messages
+from firstboot.api import stream as bodies
+from firstboot.api.bundles import Coming, StartOver
+from firstboot.api.client import Answer, PlaneApi
+from firstboot.api.deadline import current
+from firstboot.api.stream import PIECE_BYTES, SMALLEST_PIECE_BYTES, NoAnswer, Stream
+from firstboot.base.errors import TryAgain
+from firstboot.base.secret import Secret
 
 KEY = Secret("runtime-key" * 2)
 SIGNED = "https://store.example/objects/1?signature=0123456789abcdef"
@@ -174,7 +175,7 @@ def test_no_such_part_begins_again() -> None:
 @given(st.text(max_size=60))
 def test_no_header_breaks_the_reading_of_one(text: str) -> None:
     """Whatever a server says of ranges and tags."""
-    tag, part = wire.entity_tag(text), wire.content_range(text)
+    tag, part = messages.entity_tag(text), messages.content_range(text)
     assert tag is None or (tag.isascii() and tag.startswith('"'))
     assert part is None or part[0] >= 0
 

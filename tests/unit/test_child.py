@@ -9,11 +9,11 @@ from typing import Any, List
 
 import pytest
 
-from firstboot.agent import activator
-from firstboot.agent.activator import Child, PathUnit, choose
+from firstboot.agent import submit
 from firstboot.agent.inbox import SILENT_IN_ACTIVATION_S, SILENT_S, Inbox
-from firstboot.errors import LocalFault
-from firstboot.layout import Layout
+from firstboot.agent.submit import Child, PathUnit, choose
+from firstboot.base.errors import LocalFault
+from firstboot.base.layout import Layout
 from tests.integration.loops import Decides
 from tests.unit.test_deployments_loop import Moment
 
@@ -77,7 +77,7 @@ def test_a_child_that_cannot_be_started_is_this_hosts_fault(tmp_path: Path) -> N
 @pytest.mark.parametrize(("root", "booted", "kind"), [("/", True, PathUnit), ("/", False, Child), ("/tree", True, Child)])
 def test_a_host_with_systemd_has_its_path_unit(monkeypatch: pytest.MonkeyPatch, root: str, booted: bool, kind: type) -> None:
     """Everything else a child, which is told where its settings are when nobody froze any."""
-    monkeypatch.setattr(activator.systemd, "booted", lambda: booted)
+    monkeypatch.setattr(submit.systemd, "booted", lambda: booted)
     found = choose(Layout(Path(root)), config=Path("/c.yaml"), finished=lambda: None)
     assert type(found) is kind
     if isinstance(found, Child):

@@ -7,9 +7,9 @@ from typing import Optional
 
 import pytest
 
-from firstboot.identity import State
+from firstboot.identity.store import State
 from firstboot.provision.decision import Facts, IntentState, Step, next_step
-from firstboot.provision.marks import TokenClass
+from firstboot.provision.tokens import TokenClass
 
 ANY = "any"
 HERE, NONE, FOREIGN, UNREADABLE = State.HERE, State.NONE, State.FOREIGN, State.UNREADABLE

@@ -12,14 +12,14 @@ import pytest
 from firstboot.agent.deployments import DeploymentsLoop
 from firstboot.agent.inbox import SILENT_S, Inbox
 from firstboot.agent.loop import Schedule
-from firstboot.api import Answer
-from firstboot.clock import Clock
-from firstboot.errors import ByteorError, Corrupt, TryAgain
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.secret import Secret
-from firstboot.wire import HeartbeatReply
-from firstboot.wire import Problem as Said
+from firstboot.api.client import Answer
+from firstboot.api.messages import HeartbeatReply
+from firstboot.api.messages import Problem as Said
+from firstboot.base.clock import Clock
+from firstboot.base.errors import ByteorError, Corrupt, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.handover import Handover
 from tests.integration.loops import Decides
 
 HANDED = Handover(

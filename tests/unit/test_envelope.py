@@ -8,28 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstboot import envelope
-from firstboot.errors import Corrupt
+from firstboot.base.errors import Corrupt
+from firstboot.identity import seal
 
 KEY = bytes(range(32))
 HEADER = {"provider": "file", "host": {"salt": "00ff", "datasource": "nocloud"}}
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5)
-SEALED = envelope.seal(b"the plain text", key=KEY, purpose="test", header=HEADER)
+SEALED = seal.seal(b"the plain text", key=KEY, purpose="test", header=HEADER)
 
 
 @given(st.binary(max_size=2000), st.binary(min_size=32, max_size=32), st.text(min_size=1),
        st.dictionaries(st.text(), JSON, max_size=4))
 def test_what_was_sealed_opens(plain: bytes, key: bytes, purpose: str, header: dict[str, object]) -> None:
     """Any bytes, any header: the header is readable without the key, the content with it."""
-    sealed = envelope.seal(plain, key=key, purpose=purpose, header=header)
-    assert envelope.open(sealed, key=key, purpose=purpose) == plain
-    assert envelope.unverified_header(sealed) == {**header, "purpose": purpose}
+    sealed = seal.seal(plain, key=key, purpose=purpose, header=header)
+    assert seal.open(sealed, key=key, purpose=purpose) == plain
+    assert seal.unverified_header(sealed) == {**header, "purpose": purpose}
     assert json.loads(sealed)["v"] == 1
 
 
 def refused(sealed: bytes, *, key: bytes = KEY, purpose: str = "test") -> str:
     with pytest.raises(Corrupt) as caught:
-        envelope.open(sealed, key=key, purpose=purpose)
+        seal.open(sealed, key=key, purpose=purpose)
     return str(caught.value)
 
 
@@ -60,7 +60,7 @@ def test_garbage_is_refused_in_the_same_words(garbage: bytes) -> None:
     same = refused(SEALED, key=bytes(32))
     assert refused(garbage) == refused(SEALED, purpose="other") == refused(SEALED[:-1]) == same
     with pytest.raises(Corrupt):
-        envelope.unverified_header(garbage)
+        seal.unverified_header(garbage)
 
 
 @pytest.mark.parametrize("equivalent", [
@@ -77,7 +77,7 @@ def test_another_spelling_of_the_same_json_does_not_open(equivalent: bytes) -> N
 
 def test_header_and_content_of_two_files_do_not_mix() -> None:
     """The sealed part of one host's file under another's header is refused, though the key is the same."""
-    other = envelope.seal(b"the plain text", key=KEY, purpose="test", header={**HEADER, "provider": "host"})
+    other = seal.seal(b"the plain text", key=KEY, purpose="test", header={**HEADER, "provider": "host"})
     cut, other_cut = SEALED.index(b'"nonce"'), other.index(b'"nonce"')
     refused(SEALED[:cut] + other[other_cut:])
     refused(other[:other_cut] + SEALED[cut:])
@@ -85,7 +85,7 @@ def test_header_and_content_of_two_files_do_not_mix() -> None:
 
 def test_every_seal_has_a_nonce_of_its_own() -> None:
     """The same content sealed twice has nothing in common but the header."""
-    nonces = {json.loads(envelope.seal(b"", key=KEY, purpose="test", header={}))["nonce"] for _ in range(200)}
+    nonces = {json.loads(seal.seal(b"", key=KEY, purpose="test", header={}))["nonce"] for _ in range(200)}
     assert len(nonces) == 200
 
 
@@ -93,7 +93,7 @@ def test_every_seal_has_a_nonce_of_its_own() -> None:
 def test_only_a_key_of_256_bits_is_used(size: int) -> None:
     """AES-128 by a truncated key file would work, and must not."""
     with pytest.raises(ValueError, match="32 bytes"):
-        envelope.seal(b"", key=bytes(size), purpose="test", header={})
+        seal.seal(b"", key=bytes(size), purpose="test", header={})
     refused(SEALED, key=bytes(size))
 
 

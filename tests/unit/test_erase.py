@@ -20,11 +20,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstboot import files
-from firstboot.erase.erasing import cloud_init_finished, erase, still_served
-from firstboot.erase.find import recognise
-from firstboot.erase.scrub import redact
-from firstboot.layout import Layout
+from firstboot.base import files
+from firstboot.base.layout import Layout
+from firstboot.provision.erase.copies import cloud_init_finished, erase, still_served
+from firstboot.provision.erase.find import recognise
+from firstboot.provision.erase.scrub import redact
 
 TOKEN = b"bet_9fK2mQ7xT4vB8nL1pR6sD3wH5jC0"
 X = b"x" * len(TOKEN)

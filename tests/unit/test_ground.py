@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import files, keeping, locks, log, systemd
-from firstboot.clock import Backoff, from_rfc3339, rfc3339
-from firstboot.errors import Corrupt, LocalFault
-from firstboot.layout import Layout
-from firstboot.secret import Secret, redacted
+from firstboot.base import files, keeping, locks, log, systemd
+from firstboot.base.clock import Backoff, from_rfc3339, rfc3339
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret, redacted
 
 CANARY = "bet_canary_0123456789abcdef"
 
@@ -68,8 +68,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
-        "from pathlib import Path; from firstboot import files\n"
-        "from firstboot.errors import LocalFault\n"
+        "from pathlib import Path; from firstboot.base import files\n"
+        "from firstboot.base.errors import LocalFault\n"
         "try: files.write(Path(sys.argv[1]), b'x' * 100)\n"
         "except LocalFault as e: print(e)\n"
     )

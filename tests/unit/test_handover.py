@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import firstboot
-from firstboot import files, handover
-from firstboot.errors import Corrupt, LocalFault
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.secret import Secret
+from firstboot.base import files
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange import handover
+from firstboot.exchange.handover import Handover
 
 KEY_CANARY = "brk_canary_0123456789abcdef"
 PROXY_CANARY = "http://user:proxy_canary_01234@proxy.example:3128"
@@ -256,7 +257,7 @@ def test_unknown_fields_are_ignored(layout: Layout) -> None:
 
 def test_the_hand_over_loads_no_cryptography() -> None:
     """What the resident agent imports stays free of keys and parsers that it does not need."""
-    code = "import sys, firstboot.handover; print(*sys.modules)"
+    code = "import sys, firstboot.exchange.handover; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                              env=ENVIRONMENT).stdout.split()
-    assert not {"cryptography", "yaml", "requests", "firstboot.identity", "firstboot.sealkey"} & set(modules)
+    assert not {"cryptography", "yaml", "requests", "firstboot.identity.store", "firstboot.identity.sealkey"} & set(modules)

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import firstboot
-from firstboot import hostfacts
-from firstboot.hostfacts import HostFacts, Match, compare, fingerprint, foreign, host_facts, same_machine_id
-from firstboot.layout import Layout
+from firstboot.base.layout import Layout
+from firstboot.identity import host
+from firstboot.identity.host import HostFacts, Match, compare, fingerprint, foreign, host_facts, same_machine_id
 
 SAME, DIFFERENT, ABSENT = Match.SAME, Match.DIFFERENT, Match.ABSENT
 
@@ -96,12 +96,12 @@ def facts_for(machine_id: Match, instance_id: Match, product_uuid: Match, dataso
                      pick(product_uuid, HERE.product_uuid, OTHER_UUID.replace("-", "")))
 
 
-@pytest.mark.parametrize("datasource", [*sorted(hostfacts.PLATFORMS), *AUTHORED])
+@pytest.mark.parametrize("datasource", [*sorted(host.PLATFORMS), *AUTHORED])
 def test_a_fingerprint_compares_as_the_rule_says_for_every_datasource(datasource: str) -> None:
     """Through salt, hashes and JSON, for each kind of datasource, in both directions of absence."""
     then = replace(HERE, datasource=datasource)
     for (machine_id, instance_id, product_uuid, platform), expected in TABLE.items():
-        if platform is not (datasource in hostfacts.PLATFORMS):
+        if platform is not (datasource in host.PLATFORMS):
             continue
         now = facts_for(machine_id, instance_id, product_uuid, datasource)
         assert compare(json.loads(json.dumps(fingerprint(then))), now).foreign is expected
@@ -194,7 +194,7 @@ def test_the_instance_id_of_this_boot_comes_first(tree: Path) -> None:
     assert host_facts(Layout(tree)).instance_id == "i-old"
 
 
-@pytest.mark.parametrize("text", sorted(hostfacts.NO_INSTANCE_IDS) + ["", "\n", "NOCLOUD"])
+@pytest.mark.parametrize("text", sorted(host.NO_INSTANCE_IDS) + ["", "\n", "NOCLOUD"])
 def test_an_instance_id_that_cloud_init_made_up_is_absent(tree: Path, text: str) -> None:
     """`nocloud`, `iid-datasource-none` and the other defaults tell no two hosts apart."""
     put(tree, "/run/cloud-init/.instance-id", text)
@@ -264,7 +264,7 @@ def test_a_machine_id_that_is_mounted_from_elsewhere_is_not_committed(tree: Path
         source={tree}/{'run/machine-id' if device == 'tmpfs' else 'etc/other'}
         echo {OTHER_MACHINE} > $source
         mount --bind $source {tree}/etc/machine-id
-        exec {sys.executable} -c 'from firstboot.hostfacts import *; from pathlib import Path
+        exec {sys.executable} -c 'from firstboot.identity.host import *; from pathlib import Path
 facts = host_facts(Layout(Path("{tree}"))); print(facts.machine_id, facts.committed)'"""
     done = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", script], capture_output=True,
                           text=True, timeout=60, check=False,
@@ -275,15 +275,15 @@ facts = host_facts(Layout(Path("{tree}"))); print(facts.machine_id, facts.commit
 def test_a_host_name_is_short_and_a_trees_own(tree: Path) -> None:
     """The domain is cut off; a tree without a name takes the running system's."""
     put(tree, "/etc/hostname", "edge-node-01.example.net\n")
-    assert hostfacts.hostname(Layout(tree)) == "edge-node-01"
+    assert host.hostname(Layout(tree)) == "edge-node-01"
     (tree / "etc/hostname").unlink()
-    assert hostfacts.hostname(Layout(tree)) == hostfacts.hostname(Layout())
-    assert "." not in hostfacts.hostname(Layout())
+    assert host.hostname(Layout(tree)) == host.hostname(Layout())
+    assert "." not in host.hostname(Layout())
 
 
 def test_host_facts_load_neither_cryptography_nor_yaml() -> None:
     """The clone check costs nothing but the standard library."""
-    code = "import sys, firstboot.hostfacts, firstboot.identity; print(*sys.modules)"
+    code = "import sys, firstboot.identity.host, firstboot.identity.store; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                              env={**os.environ, "PYTHONPATH": str(Path(firstboot.__file__).parents[1])}).stdout.split()
     assert not {"cryptography", "yaml", "requests"} & set(modules)

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstboot import envelope, files, identity, keeping, sealkey
-from firstboot.errors import Corrupt, LocalFault
-from firstboot.identity import Identity, State, look
-from firstboot.layout import Layout
-from firstboot.secret import Secret
+from firstboot.base import files, keeping
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.identity import seal, sealkey, store
+from firstboot.identity.store import Identity, State, look
 
 MACHINE = "3d1219c7c4c5404aaa1f6d2a48adfda4"
 OTHER_MACHINE = "11112222333344445555666677778888"
@@ -75,7 +76,7 @@ def tree(layout: Layout) -> Dict[str, Tuple[int, int, int, bytes]]:
 def test_what_is_saved_is_here(layout: Layout, whole: Identity) -> None:
     """Every field comes back; the files are private and hold no secret in the clear."""
     assert look(layout).state is State.NONE
-    identity.save(layout, whole, seal="auto")
+    store.save(layout, whole, seal="auto")
     seen = look(layout)
     assert (seen.state, seen.identity, seen.why) == (State.HERE, whole, "")
     assert sorted(os.listdir(layout.identity)) == ["credentials.sealed", "sealing.key"]
@@ -88,16 +89,16 @@ def test_what_is_saved_is_here(layout: Layout, whole: Identity) -> None:
 
 def test_a_look_is_shown_without_its_secrets(layout: Layout) -> None:
     """repr of everything that `look` returns, as a traceback or a log would print it."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     assert KEY_CANARY not in repr(look(layout))
     assert "proxy_canary" not in repr(look(layout))
 
 
 def test_a_second_save_replaces_the_identity_and_keeps_the_key(layout: Layout) -> None:
     """`reenroll`: the same key file, a new envelope, nothing beside it."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     key, sealed = layout.sealing_key.read_bytes(), layout.credentials.read_bytes()
-    identity.save(layout, replace(FULL, agent_id="agt_2"), seal="auto")
+    store.save(layout, replace(FULL, agent_id="agt_2"), seal="auto")
     assert look(layout).identity == replace(FULL, agent_id="agt_2")
     assert layout.sealing_key.read_bytes() == key
     assert layout.credentials.read_bytes() != sealed
@@ -142,21 +143,21 @@ EC2 = change("/var/lib/cloud/instance/datasource", "DataSourceEc2Local: DataSour
 def test_a_clone_is_told_from_a_reboot(layout: Layout, before: Change, after: Change, state: State) -> None:
     """On disk, through header and facts; the intent's binding says the same as the identity's."""
     before(layout)
-    identity.save(layout, FULL, seal="auto")
-    taken = json.loads(json.dumps(identity.fingerprint(layout)))
-    assert identity.same_host(layout, taken)
+    store.save(layout, FULL, seal="auto")
+    taken = json.loads(json.dumps(store.fingerprint(layout)))
+    assert store.same_host(layout, taken)
     kept = tree(layout)
     after(layout)
     seen = look(layout)
     assert seen.state is state
     assert (seen.identity == FULL, bool(seen.why)) == (state is State.HERE, state is State.FOREIGN)
-    assert identity.same_host(layout, taken) is (state is State.HERE)
+    assert store.same_host(layout, taken) is (state is State.HERE)
     assert tree(layout) == kept, "a look changed something"
 
 
 def test_a_foreign_identity_is_judged_without_its_key(layout: Layout) -> None:
     """A key that is missing or damaged does not hide that the host is another, nor is it read."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     layout.sealing_key.unlink()
     os.mkfifo(layout.sealing_key)
     MACHINE_ID(layout)
@@ -170,15 +171,15 @@ def test_a_foreign_identity_is_judged_without_its_key(layout: Layout) -> None:
 )
 def test_a_damaged_binding_is_no_binding(layout: Layout, damaged: Dict[str, object]) -> None:
     """An intent whose fingerprint cannot be read is not this host's: its key is not used again."""
-    assert not identity.same_host(layout, damaged)
+    assert not store.same_host(layout, damaged)
 
 
 def test_an_identity_of_a_host_key_does_not_open_in_another_tree(layout: Layout) -> None:
     """Under --root the running system's secret is never asked."""
     key = bytes(32)
-    header = {"provider": "host", "host": identity.fingerprint(layout)}
+    header = {"provider": "host", "host": store.fingerprint(layout)}
     files.make_directory(layout.identity, 0o700)
-    files.write(layout.credentials, envelope.seal(b"{}", key=key, purpose=identity.PURPOSE, header=header))
+    files.write(layout.credentials, seal.seal(b"{}", key=key, purpose=store.PURPOSE, header=header))
     seen = look(layout)
     assert seen.state is State.UNREADABLE
     assert "when that system runs" in seen.why
@@ -191,7 +192,7 @@ def test_an_identity_of_a_host_key_does_not_open_in_another_tree(layout: Layout)
 @given(st.data())
 def test_a_changed_file_never_opens_and_is_never_touched(layout: Layout, data: st.DataObject) -> None:
     """Any edit of credentials.sealed: foreign or unreadable in one clause, no traceback, the file as it was."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     good = layout.credentials.read_bytes()
     start = data.draw(st.integers(0, len(good)))
     end = data.draw(st.integers(start, min(len(good), start + 80)))
@@ -214,25 +215,25 @@ def test_a_changed_file_never_opens_and_is_never_touched(layout: Layout, data: s
 def test_a_header_that_names_no_host_or_provider_is_unreadable(layout: Layout, header: Dict[str, object]) -> None:
     """Sealed with the right key all the same: what cannot be compared is not opened."""
     _, key = sealkey.obtain(layout, "file")
-    whole = {"host": identity.fingerprint(layout), **header}
+    whole = {"host": store.fingerprint(layout), **header}
     if "host" in header:
         whole["provider"] = "file"
-    files.write(layout.credentials, envelope.seal(b"{}", key=key, purpose=identity.PURPOSE, header=whole))
+    files.write(layout.credentials, seal.seal(b"{}", key=key, purpose=store.PURPOSE, header=whole))
     seen = look(layout)
     assert seen.state is State.UNREADABLE
     assert seen.why
 
 
-def reseal(layout: Layout, content: bytes, *, purpose: str = identity.PURPOSE) -> None:
+def reseal(layout: Layout, content: bytes, *, purpose: str = store.PURPOSE) -> None:
     provider, key = sealkey.obtain(layout, "file")
-    header = {"provider": provider, "host": identity.fingerprint(layout)}
-    files.write(layout.credentials, envelope.seal(content, key=key, purpose=purpose, header=header))
+    header = {"provider": provider, "host": store.fingerprint(layout)}
+    files.write(layout.credentials, seal.seal(content, key=key, purpose=purpose, header=header))
 
 
 def test_content_of_another_shape_is_unreadable_without_quoting_it(layout: Layout) -> None:
     """Not JSON, another version, missing or mistyped fields: one clause that holds no secret."""
-    identity.save(layout, FULL, seal="auto")
-    document = json.loads(identity._to_content(FULL))
+    store.save(layout, FULL, seal="auto")
+    document = json.loads(store._to_content(FULL))
     bad = [b"", b"null", b"[]", b"5", json.dumps(document).encode()[:-1], b'{"v": 1}', b"\xff" + KEY_CANARY.encode()]
     bad += [json.dumps({**document, "v": 2}).encode()]
     bad += [json.dumps({**document, name: 5}).encode() for name in document if name != "v"]
@@ -248,7 +249,7 @@ def test_content_of_another_shape_is_unreadable_without_quoting_it(layout: Layou
 
 def test_unknown_fields_are_ignored(layout: Layout) -> None:
     """A downgraded package reads what a newer one of the same version wrote."""
-    document = json.loads(identity._to_content(FULL))
+    document = json.loads(store._to_content(FULL))
     reseal(layout, json.dumps({**document, "colour": "blue", "nested": {"x": [1]}}).encode())
     assert look(layout).identity == FULL
 
@@ -264,7 +265,7 @@ def test_something_else_in_the_files_place_is_unreadable(layout: Layout, how: st
     elif how == "directory":
         layout.credentials.mkdir()
     else:
-        layout.credentials.write_bytes(b"" if how == "empty" else b"x" * (envelope.SEALED_LIMIT + 1))
+        layout.credentials.write_bytes(b"" if how == "empty" else b"x" * (seal.SEALED_LIMIT + 1))
     kept = tree(layout)
     assert look(layout).state is State.UNREADABLE
     assert tree(layout) == kept
@@ -273,7 +274,7 @@ def test_something_else_in_the_files_place_is_unreadable(layout: Layout, how: st
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_not_called_unreadable(layout: Layout) -> None:
     """Missing permission says nothing about the identity: a local fault, so that it is never set aside for it."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     os.chmod(layout.identity, 0)
     with pytest.raises(LocalFault) as caught:
         look(layout)
@@ -283,7 +284,7 @@ def test_what_may_not_be_read_is_not_called_unreadable(layout: Layout) -> None:
 
 def test_a_disk_that_does_not_read_is_not_called_unreadable(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for an input/output error, of the identity and of its key."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     really_open = os.open
     for bad in (layout.credentials, layout.sealing_key):
         def refuse(path: object, *rest: int, bad: Path = bad, **more: int) -> int:
@@ -301,14 +302,14 @@ def test_a_disk_that_does_not_read_is_not_called_unreadable(layout: Layout, monk
 
 def test_what_is_set_aside_can_be_put_back(layout: Layout) -> None:
     """Identity and key move together under their own names; each next time into a directory of its own."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     MACHINE_ID(layout)
-    identity.set_aside(layout)
+    store.set_aside(layout)
     assert look(layout).state is State.NONE
-    identity.save(layout, BARE, seal="auto")
+    store.save(layout, BARE, seal="auto")
     assert look(layout).identity == BARE
     layout.credentials.write_bytes(b"damaged")
-    identity.set_aside(layout)
+    store.set_aside(layout)
     assert {name: sorted(os.listdir(layout.set_aside / name)) for name in os.listdir(layout.set_aside)} == {
         "1": ["credentials.sealed", "sealing.key"], "2": ["credentials.sealed", "sealing.key"]}
     assert stat.S_IMODE(layout.set_aside.stat().st_mode) == 0o700
@@ -320,8 +321,8 @@ def test_what_is_set_aside_can_be_put_back(layout: Layout) -> None:
 
 def test_setting_aside_nothing_is_harmless(layout: Layout) -> None:
     """No identity, no key: nothing moves, nothing raises."""
-    identity.set_aside(layout)
-    identity.set_aside(layout)
+    store.set_aside(layout)
+    store.set_aside(layout)
     assert look(layout).state is State.NONE
 
 
@@ -334,7 +335,7 @@ def test_setting_aside_that_is_cut_is_finished_by_the_next_run(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """The verdict stands until all is moved, and what belongs together ends in one directory."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     sealed, key = layout.credentials.read_bytes(), layout.sealing_key.read_bytes()
     MACHINE_ID(layout)
     really_move = keeping.move_into
@@ -348,11 +349,11 @@ def test_setting_aside_that_is_cut_is_finished_by_the_next_run(
 
     monkeypatch.setattr(keeping, "move_into", move)
     try:
-        identity.set_aside(layout)
+        store.set_aside(layout)
     except Cut:
         assert look(layout).state is State.FOREIGN
         monkeypatch.setattr(keeping, "move_into", really_move)
-        identity.set_aside(layout)
+        store.set_aside(layout)
     assert os.listdir(layout.set_aside) == ["1"]
     assert (layout.set_aside / "1" / "credentials.sealed").read_bytes() == sealed
     assert (layout.set_aside / "1" / "sealing.key").read_bytes() == key
@@ -369,12 +370,12 @@ def test_a_crash_between_key_and_identity_leaves_a_usable_state(
     def killed(*_: object, **__: object) -> bytes:
         raise Cut
     with monkeypatch.context() as patched:
-        patched.setattr(envelope, "seal", killed)
+        patched.setattr(seal, "seal", killed)
         with pytest.raises(Cut):
-            identity.save(layout, FULL, seal="auto")
+            store.save(layout, FULL, seal="auto")
     key = layout.sealing_key.read_bytes()
     assert look(layout).state is State.NONE
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     assert layout.sealing_key.read_bytes() == key
     assert look(layout).identity == FULL
 
@@ -386,34 +387,34 @@ def test_a_damaged_key_that_nothing_is_sealed_with_is_set_aside(
     sealkey.obtain(layout, "file")
     os.chmod(layout.sealing_key, 0o600)
     layout.sealing_key.write_bytes(b"cut")
-    identity.probe_sealing(layout, seal="auto")
+    store.probe_sealing(layout, seal="auto")
     assert "set aside" in capsys.readouterr().err
     assert (layout.set_aside / "sealing.key.unused-1").read_bytes() == b"cut"
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     assert look(layout).identity == FULL
 
 
 def test_a_damaged_key_of_an_identity_is_not_replaced(layout: Layout) -> None:
     """With credentials.sealed there, only `set_aside` moves a key: save fails and changes nothing."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     os.chmod(layout.sealing_key, 0o600)
     layout.sealing_key.write_bytes(b"cut")
     assert look(layout).state is State.UNREADABLE
     kept = tree(layout)
     with pytest.raises(Corrupt):
-        identity.save(layout, BARE, seal="auto")
+        store.save(layout, BARE, seal="auto")
     assert tree(layout) == kept
 
 
 def test_a_probe_leaves_the_key_that_will_be_used_and_nothing_else(layout: Layout) -> None:
     """Once or often, before an identity and after."""
     for _ in range(2):
-        identity.probe_sealing(layout, seal="auto")
+        store.probe_sealing(layout, seal="auto")
         assert os.listdir(layout.identity) == ["sealing.key"]
     key = layout.sealing_key.read_bytes()
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     kept = tree(layout)
-    identity.probe_sealing(layout, seal="auto")
+    store.probe_sealing(layout, seal="auto")
     assert tree(layout) == kept
     assert kept[str(layout.sealing_key)][3] == key
 
@@ -422,7 +423,7 @@ def test_a_disk_that_takes_no_write_fails_the_probe_and_keeps_the_identity(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ENOSPC at fsync: a local fault, the former identity whole, no temporary file beside it."""
-    identity.save(layout, FULL, seal="auto")
+    store.save(layout, FULL, seal="auto")
     kept = {path: entry[3] for path, entry in tree(layout).items()}
 
     def full(_: int) -> None:
@@ -431,15 +432,15 @@ def test_a_disk_that_takes_no_write_fails_the_probe_and_keeps_the_identity(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(LocalFault, match="no space"):
-            identity.save(layout, BARE, seal="auto")
+            store.save(layout, BARE, seal="auto")
     assert {path: entry[3] for path, entry in tree(layout).items()} == kept
     assert look(layout).identity == FULL
 
 
 def test_the_key_of_a_provider_that_is_not_used_any_more_goes(layout: Layout) -> None:
     """Once the new seal was read back, the other provider's file is gone and the identity opens."""
-    identity.save(layout, FULL, seal="file")
+    store.save(layout, FULL, seal="file")
     layout.sealing_cred.write_text("{}")
-    identity.drop_unused_key(layout)
+    store.drop_unused_key(layout)
     assert not layout.sealing_cred.exists() and layout.sealing_key.exists()
-    assert identity.look(layout).identity == FULL
+    assert store.look(layout).identity == FULL

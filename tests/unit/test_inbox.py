@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import trees
-from firstboot.activate.inbox import REPLY_LIMIT, Inbox, Request, unverified_request
-from firstboot.errors import Corrupt, LocalFault, Untrusted
-from firstboot.layout import Layout
+from firstboot.activate.intake import REPLY_LIMIT, Inbox, Request, unverified_request
+from firstboot.base import trees
+from firstboot.base.errors import Corrupt, LocalFault, Untrusted
+from firstboot.base.layout import Layout
 
 ID = "2f1c1f8e-5a0e-4c62-9f64-0f8f3c0a9a11"
 SHA = hashlib.sha256(b"12345").hexdigest()

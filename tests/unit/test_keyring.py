@@ -10,12 +10,15 @@ from typing import Any, Dict, List
 
 import pytest
 
-from firstboot import files, frozen
-from firstboot.activate import keyring, trust, trust_command
-from firstboot.clock import from_rfc3339
-from firstboot.errors import Invalid, LocalFault
-from firstboot.frozen import Settings
-from firstboot.layout import Layout
+from firstboot.activate import chain as trust
+from firstboot.activate import keyring
+from firstboot.base import files
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.errors import Invalid, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.commands import trust as trust_command
+from firstboot.exchange import settings as frozen
+from firstboot.exchange.settings import Settings
 from tests.unit.test_trust import FORGED_TWO, ONE, STRANGE_TWO, THREE, TWO, key_set, pinned, refusal
 
 HERE = pinned()

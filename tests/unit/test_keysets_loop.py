@@ -12,12 +12,12 @@ import pytest
 from firstboot.agent.inbox import Inbox
 from firstboot.agent.keysets import PERIOD_S, RETRY_S, SPREAD_S, URGENT_S, KeySetsLoop
 from firstboot.agent.loop import Schedule
-from firstboot.api import Answer
-from firstboot.clock import rfc3339
-from firstboot.errors import TryAgain
-from firstboot.layout import Layout
-from firstboot.secret import Secret
-from firstboot.wire import HeartbeatReply
+from firstboot.api.client import Answer
+from firstboot.api.messages import HeartbeatReply
+from firstboot.base.clock import rfc3339
+from firstboot.base.errors import TryAgain
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
 from tests.integration.loops import Decides
 from tests.unit.test_deployments_loop import HANDED, Moment
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.agent.answers import NotThePlane
 from firstboot.agent.loop import Loop, Outcome, Schedule
 from firstboot.agent.pace import APART_S, MISSED_S, Pace
-from firstboot.clock import Clock
-from firstboot.errors import LocalFault, Refused, TryAgain
+from firstboot.api.answers import NotThePlane
+from firstboot.base.clock import Clock
+from firstboot.base.errors import LocalFault, Refused, TryAgain
 
 
 @given(st.floats(5, 3600), st.lists(st.sampled_from(list(Outcome)), max_size=40), st.integers())

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstboot.errors import LocalFault
-from firstboot.layout import Layout
-from firstboot.provision.marks import Marks, TokenClass
-from firstboot.secret import Secret
+from firstboot.base.errors import LocalFault
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.provision.tokens import Marks, TokenClass
 
 TOKEN = "bet_canary0123456789abcdef"
 OTHER = "bet_other_0123456789abcdefg"

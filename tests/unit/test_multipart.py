@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from python_multipart.multipart import FormParser
 
-from firstboot.agent.spool import hold
-from firstboot.multipart import ArtifactMetadata, ArtifactReply, Multipart, WrongContent
+from firstboot.agent.artifacts.spool import hold
+from firstboot.api.multipart import ArtifactMetadata, ArtifactReply, Multipart, WrongContent
 
 
 def described(data: bytes) -> ArtifactMetadata:

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstboot.agent import ownkey, packing, parts
-from firstboot.agent.packing import Packed, pack
-from firstboot.errors import LocalFault
-from firstboot.multipart import WrongContent
-from firstboot.secret import Secret
+from firstboot.agent.artifacts import cleaning, ownkey, packing
+from firstboot.agent.artifacts.packing import Packed, pack
+from firstboot.api.multipart import WrongContent
+from firstboot.base.errors import LocalFault
+from firstboot.base.secret import Secret
 
 HIDDEN = "Qz8hidden1value7Qz"
 KEY = f"plain-{HIDDEN}-runtime-key"  # of a plane whose keys have no shape
@@ -187,7 +187,7 @@ def test_what_one_part_gives_away_goes_from_all(tmp_path: Path) -> None:
 )
 def test_a_variable_is_learnt_in_every_notation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
     """However a part gives it away, its value goes from a part that holds it bare."""
-    monkeypatch.setattr("firstboot.secret._known", set())
+    monkeypatch.setattr("firstboot.base.secret._known", set())
     bundle, _ = packed(fill(tmp_path, {"z": given, "a.log": f"connecting as {KEY}, ok\n"}))
     assert members(bundle)["a.log"] == b"connecting as <secret>, ok\n"
 
@@ -195,7 +195,7 @@ def test_a_variable_is_learnt_in_every_notation(tmp_path: Path, monkeypatch: pyt
 def test_prose_about_a_variable_teaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list of the three names, and a sentence with one, are no values."""
     known: set[str] = set()
-    monkeypatch.setattr("firstboot.secret._known", known)
+    monkeypatch.setattr("firstboot.base.secret._known", known)
     names = ["BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY"]
     packed(fill(tmp_path, {"a.json": names, "b.txt": "BYTEOR_AGENT_API_KEY variables, BYTEOR_AGENT_ID, something"}))
     assert not known
@@ -289,9 +289,9 @@ def test_a_part_that_changes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @given(st.binary(max_size=2000) | st.text(max_size=500).map(str.encode))
 def test_any_bytes_are_a_part(data: bytes) -> None:
     """No content stops the packing; what needs no change is not changed; a second time finds nothing in a text."""
-    clean, kinds, _ = parts.clean(data)
+    clean, kinds, _ = cleaning.clean(data)
     assert kinds or clean == data
-    parts.learn(data)
+    cleaning.learn(data)
 
 
 _value = st.recursive(
@@ -306,7 +306,7 @@ _value = st.recursive(
 def test_a_secret_put_anywhere_into_a_structure_goes(value: Any) -> None:
     """Under the name of a secret, at any depth, beside anything: gone, and the JSON is still one."""
     text = json.dumps({"outer": [value, {"SOME_TOKEN": [HIDDEN, value]}, {"name": "db_password", "value": {"v": HIDDEN}}]})
-    clean, kinds, seen = parts.clean(text.encode())
+    clean, kinds, seen = cleaning.clean(text.encode())
     assert HIDDEN not in json.dumps(json.loads(clean)) and kinds and seen
 
 

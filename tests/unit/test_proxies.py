@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.proxies import place, proxy_for, usable
-from firstboot.secret import Secret
+from firstboot.api.proxies import place, proxy_for, usable
+from firstboot.base.secret import Secret
 
 PROXY = "http://proxy:3128"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstboot.redaction import redact
-from firstboot.secret import Secret
+from firstboot.base.redaction import redact
+from firstboot.base.secret import Secret
 from tests.controlplane import credentials
 
 HIDDEN = "Zq7hidden0value9Zq"

@@ -11,14 +11,14 @@ from typing import Any, Dict, List
 import pytest
 
 from firstboot.agent import reports as reports_module
-from firstboot.agent import stock
-from firstboot.agent.answers import NotThePlane, RequestRefused
+from firstboot.agent.artifacts import stock
 from firstboot.agent.reports import SHOWN_S, ReportsLoop
-from firstboot.api import Answer
-from firstboot.errors import LocalFault, TryAgain
-from firstboot.layout import Layout
-from firstboot.secret import Secret
-from firstboot.wire import Problem as Said
+from firstboot.api.answers import NotThePlane, RequestRefused
+from firstboot.api.client import Answer
+from firstboot.api.messages import Problem as Said
+from firstboot.base.errors import LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
 from tests.unit.test_deployments_loop import HANDED, Moment
 
 SPEC_HASH = "sha256:" + "0" * 64

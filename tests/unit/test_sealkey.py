@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 import firstboot
-from firstboot import sealkey
-from firstboot.errors import Corrupt, LocalFault
-from firstboot.hostfacts import HostFacts
-from firstboot.layout import Layout
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.identity import sealkey
+from firstboot.identity.host import HostFacts
 
 MACHINE = "3d1219c7c4c5404aaa1f6d2a48adfda4"
 OTHER_MACHINE = "11112222333344445555666677778888"

@@ -11,10 +11,11 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import frozen
-from firstboot.errors import Corrupt, Invalid
-from firstboot.secret import Secret
-from firstboot.settings import CHECKS, Rank, Settings, Source, load_yaml, merge, parse, refreeze, require_complete
+from firstboot.base import documents
+from firstboot.base.errors import Corrupt, Invalid
+from firstboot.base.secret import Secret
+from firstboot.exchange import settings as frozen
+from firstboot.provision.schema import CHECKS, Rank, Settings, Source, load_yaml, merge, parse, refreeze, require_complete
 
 SOON_S = 5.0
 TOKEN = "bet_canary0123456789abcdef"
@@ -281,7 +282,7 @@ ENVELOPE = {"payload": "e30=", "payloadType": "x", "signatures": [{"keyid": "k",
     [
         ([ENVELOPE, {**ENVELOPE, "more": [1], "signatures": [{**ENVELOPE["signatures"][0], "x": 1}]}], 2),
         ([ENVELOPE, {**ENVELOPE, "payload": None}, ENVELOPE], 1),  # a chain is good up to where it is cut
-        ([ENVELOPE] * 65, frozen.MOST_KEY_SETS),
+        ([ENVELOPE] * 65, documents.MOST_KEY_SETS),
         ([{**ENVELOPE, "payload": "A" * 60_000}] * 3, 2),
         ([{**ENVELOPE, "payload": "é"}], 0),
         ([{**ENVELOPE, "payloadType": "\n"}], 0),
@@ -293,7 +294,7 @@ ENVELOPE = {"payload": "e30=", "payloadType": "x", "signatures": [{"keyid": "k",
 )
 def test_the_key_sets_of_an_enrollment_are_bounded_and_never_an_error(given_: Any, kept: int) -> None:
     """What is not of its shape ends the list; what is kept fits into settings.json and comes back as it was."""
-    sets = frozen.envelopes(given_)
+    sets = documents.envelopes(given_)
     assert sets == (ENVELOPE,) * kept or [len(one["payload"]) for one in sets] == [60_000] * kept
     stored = json.dumps(frozen.freeze(Settings(key_sets=sets)), indent=1)
     assert len(stored) < 1 << 19

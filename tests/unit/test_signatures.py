@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot import signatures
-from firstboot.errors import Untrusted
-from firstboot.signatures import DEPLOYMENT, KEY_SET, Key, KeySet, read_approval, read_envelope
+from firstboot.activate import signatures
+from firstboot.activate.signatures import DEPLOYMENT, KEY_SET, Key, KeySet, read_approval, read_envelope
+from firstboot.base.errors import Untrusted
 from tests.controlplane import signing
 from tests.controlplane.signing import SigningKey
 

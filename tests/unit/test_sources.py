@@ -13,12 +13,12 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from firstboot.errors import ByteorError, Invalid, LocalFault
-from firstboot.layout import Layout
-from firstboot.provision.marks import TokenClass
+from firstboot.base.errors import ByteorError, Invalid, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.provision.schema import Rank
 from firstboot.provision.sources import Found, Inputs, gather
-from firstboot.secret import Secret
-from firstboot.settings import Rank
+from firstboot.provision.tokens import TokenClass
 
 TOKENS = {rank: f"bet_canary_{rank.name.lower()}_0123456789" for rank in Rank}
 ADDRESS = {rank: f"https://{rank.name.lower().replace('_', '-')}.example" for rank in Rank}

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstboot import files, keeping, locks, trees
-from firstboot.agent import spool, stock, waking
-from firstboot.agent.spool import About
-from firstboot.errors import Corrupt, LocalFault, TryAgain
-from firstboot.layout import Layout
-from firstboot.multipart import LARGEST
+from firstboot.agent.artifacts import spool, stock
+from firstboot.agent.artifacts.spool import About
+from firstboot.api.multipart import LARGEST
+from firstboot.base import files, keeping, locks, trees
+from firstboot.base.errors import Corrupt, LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.exchange import wake
 
 ABOUT = About("snapshot", "shot.bin", 1_700_000_000.0)
 
@@ -355,7 +356,7 @@ def test_what_cannot_be_removed_stops_nothing(layout: Layout, monkeypatch: pytes
 def test_uploads_at_the_same_time_do_not_meet(layout: Layout) -> None:
     """Four processes with shared and own contents: each content once, each number once."""
     code = (
-        "import os, sys; from pathlib import Path; from firstboot.agent import spool; from firstboot.layout import Layout\n"
+        "import os, sys; from pathlib import Path; from firstboot.agent.artifacts import spool; from firstboot.base.layout import Layout\n"
         "for n in range(8):\n"
         "    for data in (b'shared %d' % n, b'own %d of %s' % (n, sys.argv[2].encode())):\n"
         "        spool.add(Layout(Path(sys.argv[1])), spool.hold(data), spool.About('snapshot', 'x', 1e9))\n"
@@ -421,12 +422,12 @@ def test_only_the_process_that_holds_the_agents_lock_is_signalled(layout: Layout
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
         files.write_json(layout.agent_status, {"v": 1, "pid": sleeper.pid})
-        assert not waking.wake(layout)
+        assert not wake.wake(layout)
         with locks.locked(layout.agent_lock, wait_s=0, busy=lambda: TryAgain("busy")):
-            assert not waking.wake(layout)  # an agent runs, but it is not the one of this number
+            assert not wake.wake(layout)  # an agent runs, but it is not the one of this number
             files.write_json(layout.agent_status, {"v": 1, "pid": os.getpid()})
-            assert waking.agent_pid(layout) == os.getpid()
-        assert waking.agent_pid(layout) is None
+            assert wake.agent_pid(layout) == os.getpid()
+        assert wake.agent_pid(layout) is None
         assert sleeper.poll() is None
     finally:
         sleeper.kill()

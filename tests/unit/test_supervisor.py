@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from firstboot import files
 from firstboot.agent.state import Sequence
 from firstboot.agent.supervisor import RESTART_S, Supervisor
-from firstboot.errors import LocalFault
-from firstboot.frozen import Settings
-from firstboot.handover import SEALED, Handover
-from firstboot.layout import Layout
-from firstboot.secret import Secret
+from firstboot.base import files
+from firstboot.base.errors import LocalFault
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange.handover import SEALED, Handover
+from firstboot.exchange.settings import Settings
 
 HANDED = Handover(
     api_base_url="https://api.example", agent_id="agt_1", api_key=Secret("key-of-an-agent"), proxy=None, org_id="org_1",

@@ -13,8 +13,8 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from firstboot import trees
-from firstboot.errors import LocalFault
+from firstboot.base import trees
+from firstboot.base.errors import LocalFault
 
 
 def copied(source: Path, target: Path, **words: Any) -> Any:
@@ -75,7 +75,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(bytes(200_000))
     code = (
         "import os, resource, signal, sys; from pathlib import Path\n"
-        "from firstboot import trees; from firstboot.errors import LocalFault\n"
+        "from firstboot.base import trees; from firstboot.base.errors import LocalFault\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (99_999, 99_999))\n"
         "try: trees.copy(os.open(sys.argv[1], os.O_RDONLY), Path(sys.argv[2]), limit=1 << 30)\n"
         "except LocalFault as error: print(error)\n"
@@ -297,7 +297,7 @@ def test_a_removal_that_is_cut_leaves_no_half_tree_under_its_name(tmp_path: Path
 def test_modes_do_not_keep_a_tree(tmp_path: Path) -> None:
     """Without root, directories that may not be written are opened first; what is not ours is a LocalFault."""
     code = (
-        "import os, sys; from pathlib import Path; from firstboot import trees; from firstboot.errors import LocalFault\n"
+        "import os, sys; from pathlib import Path; from firstboot.base import trees; from firstboot.base.errors import LocalFault\n"
         "os.geteuid() or os.setuid(65534)\n"
         "top = Path(sys.argv[1]); (top / 'tree/a/b').mkdir(parents=True); (top / 'tree/a/f').write_bytes(b'x')\n"
         "for name in ('tree/a/b', 'tree/a', 'tree'): (top / name).chmod(0o500 if name == 'tree' else 0)\n"

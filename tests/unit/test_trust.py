@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.activate import trust
-from firstboot.activate.trust import Place, Ring, adopt, anchor, unanchored
-from firstboot.clock import from_rfc3339
-from firstboot.errors import Invalid
-from firstboot.frozen import Settings
+from firstboot.activate import chain
+from firstboot.activate.chain import Place, Ring, adopt, anchor, unanchored
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.errors import Invalid
+from firstboot.exchange.settings import Settings
 from tests.controlplane import signing
 from tests.controlplane.signing import SigningKey
 
@@ -23,7 +23,7 @@ VECTORS = json.loads((Path(__file__).resolve().parents[1] / "vectors" / "keysets
 PLACE = Place("org_1", "prj_1", "env_1")
 AT, LATER = "2026-06-01T12:00:00Z", "2026-06-02T12:00:00Z"
 NOW = from_rfc3339(AT)
-NOTHING = Ring(PLACE, trust.TLS)
+NOTHING = Ring(PLACE, chain.TLS)
 
 
 def key(number: int) -> SigningKey:
@@ -143,7 +143,7 @@ def test_the_ring_stays_bounded() -> None:
         ring = adopt(ring, [signing.key_set(version, [signing.key_entry(one) for one in fresh], [signer])], at=AT)
         signer = fresh[0]
     assert ring.version == 8
-    assert len(ring.keys) == trust.MOST_KEYS_KEPT
+    assert len(ring.keys) == chain.MOST_KEYS_KEPT
     assert [one.kid for one in ring.for_deployments(None)] == [f"kid-8-{n}" for n in range(60)]
 
 
@@ -153,7 +153,7 @@ def test_the_ring_stays_bounded() -> None:
 def test_without_pins_and_sets_the_first_reply_is_the_anchor() -> None:
     """The plane over TLS is the root of trust, once: a chain that is broken in that reply starts at its newest part."""
     start = anchor(pinned(), PLACE, at=AT)
-    assert (start.source, start.version, start.keys) == (trust.TLS, 0, ())
+    assert (start.source, start.version, start.keys) == (chain.TLS, 0, ())
     assert adopt(start, [ONE, STRANGE_TWO, FORGED_TWO], at=AT).version == 2
     after = adopt(start, [key_set(1, 2, k1="active"), ONE, TWO], at=AT)
     assert (after.version, refusal(after)) == (2, "broken_chain")
@@ -163,21 +163,21 @@ def test_without_pins_and_sets_the_first_reply_is_the_anchor() -> None:
 def test_the_enrollment_replys_sets_are_the_anchor_without_pins() -> None:
     """Then no later reply can bring keys of its own; sets that anchor nothing are as if they were not there."""
     ring = anchor(pinned(sets=[ONE, TWO]), PLACE, at=AT)
-    assert (ring.source, ring.version) == (trust.ENROLLMENT, 2)
+    assert (ring.source, ring.version) == (chain.ENROLLMENT, 2)
     assert refusal(adopt(ring, [key_set(3, 9, k9="active")], at=AT)) == "broken_chain"
     # Only the first stands on its own word; the rest of the reply is a chain.
     ring = anchor(pinned(sets=[ONE, STRANGE_TWO, key_set(3, 9, k9="active")]), PLACE, at=AT)
-    assert (ring.source, ring.version, refusal(ring)) == (trust.ENROLLMENT, 1, "broken_chain")
+    assert (ring.source, ring.version, refusal(ring)) == (chain.ENROLLMENT, 1, "broken_chain")
     ring = anchor(pinned(sets=[FORGED_TWO, ONE, STRANGE_TWO]), PLACE, at=AT)
-    assert (ring.source, ring.version, refusal(ring)) == (trust.ENROLLMENT, 1, "broken_chain")
+    assert (ring.source, ring.version, refusal(ring)) == (chain.ENROLLMENT, 1, "broken_chain")
     ring = anchor(pinned(sets=[{"payload": "x"}]), PLACE, at=AT)
-    assert (ring.source, ring.version, refusal(ring)) == (trust.TLS, 0, "malformed")
+    assert (ring.source, ring.version, refusal(ring)) == (chain.TLS, 0, "malformed")
 
 
 def test_pins_come_before_the_enrollment_reply() -> None:
     """What the operator pinned counts from the start, before any set is there."""
     ring = anchor(pinned(2, sets=[ONE]), PLACE, at=AT)
-    assert (ring.source, ring.version, state(ring)) == (trust.PINNED, 0, {"kid-2": "active"})
+    assert (ring.source, ring.version, state(ring)) == (chain.PINNED, 0, {"kid-2": "active"})
     assert [one.kid for one in ring.for_deployments(NOW)] == ["kid-2"]
 
 
@@ -200,7 +200,7 @@ def test_pinned_hosts_start_at_the_first_set_that_a_pin_signed(
 ) -> None:
     """Nothing but a pinned key anchors, not even TLS."""
     ring = adopt(anchor(pinned(*pins), PLACE, at=AT), reply, at=AT)
-    assert (ring.version, refusal(ring), ring.source) == (version, refused, trust.PINNED)
+    assert (ring.version, refusal(ring), ring.source) == (version, refused, chain.PINNED)
 
 
 def test_a_reset_does_not_take_the_enrollment_reply_again() -> None:
@@ -300,24 +300,24 @@ PINNED_TWO = adopt(anchor(pinned(1, 9), PLACE, at=AT), [ONE, TWO], at=AT)
 
 def test_the_order_of_pins_says_nothing() -> None:
     """The same keys under the same names are the same pins; another key under a name is another pin."""
-    pins = [trust.pins_of(pinned(*numbers)) for numbers in ((1, 9), (9, 1), (1,))]
-    assert trust.same_pins(pins[0], pins[1]) and not trust.same_pins(pins[0], pins[2])
-    assert not trust.same_pins(pins[2], (replace(pins[2][0], public=key(2).public),))
+    pins = [chain.pins_of(pinned(*numbers)) for numbers in ((1, 9), (9, 1), (1,))]
+    assert chain.same_pins(pins[0], pins[1]) and not chain.same_pins(pins[0], pins[2])
+    assert not chain.same_pins(pins[2], (replace(pins[2][0], public=key(2).public),))
 
 
 def test_an_added_pin_takes_nothing_away() -> None:
     """All that the ring rests on is still pinned; what it adds counts where the ring starts over."""
-    added = trust.repinned(PINNED_TWO, pinned(8, 9, 1), PLACE, at=LATER)
-    assert added == replace(PINNED_TWO, pins=trust.pins_of(pinned(8, 9, 1)))
+    added = chain.repinned(PINNED_TWO, pinned(8, 9, 1), PLACE, at=LATER)
+    assert added == replace(PINNED_TWO, pins=chain.pins_of(pinned(8, 9, 1)))
     # Without a set it counts at once.
-    empty = trust.repinned(anchor(pinned(1), PLACE, at=AT), pinned(1, 2), PLACE, at=LATER)
+    empty = chain.repinned(anchor(pinned(1), PLACE, at=AT), pinned(1, 2), PLACE, at=LATER)
     assert empty == anchor(pinned(1, 2), PLACE, at=AT)
 
 
 def test_the_set_in_force_stays_when_a_pin_that_stays_signed_it() -> None:
     """A pin that goes takes nothing away that does not rest on it."""
-    ring = trust.repinned(PINNED_TWO, pinned(1), PLACE, at=LATER)
-    assert (ring.version, ring.payload, ring.pins) == (2, TWO["payload"], trust.pins_of(pinned(1)))
+    ring = chain.repinned(PINNED_TWO, pinned(1), PLACE, at=LATER)
+    assert (ring.version, ring.payload, ring.pins) == (2, TWO["payload"], chain.pins_of(pinned(1)))
     assert adopt(ring, [ONE, TWO, THREE], at=AT).version == 3
 
 
@@ -337,19 +337,19 @@ def test_the_set_in_force_stays_when_a_pin_that_stays_signed_it() -> None:
 def test_no_older_set_comes_back_with_a_change_of_pins(reply: List[Any], version: int, refused: Optional[str]) -> None:
     """Where one pin stays: else whoever has a key that was retired since would only have to bring the set before."""
     before = adopt(PINNED_TWO, [THREE], at=AT)
-    ring = trust.repinned(before, pinned(1, 8), PLACE, at=LATER)
+    ring = chain.repinned(before, pinned(1, 8), PLACE, at=LATER)
     assert (ring.version, ring.floor, ring.envelope, state(ring)) == (0, 3, None, {"kid-1": "active", "kid-8": "active"})
     after = adopt(ring, reply, at=LATER)
     assert (after.version, refusal(after)) == (version, refused)
     assert after.floor == (0 if version else 3)
     # Nor with one more change.
-    assert trust.repinned(ring, pinned(1), PLACE, at=LATER).floor == 3
+    assert chain.repinned(ring, pinned(1), PLACE, at=LATER).floor == 3
 
 
 def test_other_pins_altogether_are_another_beginning() -> None:
     """And so are the first ones."""
     for former in (PINNED_TWO, adopt(NOTHING, [ONE, TWO], at=AT)):
-        assert trust.repinned(former, pinned(2), PLACE, at=AT) == anchor(pinned(2), PLACE, at=AT)
+        assert chain.repinned(former, pinned(2), PLACE, at=AT) == anchor(pinned(2), PLACE, at=AT)
 
 
 # -- a ring that was lost
@@ -357,11 +357,11 @@ def test_other_pins_altogether_are_another_beginning() -> None:
 
 def test_a_lost_ring_starts_from_what_root_has_or_is_closed() -> None:
     """Pins and the enrollment reply are root's own; the next answer over TLS is what the agent says it was."""
-    assert trust.lost(pinned(1), PLACE, at=AT) == anchor(pinned(1), PLACE, at=AT)
-    assert trust.lost(pinned(sets=[ONE]), PLACE, at=AT) == anchor(pinned(sets=[ONE]), PLACE, at=AT)
+    assert chain.lost(pinned(1), PLACE, at=AT) == anchor(pinned(1), PLACE, at=AT)
+    assert chain.lost(pinned(sets=[ONE]), PLACE, at=AT) == anchor(pinned(sets=[ONE]), PLACE, at=AT)
     for settings in (pinned(), pinned(sets=[FORGED_TWO])):
-        ring = trust.lost(settings, PLACE, at=AT)
-        assert (ring.source, ring.version, ring.keys, refusal(ring)) == (trust.CLOSED, 0, (), "damaged")
+        ring = chain.lost(settings, PLACE, at=AT)
+        assert (ring.source, ring.version, ring.keys, refusal(ring)) == (chain.CLOSED, 0, (), "damaged")
         for how in (None, "tls"):
             assert adopt(ring, [ONE, TWO, FOREIGN], at=LATER, trust=how, now=NOW) == ring
 

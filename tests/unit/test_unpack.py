@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from firstboot.activate import unpack
 from firstboot.activate.tarstream import PACKED_PIECE
-from firstboot.errors import LocalFault, Untrusted
+from firstboot.base.errors import LocalFault, Untrusted
 from tests.controlplane import bundles
 from tests.controlplane.bundles import archive, member, members_of, pack
 
@@ -438,7 +438,7 @@ def limited(limit: str, place: Path, *, packed_size: int) -> str:
     """What a process under a limit of the kernel says of `place`/bundle."""
     code = (
         "import resource, signal, sys; from pathlib import Path; from firstboot.activate import unpack\n"
-        "from firstboot.errors import ByteorError\n"
+        "from firstboot.base.errors import ByteorError\n"
         f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{limit}\n"
         f"try: unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]), packed_size={packed_size})\n"
         "except ByteorError as error: print(type(error).__name__, error)\n"

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstboot.errors import Invalid, NoToken
+from firstboot.base.errors import Invalid, NoToken
+from firstboot.commands.rehearse import check_userdata
 from firstboot.provision import userdata
-from firstboot.provision.check import check_userdata
 
 TOKEN = "bet_canary0123456789abcdef"
 MAPPING = {"api_base_url": "https://api.example", "org_id": "org_1", "enrollment_token": TOKEN}

@@ -6,8 +6,8 @@ from typing import Callable, Optional
 
 import pytest
 
-from firstboot.errors import ByteorError, LocalFault, Refused, TryAgain
-from firstboot.verify import FAILED, NOT_CHECKED, OK, Asked, uploaded
+from firstboot.base.errors import ByteorError, LocalFault, Refused, TryAgain
+from firstboot.commands.verify import FAILED, NOT_CHECKED, OK, Asked, uploaded
 
 
 def raising(error: ByteorError) -> Callable[[], str]:

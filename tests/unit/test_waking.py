@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from firstboot.agent.waking import agent_pid
-from firstboot.layout import Layout
+from firstboot.base.layout import Layout
+from firstboot.exchange.wake import agent_pid
 
 HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
 

@@ -1,0 +1,267 @@
+"""The signing keys in force: which key set may follow which (contract 2.5). Pure: values in, values out.
+
+A `Ring` starts from an anchor: the keys pinned in the settings, else the key sets of the enrollment reply, else the first
+reply over TLS. From then on a key set is taken when a key that is active in its predecessor signed it. A set that may not
+follow is passed over, as if the plane had not sent it, and remembered as `refused`: an older one (`rolled_back`), another
+one under the version that is in force (`equivocation`), one without a good signature (`broken_chain`). Versions may have
+gaps: what counts is the signature.
+
+A ring that was lost, and whose start cannot be had again, is `CLOSED`: it takes nothing until the operator's
+``trust --reset``. Else whoever is the agent's user here would choose the keys of its second start.
+
+``signing_keys_trust: tls`` makes the plane's word over TLS the root of trust: a broken chain is then mended by any
+self-consistent set of a higher version. The price: whoever can pose as the plane, or become the agent's user on this
+host, can bring keys of their own. Without pins that price is paid once, for the reply that the ring starts from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
+
+from firstboot.activate import signatures
+from firstboot.activate.signatures import RETIRED, Envelope, Key, KeySet
+from firstboot.base.documents import IDENTIFIER
+from firstboot.base.errors import Invalid, Untrusted
+from firstboot.exchange.settings import Settings
+
+PINNED, ENROLLMENT, TLS, CLOSED = "pinned", "enrollment", "tls", "closed"
+TRUST_TLS = "tls"  # the value of signing_keys_trust
+MOST_SETS = 1024  # in one reply; more do not fit into 1 MiB anyway
+LARGEST_SET = 1 << 18  # bytes of its envelope, which is kept
+MOST_KEYS_KEPT = 256  # in a ring, retired ones included; the newest stay
+
+
+@dataclass(frozen=True)
+class Place:
+    """The environment whose plane signs for us."""
+
+    org_id: str
+    project_id: str
+    environment_id: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Optional[Place]:
+        """The place that the settings name, None when they do not."""
+        if settings.org_id is None or settings.project_id is None or settings.environment_id is None:
+            return None
+        return cls(settings.org_id, settings.project_id, settings.environment_id)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The key set that was not taken; `at` is RFC 3339."""
+
+    code: str
+    detail: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Ring:
+    """What one environment's signatures are judged by. Version 0 and no envelope: no key set yet."""
+
+    place: Place
+    source: str
+    version: int = 0
+    envelope: Optional[Mapping[str, Any]] = None  # of the newest set, as received
+    # The newest set's, then those of earlier sets (and pins) that it no longer lists, as retired.
+    keys: Tuple[Key, ...] = ()
+    pins: Tuple[Key, ...] = ()
+    refused: Optional[Refusal] = None
+    floor: int = 0  # while there is no envelope: the version that was in force before the pins changed
+
+    def for_deployments(self, now: Optional[float]) -> Tuple[Key, ...]:
+        """The keys that may sign something new; without a trusted clock their ends are not judged."""
+        return tuple(key for key in self.keys if key.signs(now))
+
+    def for_approvals(self) -> Tuple[Key, ...]:
+        """A retired key still verifies an approval, until that approval's own expiry."""
+        return self.keys
+
+    @property
+    def seeks_pin(self) -> bool:
+        """True while nothing but the pins counts: the first set must be signed with one of them."""
+        return bool(self.pins) and self.envelope is None
+
+    @property
+    def has_ends(self) -> bool:
+        """True when a clock has to say whether a key may still sign."""
+        return any(key.signs(None) and key.not_after is not None for key in self.keys)
+
+    @property
+    def payload(self) -> Any:
+        """The payload of the set in force, in base64 as received: what 'same bytes' means."""
+        return self.envelope.get("payload") if self.envelope is not None else None
+
+
+def pins_of(settings: Settings) -> Tuple[Key, ...]:
+    """The keys that the operator pinned; Invalid when one of them cannot be a key."""
+    try:
+        pins = tuple(_pin(entry) for entry in settings.signing_keys)
+        if len({pin.kid for pin in pins}) != len(pins) or len(pins) > signatures.MOST_KEYS:
+            raise ValueError("a kid stands there twice, or there are too many")
+    except ValueError as error:
+        hint = "correct it in /etc/byteor/firstboot.yaml, and run byteor-firstboot run"
+        raise Invalid(f"signing_keys in the settings: {error}", hint=hint) from None
+    return pins
+
+
+def _pin(entry: Mapping[str, str]) -> Key:
+    kid = entry.get("kid")
+    if not isinstance(kid, str) or not IDENTIFIER.match(kid):
+        raise ValueError("a key has no well-formed kid")
+    return Key(kid, signatures.public_key(entry.get("public_key"), kid=kid))
+
+
+def anchor(settings: Settings, place: Place, *, at: str) -> Ring:
+    """The ring that a host starts with: pinned keys, else the enrollment reply's key sets, else nothing yet."""
+    fresh = unanchored(settings, place)
+    if fresh.pins or not settings.key_sets:
+        return fresh
+    enrolled = adopt(replace(fresh, source=ENROLLMENT), settings.key_sets, at=at)
+    return enrolled if enrolled.envelope is not None else replace(fresh, refused=enrolled.refused)
+
+
+def unanchored(settings: Settings, place: Place) -> Ring:
+    """The ring that `trust --reset` starts over with: the pins, else the next reply over TLS."""
+    pins = pins_of(settings)
+    return Ring(place, PINNED if pins else TLS, keys=pins, pins=pins)
+
+
+def lost(settings: Settings, place: Place, *, at: str) -> Ring:
+    """The ring after one that was damaged or taken away: from its anchor, or closed where that was the plane over TLS."""
+    start = anchor(settings, place, at=at)
+    if start.source != TLS:
+        return start
+    return Ring(place, CLOSED, refused=Refusal("damaged", "the key ring was lost: no signature counts until a reset", at))
+
+
+def same_pins(ours: Sequence[Key], theirs: Sequence[Key]) -> bool:
+    """In whatever order they stand."""
+    return _named(ours) == _named(theirs)
+
+
+def repinned(former: Ring, settings: Settings, place: Place, *, at: str) -> Ring:
+    """The ring after the operator changed the pins; `former` itself, but for its `pins`, when none of its own was taken away.
+
+    Where one of them stays, so does the order of versions: the set in force is the start if a pin signed it, else a newer
+    one. An older one would bring back keys that were retired since. Other pins altogether are another beginning.
+    """
+    fresh = anchor(settings, place, at=at)
+    left, stay = _named(former.pins), _named(former.pins) & _named(fresh.pins)
+    if not stay:
+        return fresh
+    if stay == left and former.envelope is not None:
+        return replace(former, pins=fresh.pins)
+    fresh = replace(fresh, floor=max(former.version, former.floor))
+    try:
+        return _follow(replace(fresh, floor=0), former.envelope, lenient=False, now=None)
+    except Untrusted:
+        return fresh
+
+
+def _named(keys: Sequence[Key]) -> FrozenSet[Tuple[str, bytes]]:
+    return frozenset((key.kid, key.public) for key in keys)
+
+
+def adopt(
+    ring: Ring, envelopes: Sequence[Any], *, at: str, trust: Optional[str] = None, now: Optional[float] = None
+) -> Ring:
+    """Walk the envelopes (JSON values) of one reply; return the ring after it, never raise for what is in them.
+
+    What was taken before, or after, a set that may not follow is kept. The first refusal of the reply is remembered (with
+    the time `at`, unless it is the one that is known already), and a reply without one forgets it. `trust` is the setting
+    ``signing_keys_trust``.
+
+    A key past its end signs no key set: a host that slept past the ends of all keys that it knows needs ``trust --reset``.
+    Without a trusted `now` a ring whose keys have ends takes nothing and refuses nothing, it waits: who withholds the time
+    gains nothing by it. Ends are not judged in the reply that a ring starts from: it is the whole history, and its first
+    keys may have ended long ago.
+
+    Who starts from the enrollment reply takes its first set on its own word, and then the chain. Who starts over TLS takes
+    each set of that one reply so: else ``trust --reset`` could not leave a history that is broken in the middle.
+    """
+    if ring.source == CLOSED:
+        return ring
+    starting, older = ring.envelope is None, None
+    payloads = [value.get("payload") if isinstance(value, dict) else None for value in envelopes]
+    # A reply may begin with what led to the set in force (the inbox keeps the last one): that it is old is no refusal.
+    known = payloads.index(ring.payload) if ring.payload is not None and ring.payload in payloads else 0
+    refused: Optional[Refusal] = None
+    for number, value in enumerate(envelopes):
+        if ring.payload is not None and payloads[number] == ring.payload:
+            continue
+        if not starting and now is None and ring.has_ends:
+            return with_refusal(ring, refused or ring.refused)
+        on_its_word = trust == TRUST_TLS or (starting and not ring.pins and (ring.source == TLS or ring.envelope is None))
+        try:
+            ring = _follow(ring, value, lenient=on_its_word and not ring.seeks_pin, now=None if starting else now)
+        except Untrusted as error:
+            # What stands before the first set that a pinned key signed is not ours to judge.
+            news = number >= known or error.code == "equivocation"
+            if ring.seeks_pin:
+                older = Refusal(error.code, str(error), at) if error.code == "rolled_back" else older
+            elif refused is None and news:
+                refused = Refusal(error.code, str(error), at)
+    if ring.seeks_pin and envelopes:
+        none = f"none of the {len(envelopes)} key sets is signed with a pinned key"
+        refused = older or Refusal("broken_chain", none, at)
+    return with_refusal(ring, refused)
+
+
+def with_refusal(ring: Ring, refused: Optional[Refusal]) -> Ring:
+    """The ring with this refusal; one that says the same as before keeps the time at which it was first met."""
+    former = ring.refused
+    if refused is not None and former is not None and replace(former, at=refused.at) == refused:
+        return ring
+    return replace(ring, refused=refused)
+
+
+def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> Ring:
+    """The ring with one more key set; Untrusted when it may not follow."""
+    envelope = signatures.envelope_of(value, kind=signatures.KEY_SET)
+    payload = _vouched_for(ring, envelope, lenient=lenient, now=now)
+    found = _parse(payload)
+    if found.version < max(ring.version, ring.floor + 1):
+        after = max(ring.version, ring.floor)
+        raise Untrusted("rolled_back", f"a key set of version {found.version} after one of version {after}")
+    if found.version == ring.version:
+        raise Untrusted("equivocation", f"another key set under version {found.version}, which is in force")
+    listed = {key.kid for key in found.keys}
+    former = tuple(replace(key, status=RETIRED) for key in ring.keys if key.kid not in listed)
+    kept = (*found.keys, *former)[:MOST_KEYS_KEPT]
+    bare = _bare(value)
+    if len(json.dumps(bare)) > LARGEST_SET:
+        raise Untrusted("malformed", f"a key set has more than {LARGEST_SET} bytes")
+    return replace(ring, version=found.version, envelope=bare, keys=kept, floor=0)
+
+
+def _vouched_for(ring: Ring, envelope: Envelope, *, lenient: bool, now: Optional[float]) -> bytes:
+    """The payload of a set that a key of its predecessor signed, or (if `lenient`) one of its own."""
+    try:
+        return envelope.verified(ring.for_deployments(now))
+    except Untrusted as error:
+        why = str(error)
+    if lenient:
+        try:
+            return envelope.verified(key for key in _parse(envelope.unverified_payload).keys if key.signs(now))
+        except Untrusted as error:
+            if error.code == "malformed":
+                raise
+        raise Untrusted("broken_chain", "a key set is not signed with a key that it lists as active itself")
+    raise Untrusted("broken_chain", f"a key set does not follow the one of version {ring.version}: {why}")
+
+
+def _parse(payload: bytes) -> KeySet:
+    try:
+        return KeySet.parse(payload)
+    except ValueError as error:
+        raise Untrusted("malformed", f"a key set is malformed: {error}") from None
+
+
+def _bare(value: Mapping[str, Any]) -> Dict[str, Any]:
+    """The envelope without members that DSSE does not know: nobody vouches for those."""
+    made = [{"keyid": one.get("keyid"), "sig": one["sig"]} for one in value["signatures"]]
+    return {"payload": value["payload"], "payloadType": value["payloadType"], "signatures": made}

@@ -1,0 +1,300 @@
+"""What the plane signs: DSSE envelopes, key sets and approval credentials: bytes in, verified value out.
+
+Nothing here decides *which* keys count: the caller hands in those that do (``activate.trust``). What is called
+``unverified_`` may be looked at to choose keys, and for no more. Whatever the bytes are, the error is `Untrusted`.
+
+    envelope = signatures.read_envelope(raw, kind=signatures.DEPLOYMENT)
+    payload = envelope.verified(keys)
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
+
+from firstboot.base import documents
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.documents import IDENTIFIER
+from firstboot.base.errors import LocalFault, Untrusted
+
+DEPLOYMENT = "application/vnd.byteor.deployment+json"
+KEY_SET = "application/vnd.byteor.signing-keys+json"
+ALGORITHM, KEY_BYTES = "Ed25519", 32
+ACTIVE, RETIRED = "active", "retired"
+ENVELOPE_LIMIT = 1 << 20  # bytes, as every JSON reply (contract 2)
+APPROVAL_LIMIT = 1 << 16  # bytes; a credential takes about 700
+MOST_SIGNATURES = 16  # in one envelope: each costs a verification
+MOST_KEYS = 64  # in one set
+LONGEST_DATE = 64  # characters
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+# Points of small order (libsodium, ge25519_has_small_order), the sign bit cleared: under such a "key", all zeros among
+# them, anybody can make a signature that verifies for every message.
+_ONES, _ZEROS = "ff" * 30 + "7f", "00" * 31
+SMALL_ORDER = frozenset(
+    bytes.fromhex(point)
+    for point in ("00" + _ZEROS, "01" + _ZEROS, "ec" + _ONES, "ed" + _ONES, "ee" + _ONES,
+                  "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+                  "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Key:
+    """One public key of the plane's, as a key set lists it."""
+
+    kid: str
+    public: bytes
+    status: str = ACTIVE
+    not_after: Optional[str] = None  # RFC 3339
+
+    @classmethod
+    def parse(cls, value: Any) -> Key:
+        """ValueError with what is wrong. Unknown members are ignored."""
+        if not isinstance(value, dict):
+            raise ValueError("a key is not a mapping")
+        kid, public, end = value.get("kid"), value.get("public_key"), value.get("not_after")
+        if not isinstance(kid, str) or not IDENTIFIER.match(kid):
+            raise ValueError("a key has no well-formed kid")
+        if value.get("alg") != ALGORITHM:
+            raise ValueError(f"the key {kid} is not for {ALGORITHM}")
+        if value.get("status") not in (ACTIVE, RETIRED):
+            raise ValueError(f"the key {kid} is neither {ACTIVE} nor {RETIRED}")
+        if end is not None:
+            seconds(end, f"not_after of the key {kid}")
+        return cls(kid, public_key(public, kid=kid), value["status"], end)
+
+    def to_json(self) -> Dict[str, Any]:
+        """The key as a key set lists it."""
+        public = base64.urlsafe_b64encode(self.public).rstrip(b"=").decode("ascii")
+        entry = {"kid": self.kid, "alg": ALGORITHM, "public_key": public, "status": self.status}
+        return entry if self.not_after is None else {**entry, "not_after": self.not_after}
+
+    def signs(self, now: Optional[float]) -> bool:
+        """True when this key may sign something new: active, and (`now` is None: not judged) before its end."""
+        ended = now is not None and self.not_after is not None and from_rfc3339(self.not_after) <= now
+        return self.status == ACTIVE and not ended
+
+    def verifies(self, signature: bytes, message: bytes) -> bool:
+        """True when this key made `signature` over `message`. Says nothing about whether the key counts."""
+        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        try:
+            # ValueError: newer libraries refuse 32 bytes that are no point of the curve already here.
+            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        except UnsupportedAlgorithm as error:
+            raise LocalFault(f"this system's OpenSSL refuses {ALGORITHM}", hint="its FIPS mode does") from error
+        return True
+
+
+def public_key(text: Any, *, kid: str) -> bytes:
+    """The 32 bytes of an unpadded base64url public key; ValueError for anything else, and for a point of small order."""
+    if not isinstance(text, str):
+        raise ValueError(f"the key {kid} has no public_key")
+    public = _base64url(text)
+    if len(public) != KEY_BYTES:
+        raise ValueError(f"the key {kid} does not have {KEY_BYTES} bytes")
+    if public[:-1] + bytes([public[-1] & 0x7F]) in SMALL_ORDER:
+        raise ValueError(f"the key {kid} is one with which anybody can sign")
+    return public
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """The payload of a key set (contract 2.5). Every kid is there once."""
+
+    version: int
+    keys: Tuple[Key, ...]
+
+    @classmethod
+    def parse(cls, payload: bytes) -> KeySet:
+        """ValueError with what is wrong. Unknown members are ignored. Not checked: that a key is active."""
+        value = documents.load(payload)
+        if not isinstance(value, dict):
+            raise ValueError("it is not a mapping")
+        version, listed = whole_number(value, "version"), value.get("keys")
+        if not isinstance(listed, list) or not 0 < len(listed) <= MOST_KEYS:
+            raise ValueError(f"it does not list 1 to {MOST_KEYS} keys")
+        keys = tuple(map(Key.parse, listed))
+        if len({key.kid for key in keys}) != len(keys):
+            raise ValueError("it lists a kid twice")
+        return cls(version, keys)
+
+
+def whole_number(source: Mapping[str, Any], name: str) -> int:
+    """The member `name`, from 0 to what JSON carries exactly; ValueError for anything else, a bool too."""
+    found = source.get(name)
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= documents.LARGEST_COUNT:
+        raise ValueError(f"{name} is not a whole number from 0")
+    return found
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A DSSE v1 envelope of the expected type that nothing vouches for yet."""
+
+    kind: str
+    unverified_payload: bytes
+    signatures: Tuple[Tuple[str, bytes], ...]
+
+    def verified(self, keys: Iterable[Key]) -> bytes:
+        """The payload, when one signature by one of `keys` is good; Untrusted unknown_key or bad_signature.
+
+        `keys` are those that count for the purpose. Signatures by others are not looked at: somebody else's, broken,
+        repeated or first in the list, they change nothing.
+        """
+        counting = {key.kid: key for key in keys}
+        made = [(counting[kid], signature) for kid, signature in self.signatures if kid in counting]
+        if not made:
+            raise Untrusted("unknown_key", "it is not signed with a key that counts here")
+        # The pre-authentication encoding: type and payload with their lengths, so that neither can pose as the other.
+        kind = self.kind.encode("ascii")
+        message = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(self.unverified_payload), self.unverified_payload)
+        if not any(key.verifies(signature, message) for key, signature in made):
+            raise Untrusted("bad_signature", "its signature is not right")
+        return self.unverified_payload
+
+
+def read_envelope(raw: bytes, *, kind: str) -> Envelope:
+    """Take the bytes of an envelope apart; Untrusted malformed or wrong_type."""
+    if len(raw) > ENVELOPE_LIMIT:
+        raise Untrusted("malformed", f"the envelope has more than {ENVELOPE_LIMIT} bytes")
+    try:
+        value = documents.load(raw)
+    except ValueError:
+        raise Untrusted("malformed", "the envelope is not JSON") from None
+    return envelope_of(value, kind=kind)
+
+
+def envelope_of(value: Any, *, kind: str) -> Envelope:
+    """The same for an envelope that stands in another JSON document. Unknown members are ignored, as DSSE asks."""
+    try:
+        if not isinstance(value, dict):
+            raise ValueError("it is not a mapping")
+        payload = _base64(value.get("payload"), "payload")
+        listed = value.get("signatures")
+        if not isinstance(listed, list) or len(listed) > MOST_SIGNATURES:
+            raise ValueError(f"it has no list of at most {MOST_SIGNATURES} signatures")
+        signatures = tuple(map(_signature, listed))
+        if not isinstance(value.get("payloadType"), str):
+            raise ValueError("it has no payloadType")
+    except ValueError as error:
+        raise Untrusted("malformed", f"this is not a DSSE envelope: {error}") from None
+    if value["payloadType"] != kind:
+        raise Untrusted("wrong_type", f"the envelope is not of type {kind}")
+    return Envelope(kind, payload, signatures)
+
+
+def _signature(value: Any) -> Tuple[str, bytes]:
+    """A signature without a keyid (DSSE allows it) gets the empty one, which no key has."""
+    if not isinstance(value, dict) or not isinstance(value.get("keyid"), (str, type(None))):
+        raise ValueError("a signature is not of its shape")
+    return value.get("keyid") or "", _base64(value.get("sig"), "signature")
+
+
+def _base64(value: Any, what: str) -> bytes:
+    """Standard base64 as an encoder writes it: one text for the same bytes, so that nothing can hide in the other ones."""
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (ValueError, TypeError):
+        data = None
+    if data is None or base64.b64encode(data).decode("ascii") != value:
+        raise ValueError(f"its {what} is not canonical base64")
+    return data
+
+
+def _base64url(text: str) -> bytes:
+    """Unpadded base64url, canonical as well."""
+    data = b""
+    if _BASE64URL.match(text) and len(text) % 4 != 1:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if not data or base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") != text:
+        raise ValueError("not unpadded base64url")
+    return data
+
+
+def seconds(value: Any, what: str) -> float:
+    """Seconds since the epoch of an RFC 3339 date; ValueError for anything else."""
+    try:
+        return from_rfc3339(value if isinstance(value, str) and len(value) <= LONGEST_DATE else "")
+    except (ValueError, OverflowError):
+        raise ValueError(f"{what} is not a date") from None
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What an approval credential v1 with a good signature says. Dates in seconds since the epoch."""
+
+    org_id: str
+    project_id: str
+    environment_id: str
+    environment_posture: str
+    spec_hash: str
+    capabilities: Tuple[str, ...]
+    expires_at: float
+
+
+def read_approval(raw: bytes, keys: Iterable[Key]) -> Approval:
+    """Verify ``<payload>.<signature>``; Untrusted approval_undecodable, approval_signature or approval_version.
+
+    One line end after it is allowed: it is a text file. Not checked: what it approves, and until when.
+    """
+    try:
+        part, signature, unverified = _split(raw)
+        if type(unverified.get("kid")) is not str:
+            raise ValueError("it names no kid")
+    except ValueError as error:
+        raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
+    key = next((key for key in keys if key.kid == unverified["kid"]), None)
+    if key is None or not key.verifies(signature, part.encode("ascii")):
+        raise Untrusted("approval_signature", "the approval is not signed with a key of this environment")
+    if type(unverified.get("v")) is not int or unverified["v"] != 1:
+        raise Untrusted("approval_version", "the approval is of a version that this host does not know")
+    try:
+        return _approval(unverified)
+    except ValueError as error:
+        raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
+
+
+def _split(raw: bytes) -> Tuple[str, bytes, Mapping[str, Any]]:
+    if len(raw) > APPROVAL_LIMIT:
+        raise ValueError(f"it has more than {APPROVAL_LIMIT} bytes")
+    text = raw[:-1] if raw.endswith(b"\n") else raw
+    part, dot, signed = text.decode("ascii").partition(".")
+    if not dot:
+        raise ValueError("it is not two parts with a dot between")
+    payload, signature = _base64url(part), _base64url(signed)
+    claims = documents.load(payload)
+    if not isinstance(claims, dict):
+        raise ValueError("it is not a mapping")
+    if _canonical(claims) != payload:
+        raise ValueError("it is not canonical JSON")
+    return part, signature, claims
+
+
+def _canonical(claims: Mapping[str, Any]) -> bytes:
+    """Sorted, without white space: whoever reads the same bytes with another parser finds the same."""
+    try:
+        return json.dumps(claims, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _approval(claims: Mapping[str, Any]) -> Approval:
+    used = ("org_id", "project_id", "environment_id", "environment_posture", "spec_hash")
+    for name in (*used, "issued_by", "approval_id"):
+        if not isinstance(claims.get(name), str):
+            raise ValueError(f"{name} is not a text")
+    seconds(claims.get("issued_at"), "issued_at")
+    listed = claims.get("capabilities")
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise ValueError("capabilities is not a list of texts")
+    end = seconds(claims.get("expires_at"), "expires_at")
+    return Approval(**{name: claims[name] for name in used}, capabilities=tuple(listed), expires_at=end)

@@ -1,0 +1,1 @@
+"""Artifacts on their way to the control plane."""

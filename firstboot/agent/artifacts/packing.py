@@ -1,0 +1,185 @@
+"""An incident bundle from a directory: the same bytes for the same content, no link followed, no secret in it.
+
+A gzip'd tar with the parts in the order of their names, times and owners fixed. What was taken out of which part stands
+in ``redactions.json`` at its end, with what was left out (links, devices) and what could not be looked into (archives).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import stat
+import tarfile
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Dict, Iterator, List, NoReturn, Optional, Tuple
+
+from firstboot.agent.artifacts import cleaning
+from firstboot.api.multipart import LARGEST
+from firstboot.base.errors import LocalFault
+from firstboot.base.redaction import redact
+
+# What the vendor documents of a bundle, v1.
+V1_PARTS = ("spec.kv", "spec_validation.json", "runtime.json", "policy_audit.json", "environment.json")
+OURS = "redactions.json"
+MOST_PARTS, DEEPEST = 4096, 16
+LARGEST_PART, LARGEST_WHOLE = 64 << 20, 512 << 20  # bytes before packing
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass
+class Packed:
+    """What was made of a directory; `newest` is the time of its youngest part, `spec_hash` that of its ``spec.kv``."""
+
+    names: List[str] = field(default_factory=list)
+    replaced: List[Dict[str, Any]] = field(default_factory=list)
+    left_out: List[Dict[str, str]] = field(default_factory=list)
+    unseen: List[str] = field(default_factory=list)
+    newest: float = 0.0
+    spec_hash: Optional[str] = None
+
+    @property
+    def missing(self) -> List[str]:
+        """What v1 asks for and the directory has not."""
+        return [name for name in V1_PARTS if name not in self.names]
+
+
+class _Limited(io.RawIOBase):
+    """Writes into the bundle, which ends at the size that an artifact may have."""
+
+    def __init__(self, into: BinaryIO) -> None:
+        self._into, self._size = into, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._size += len(data)
+        if self._size > LARGEST:
+            raise LocalFault(f"the incident bundle is larger than {LARGEST >> 20} MiB when packed", hint="leave parts out")
+        return self._into.write(data)
+
+
+def pack(top: int, into: BinaryIO) -> Packed:
+    """Pack the directory that `top` is open on; LocalFault when it cannot be read whole, or is too large."""
+    for _, _, data in _parts(top, Packed()):
+        cleaning.learn(data)
+    packed = Packed()
+    used = {OURS}
+    # Level and format are said, so that no default of another Python changes the bytes.
+    with gzip.GzipFile("", "wb", 6, _Limited(into), mtime=0) as packing, tarfile.open(
+        mode="w|", fileobj=packing, format=tarfile.PAX_FORMAT, encoding="utf-8"
+    ) as tar:
+        for path, changed_at, data in _parts(top, packed):
+            packed.names.append(path)
+            packed.newest = max(packed.newest, changed_at)
+            if path == "spec.kv":
+                packed.spec_hash = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            name = _name(path, used)
+            clean, kinds, seen = cleaning.clean(data)
+            if name != path:
+                kinds = [*kinds, "name"]
+            if kinds:
+                packed.replaced.append({"part": name, "kinds": kinds})
+            if not seen:
+                packed.unseen.append(name)
+            _put(tar, name, clean)
+        if not packed.names:
+            raise LocalFault("the directory holds no file", hint="an incident bundle has at least one part")
+        said = {"replaced": packed.replaced, "left_out": packed.left_out, "not_looked_into": packed.unseen}
+        if any(said.values()):
+            _put(tar, OURS, (json.dumps({"v": 1, **said}, indent=1) + "\n").encode())
+    return packed
+
+
+def _put(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), 0o644  # time and owners are 0 and nameless from the start
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def _name(path: str, used: set[str]) -> str:
+    """The part's name in the bundle: printable, without secrets, and no other's."""
+    shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = "/".join(redact(part)[0] for part in shown.split("/"))
+    free, number = name, 0
+    while free in used:
+        number += 1
+        free = f"{name}.{number}"
+    used.add(free)
+    return free
+
+
+def _parts(top: int, found: Packed) -> Iterator[Tuple[str, float, bytes]]:
+    """Every regular file below `top`: path, time and bytes, in order; what is something else goes to `found.left_out`."""
+    count, whole = 0, 0
+    for path, fd in _files(top, "", 0, found):
+        try:
+            before = os.fstat(fd)
+            if before.st_size > LARGEST_PART:
+                raise LocalFault(f"{path} is larger than {LARGEST_PART >> 20} MiB", hint="leave it out, or cut it")
+            with open(fd, "rb", closefd=False) as stream:
+                data = stream.read(before.st_size + 1)
+            after = os.fstat(fd)
+        except OSError as error:
+            _fail(path, error)
+        if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise LocalFault(f"{path} changed while it was read", hint="pack a copy that nobody writes to")
+        count, whole = count + 1, whole + len(data)
+        if count > MOST_PARTS or whole > LARGEST_WHOLE:
+            raise LocalFault(
+                f"the directory holds more than {MOST_PARTS} files or {LARGEST_WHOLE >> 20} MiB", hint="leave parts out"
+            )
+        yield path, before.st_mtime, data
+
+
+def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[Tuple[str, int]]:
+    """Path and open descriptor of each regular file, opened without following a link and closed afterwards."""
+    if depth > DEEPEST:
+        raise LocalFault(f"{above} is deeper than {DEEPEST} directories")
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        _fail(above or ".", error)
+    for name in names:
+        path = f"{above}{name}"
+        try:
+            mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+            # Not opened to find out: opening a device does things.
+            kind = _kind(mode)
+            if kind is not None:
+                found.left_out.append({"part": _name(path, set()), "why": kind})
+                continue
+            fd = os.open(name, _DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=directory)
+        except OSError as error:
+            _fail(path, error)
+        try:
+            if stat.S_ISDIR(mode):
+                yield from _files(fd, f"{path}/", depth + 1, found)
+            elif stat.S_ISREG(os.fstat(fd).st_mode):
+                yield path, fd
+        finally:
+            os.close(fd)
+
+
+def _kind(mode: int) -> Optional[str]:
+    """What stands there, if it is neither a file nor a directory."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return what(mode)
+
+
+def what(mode: int) -> str:
+    """The kind of a thing in a directory, for people."""
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory",
+             stat.S_IFREG: "a file"}  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _fail(path: str, error: OSError) -> NoReturn:
+    reason = os.strerror(error.errno).lower() if error.errno else "failed"
+    raise LocalFault(f"cannot read {path}: {reason}") from error

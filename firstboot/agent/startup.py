@@ -1,0 +1,168 @@
+"""How the agent comes to its identity and settings: the hand-over, or the three variables of its environment.
+
+On a host the unit's pre-start step has handed over; under ``--root`` `unseal` runs as a child, since the key that it
+uses never enters this process. In a container all three BYTEOR_ variables are the identity, and the settings file is the
+rest: nothing is sealed, and `status` says so (contract 6). One agent at a time works on a tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable, ContextManager, Dict, List, MutableMapping, Optional, Tuple
+
+from firstboot.api.messages import KEY_LENGTHS
+from firstboot.base import documents, files, locks, systemd
+from firstboot.base.documents import IDENTIFIER
+from firstboot.base.errors import ByteorError, Corrupt, Invalid, LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.exchange import settings as frozen
+from firstboot.exchange.handover import ENVIRONMENT, Handover, take
+from firstboot.exchange.settings import Settings
+
+CHILD_TIMEOUT_S = 60
+LOCK_WAIT_S = 2.0  # the agent before us may be ending
+
+
+class ChildFailed(ByteorError):
+    """A child of ours ended with an error that it has said itself."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("a child process failed")
+        self.exit_code = exit_code
+
+
+def alone(layout: Layout) -> ContextManager[None]:
+    """Hold the tree's agent lock for as long as the agent lives; TryAgain when another agent does.
+
+    Two would beat as one, with one sequence file and one status. Makes the agent's directory where no package has.
+    """
+    files.make_directory(layout.agent, 0o700)
+    owner = layout.agent.stat().st_uid
+    if owner != os.geteuid():
+        # What root made there the agent could not open again.
+        raise LocalFault(
+            f"{layout.shown(layout.agent)} belongs to user id {owner}: byteor-agent run is to run as that user",
+            hint="systemctl start byteor-agent",
+        )
+    busy = TryAgain(
+        "another byteor-agent run is at work on this tree", hint="byteor-agent status shows it; one agent a host is all"
+    )
+    return locks.locked(layout.agent_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy)
+
+
+def arrive(
+    layout: Layout, *, config: Optional[Path], environ: MutableMapping[str, str]
+) -> Tuple[Handover, Settings]:
+    """Return identity and settings, the three variables removed from `environ`: no child is to inherit them.
+
+    Invalid (4) when they are not all there or ill-formed, LocalFault when nothing was handed over, ChildFailed when
+    `unseal` or the reading of the settings file failed.
+    """
+    given = {name: environ.pop(name) for name in VARIABLES if name in environ}
+    if given:
+        values = _checked(given)
+        settings = read_config(layout, config=config)
+        files.make_directory(layout.agent_run, 0o755)
+        return _from_environment(values, settings), settings
+    if not layout.is_host:
+        _child(["firstboot", "unseal", "--root", str(layout.root)])
+    handed = take(layout)
+    if handed is None:
+        raise LocalFault(
+            "no identity was handed over",
+            hint="start byteor-agent.service, which runs byteor-firstboot unseal first",
+        )
+    return handed, frozen.load(layout)
+
+
+def settings_again(layout: Layout, handed: Handover, *, config: Optional[Path]) -> Settings:
+    """Read the settings from where `arrive` read them."""
+    return read_config(layout, config=config) if handed.source == ENVIRONMENT else frozen.load(layout)
+
+
+def read_config(layout: Layout, *, config: Optional[Path]) -> Settings:
+    """The settings of the file `config` or of the image's defaults, read by a child: yaml never enters this process."""
+    command = ["firstboot.provision.image", "--root", str(layout.root)]
+    if config is not None:
+        command += ["--config", str(config)]
+    out = _child(command)
+    try:
+        return frozen.thaw(json.loads(out))
+    except (ValueError, AttributeError) as error:
+        raise Corrupt("the child that read the settings wrote something else") from error
+
+
+def _child(arguments: List[str]) -> bytes:
+    """Run a module of ours to its end and return its stdout; what it says on stderr is ours."""
+    command = [sys.executable, "-m", *arguments]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=CHILD_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LocalFault(f"cannot run {arguments[0]}: {type(error).__name__}") from error
+    if done.returncode:
+        raise ChildFailed(done.returncode)
+    return done.stdout
+
+
+def _from_environment(values: Dict[str, str], settings: Settings) -> Handover:
+    return Handover(
+        api_base_url=values["BYTEOR_API_BASE_URL"],
+        agent_id=values["BYTEOR_AGENT_ID"],
+        api_key=Secret(values["BYTEOR_AGENT_API_KEY"]),
+        proxy=None,
+        org_id=settings.org_id,
+        project_id=settings.project_id,
+        environment_id=settings.environment_id,
+        name=settings.name,
+        enrolled_at=None,
+        expires_at=None,
+        scopes=(),
+        source=ENVIRONMENT,
+    )
+
+
+def _base_url(value: str) -> str:
+    return documents.base_url(value, under_systemd=systemd.under_systemd())
+
+
+def _agent_id(value: str) -> str:
+    if not IDENTIFIER.match(value):
+        raise ValueError("must be letters, digits, dot, underscore and dash, at most 128")
+    return value
+
+
+def _key(value: str) -> str:
+    if len(value) not in KEY_LENGTHS or not all("!" <= c <= "~" for c in value):
+        raise ValueError(f"must be {KEY_LENGTHS[0]} to {KEY_LENGTHS[-1]} visible ASCII characters")
+    return value
+
+
+VARIABLES: Dict[str, Callable[[str], str]] = {
+    "BYTEOR_API_BASE_URL": _base_url,
+    "BYTEOR_AGENT_ID": _agent_id,
+    "BYTEOR_AGENT_API_KEY": _key,
+}
+
+
+def _checked(given: Dict[str, str]) -> Dict[str, str]:
+    missing = [name for name in VARIABLES if name not in given]
+    if missing:
+        raise Invalid(
+            f"the environment sets {', '.join(given)} and not {', '.join(missing)}",
+            hint="an agent's identity is all three variables, or none of them",
+        )
+    values = {}
+    for name, check in VARIABLES.items():
+        try:
+            values[name] = check(given[name])
+        except ValueError as error:
+            # Never the value: any of them may be the key that somebody put under the wrong name.
+            raise Invalid(f"{name} {error}") from None
+    return values

@@ -1,0 +1,1 @@
+"""No policy: files, time, secrets, errors, paths, and systemd."""

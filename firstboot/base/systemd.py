@@ -1,0 +1,74 @@
+"""What we say to and ask from systemd: readiness, watchdog, credentials, starting a unit without waiting for it.
+
+Protocols: sd_notify(3), systemd.exec(5) "CREDENTIALS". Outside systemd every function is a quiet no-op or None.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import Mapping, Optional
+
+from firstboot.base.errors import LocalFault
+
+START_TIMEOUT_S = 30
+
+
+def booted() -> bool:
+    """True when systemd is this system's init (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def under_systemd(environ: Mapping[str, str] = os.environ) -> bool:
+    """True inside a unit: plain http towards loopback is then refused (contract 1)."""
+    return bool(environ.get("INVOCATION_ID"))
+
+
+def notify(*assignments: str) -> None:
+    """Send assignments such as ``READY=1`` to the service manager; silently nothing without one."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto("\n".join(assignments).encode(), address)
+    except OSError:
+        pass  # a manager that went away must not take the agent with it
+
+
+def watchdog_s() -> Optional[float]:
+    """The watchdog's period in seconds, or None when the unit has none for this process."""
+    period = os.environ.get("WATCHDOG_USEC", "")
+    owner = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not period.isdigit() or owner != str(os.getpid()):
+        return None
+    return int(period) / 1e6 or None
+
+
+def credentials_directory(environ: Mapping[str, str] = os.environ) -> Optional[Path]:
+    """Where systemd put this unit's credentials, or None."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    return Path(directory) if directory else None
+
+
+def start(unit: str, *, restart: bool = False) -> None:
+    """Queue a start (or restart) job for `unit` and return at once; LocalFault if systemd refuses the job.
+
+    Never blocks on the job: a blocking start from inside cloud-final hangs the boot (leak-map, section 5).
+    """
+    try:
+        done = _systemctl("--no-block", "restart" if restart else "start", unit)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LocalFault(f"cannot ask systemd to start {unit}: {type(error).__name__}") from error
+    if done.returncode:
+        raise LocalFault(f"systemd does not start {unit}: {done.stderr.strip() or done.returncode}")
+
+
+def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+    )

@@ -1,0 +1,232 @@
+"""Whole trees and links: filled by descriptor, copied, made durable, put in place by one rename, removed.
+
+The writer beside `files`, for what is larger than one small file. Nothing here follows a link below the path that it
+is given. In a directory of trees a name that begins with a dot is work that a power cut may have left half done:
+whoever owns that directory removes such names when it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, Optional, Sequence, Tuple
+
+from firstboot.base import files
+from firstboot.base.errors import LocalFault
+
+PIECE = 256 << 10  # bytes read or written at a time
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Tree:
+    """A directory that is being filled. Names are bytes, so that no locale has a say in them."""
+
+    def __init__(self, path: Path, top: int) -> None:
+        self._path = path
+        self._top = top
+
+    def directory(self, parts: Sequence[bytes]) -> None:
+        """Make a directory and those above it, 0755 whatever the umask; nothing where it is already there."""
+        try:
+            os.close(self._descend(parts))
+        except OSError as error:
+            files.fail("make a directory in", self._path, error)
+
+    def file(self, parts: Sequence[bytes], pieces: Iterable[bytes], *, executable: bool) -> None:
+        """Make a file that is not there yet, 0644 or 0755, and the directories above it."""
+        try:
+            above = self._descend(parts[:-1])
+            try:
+                with os.fdopen(os.open(_own(parts[-1]), _FRESH, 0o600, dir_fd=above), "wb") as stream:
+                    for piece in pieces:
+                        stream.write(piece)
+                    stream.flush()
+                    os.fchmod(stream.fileno(), 0o755 if executable else 0o644)
+            finally:
+                os.close(above)
+        except OSError as error:
+            files.fail("write a file in", self._path, error)
+
+    def _descend(self, parts: Sequence[bytes]) -> int:
+        """An open descriptor of a directory below the top; what is missing is made."""
+        here = os.dup(self._top)
+        for part in parts:
+            try:
+                try:
+                    os.mkdir(_own(part), 0o700, dir_fd=here)
+                    made = True
+                except FileExistsError:
+                    made = False
+                below = os.open(part, _DIRECTORY, dir_fd=here)
+            finally:
+                os.close(here)
+            here = below
+            if made:
+                os.fchmod(here, 0o755)
+        return here
+
+
+def _own(part: bytes) -> bytes:
+    # The second net: whoever fills a tree has judged the names; one that leads elsewhere stops here all the same.
+    if part in (b"", b".", b"..") or b"/" in part:
+        raise LocalFault("a name that leads out of its directory was about to be written")
+    return part
+
+
+@contextmanager
+def filling(path: Path) -> Iterator[Tree]:
+    """Make the directory `path`, which must not exist, to be filled: 0700, and 0755 when the block ends well."""
+    try:
+        os.mkdir(path, 0o700)
+        top = os.open(path, _DIRECTORY)
+    except OSError as error:
+        files.fail("make the directory", path, error)
+    try:
+        yield Tree(path, top)
+        os.fchmod(top, 0o755)
+    finally:
+        os.close(top)
+
+
+def copy(
+    source: int, target: Path, *, limit: int, each: Optional[Callable[[int], None]] = None
+) -> Tuple[int, str]:
+    """Copy an open file from its start into `target`, private and durable; return (bytes copied, their SHA-256 in hex).
+
+    At most `limit` bytes, whatever the source grows to meanwhile. The hash is of what was written, so that nobody can
+    change the bytes between the check and their use. `each` is called with the bytes copied so far after each piece.
+    A stale `target` is replaced; one that could not be completed is removed.
+    """
+    digest, size = hashlib.sha256(), 0
+    files.remove(target)
+    try:
+        with os.fdopen(os.open(target, _FRESH, 0o600), "wb") as stream:
+            while size < limit:
+                piece = os.pread(source, min(PIECE, limit - size), size)
+                if not piece:
+                    break
+                stream.write(piece)
+                digest.update(piece)
+                size += len(piece)
+                if each is not None:
+                    each(size)
+            stream.flush()
+            os.fsync(stream.fileno())
+        files.sync_directory(target.parent)
+    except BaseException as error:
+        files.remove(target)
+        if isinstance(error, OSError):
+            files.fail("copy into", target, error)
+        raise
+    return size, digest.hexdigest()
+
+
+def require_room(directory: Path, needed: int) -> None:
+    """Raise LocalFault unless `needed` bytes are free in `directory` now: said before a large copy, not in its middle."""
+    try:
+        facts = os.statvfs(directory)
+    except OSError as error:
+        files.fail("look at", directory, error)
+    free = facts.f_bavail * facts.f_frsize
+    if free < needed:
+        raise LocalFault(
+            f"{directory} has {free >> 20} MiB free, and {needed >> 20} MiB are needed", hint="free some space on the disk"
+        )
+
+
+def complete(staging: Path, final: Path) -> None:
+    """Make every file and directory below `staging` durable, then rename it to `final`, which must not exist.
+
+    After a power cut `final` is there whole, or not at all.
+    """
+    if os.path.lexists(final):
+        raise LocalFault(f"cannot put {staging} in place: {final} exists")
+    try:
+        for top, _, names in os.walk(staging, topdown=False, onerror=_raise):
+            for name in names:
+                _sync_file(Path(top) / name)
+            files.sync_directory(Path(top))
+        os.rename(staging, final)
+        files.sync_directory(final.parent)
+    except OSError as error:
+        files.fail("complete", final, error)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def point(link: Path, target: str) -> None:
+    """Make the symbolic link `link` name `target`, atomically: it names the old target or the new one, never nothing.
+
+    LocalFault when something that is no link stands there: it is somebody's file, and is not replaced.
+    """
+    temporary = link.with_name(f".{link.name}.tmp")
+    try:
+        try:
+            there = stat.S_ISLNK(os.lstat(link).st_mode)
+        except FileNotFoundError:
+            there = True
+        if not there:
+            raise LocalFault(f"{link} is not a symbolic link, and is not replaced", hint=f"move {link} away")
+        files.remove(temporary)
+        os.symlink(target, temporary)
+        os.rename(temporary, link)
+        files.sync_directory(link.parent)
+    except OSError as error:
+        files.fail("point the link", link, error)
+
+
+def remove(path: Path) -> None:
+    """Delete a tree, or whatever else stands there, durably; a link itself, never its target; nothing when absent.
+
+    Under a hidden name first: a power cut leaves half a tree only where nobody takes it for a whole one.
+    """
+    gone = path if path.name.startswith(".") else path.with_name(f".{path.name}.gone")
+    try:
+        _delete(gone)
+        if gone != path and os.path.lexists(path):
+            os.rename(path, gone)
+            files.sync_directory(path.parent)
+            _delete(gone)
+    except OSError as error:
+        files.fail("remove", path, error)
+
+
+def _delete(path: Path) -> None:
+    try:
+        facts = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISDIR(facts.st_mode):
+        os.unlink(path)
+    else:
+        try:
+            shutil.rmtree(path)
+        except PermissionError:
+            # Root is never stopped by a mode; with --root somebody's chmod is no reason to keep a tree for ever.
+            _open_up(path)
+            shutil.rmtree(path)
+    files.sync_directory(path.parent)
+
+
+def _open_up(directory: Path) -> None:
+    os.chmod(directory, 0o700)
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _open_up(Path(entry.path))

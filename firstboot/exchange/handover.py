@@ -1,0 +1,128 @@
+"""The hand-over: what the resident agent needs of the sealed identity, in a file that it reads once and unlinks.
+
+`unseal` writes ``/run/byteor-agent/handover.json`` (tmpfs, 0400, the agent's) as root; the agent takes it at its start.
+So no sealing key, no cryptography and no yaml is ever in the resident process: this module imports none of them, nor
+`identity`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+from firstboot.base import files
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.documents import optional_text, text
+from firstboot.base.errors import Corrupt
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+
+VERSION = 1
+HANDOVER_LIMIT = 1 << 16  # bytes; a runtime key and a few ids
+
+_TEXTS = ("api_base_url", "agent_id", "org_id", "project_id", "environment_id", "enrolled_at")
+
+REENROLL = "byteor-firstboot reenroll with a fresh enrollment token gives this host a new key"
+
+# Where an agent's identity came from, as `status` says it.
+SEALED, ENVIRONMENT = "sealed", "environment"
+
+
+EXPIRY_WARNING_S = 14 * 86400.0
+
+
+def key_ends(expires_at: Optional[str], now: float) -> Optional[str]:
+    """One sentence on the runtime key's end, from 14 days before it; None while nobody must act, or without a date."""
+    try:
+        left = from_rfc3339(expires_at or "") - now
+    except (ValueError, OverflowError):
+        return None
+    if left > EXPIRY_WARNING_S:
+        return None
+    return f"the runtime key {'expires' if left > 0 else 'expired'} at {expires_at}"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """The agent's three values (base URL, id, key), its proxy, and what `status` shows; times are RFC 3339.
+
+    What comes from a container's environment knows no enrollment, and of its place what the settings file says.
+    """
+
+    api_base_url: str
+    agent_id: str
+    api_key: Secret
+    proxy: Optional[Secret]
+    org_id: Optional[str]
+    project_id: Optional[str]
+    environment_id: Optional[str]
+    name: Optional[str]
+    enrolled_at: Optional[str]
+    expires_at: Optional[str]
+    scopes: Tuple[str, ...]
+    source: str = SEALED
+
+    def shown(self) -> Dict[str, Any]:
+        """What may be published in `status.json`: everything but the key and the proxy."""
+        names = (*_TEXTS, "name", "expires_at", "source")
+        return {**{name: getattr(self, name) for name in names}, "scopes": list(self.scopes)}
+
+
+def write(layout: Layout, handed: Handover, *, owner: Optional[files.Owner] = None) -> None:
+    """Hand over, replacing what an agent left that never came to read it; `owner` is the agent's (uid, gid).
+
+    The directory is the agent's own, so root follows nothing in it; it is made, 0755, where systemd has not done so.
+    """
+    document = {
+        "v": VERSION,
+        **handed.shown(),
+        "api_key": handed.api_key.reveal(),
+        "proxy": None if handed.proxy is None else handed.proxy.reveal(),
+    }
+    files.make_directory(layout.agent_run, 0o755, owner=owner)
+    data = (json.dumps(document, sort_keys=True) + "\n").encode()
+    files.write_into(layout.agent_run, layout.handover.name, data, mode=0o400, owner=owner)
+
+
+def take(layout: Layout) -> Optional[Handover]:
+    """Return what was handed over and unlink it, None when nothing was; Corrupt (unlinked too) when it is damaged.
+
+    LocalFault, and it stays, when it does not belong to the user who asks, or others could have read it: whoever put it
+    there was not `unseal`.
+    """
+    data = files.read(layout.handover, limit=HANDOVER_LIMIT, private_to=os.geteuid())
+    if data is None:
+        return None
+    try:
+        return _parse(data, layout)
+    finally:
+        # After it was read whole, and also when it is damaged: the next start gets a fresh one.
+        files.remove(layout.handover)
+
+
+def _parse(data: bytes, layout: Layout) -> Handover:
+    try:
+        document = json.loads(data)
+        if document["v"] != VERSION:
+            raise ValueError("another version")
+        if document.get("source", SEALED) != SEALED:
+            raise ValueError("nothing else is handed over")
+        return Handover(
+            **{name: text(document[name]) for name in _TEXTS},
+            name=optional_text(document.get("name")),
+            expires_at=optional_text(document.get("expires_at")),
+            api_key=Secret(text(document["api_key"])),
+            proxy=None if document.get("proxy") is None else Secret(text(document["proxy"])),
+            scopes=tuple(text(scope) for scope in document.get("scopes") or ()),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        # `from None`: a JSON error carries the whole text, and the key is in it.
+        raise Corrupt(
+            f"{layout.handover} is damaged", hint="systemctl restart byteor-agent makes a fresh one"
+        ) from None
+
+
+
+

@@ -1,0 +1,1 @@
+"""The identity that enrollment gave this host, sealed to it."""

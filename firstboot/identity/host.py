@@ -1,0 +1,233 @@
+"""Which host this is, by three facts, and whether a fingerprint taken earlier was of this host.
+
+A fingerprint holds salted hashes only, and is kept in the cleartext header of the sealed identity and in the intent.
+Comparing needs no key: it comes before any key is touched, since `systemd-creds` under a changed machine-id destroys
+the host's secret. `foreign` is the rule of contract section 6, pure:
+
+| machine-id | instance id | product UUID | who wrote the instance id | foreign |
+|------------|-------------|--------------|---------------------------|---------|
+| different  | any         | any          | any                       | yes     |
+| other      | different   | any          | the platform              | yes     |
+| other      | different   | different    | an author or tool         | yes     |
+| other      | other       | any          | any                       | no      |
+
+Absent, on either side, is not evidence; nor is a machine-id that is not committed to the disk, an instance id that
+cloud-init made up for want of one, or a product UUID that a firmware left at its default. Processors, memory, disks and
+addresses change on the same host and are not looked at.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
+
+from firstboot.base import files
+from firstboot.base.errors import LocalFault
+from firstboot.base.layout import Layout
+
+FACT_LIMIT = 4096  # bytes; mountinfo has a limit of its own
+MOUNTINFO = Path("/proc/self/mountinfo")
+MOUNTINFO_LIMIT = 4 << 20
+SALT_BYTES = 16
+DAMAGED = "its fingerprint of a host is damaged"
+
+# The instance id comes from the platform's metadata service or DMI and no other instance gets it. The names are
+# cloud-init's classes without "DataSource" and without the stage ("Local"), in lower case.
+PLATFORMS = frozenset({
+    "akamai", "aliyun", "azure", "cloudcix", "cloudsigma", "cloudstack", "digitalocean", "ec2", "exoscale", "gce",
+    "hetzner", "ibmcloud", "nwcs", "openstack", "oracle", "rbxcloud", "scaleway", "smartos", "upcloud", "vultr",
+})
+# What cloud-init's cloud-id file says where its name is not the class's.
+CLOUD_IDS = {"aws": "ec2"}
+# What cloud-init puts where the datasource gave no instance id (DEFAULT_IID and the like in its sources).
+NO_INSTANCE_IDS = frozenset({
+    "nocloud", "iid-datasource", "iid-datasource-none", "iid-dsconfigdrive", "iid-dsopenstack", "iid-dsopennebula",
+    "iid-dsovf", "iid-vmware-imc", "iid-qemufwcfg",
+})
+# Firmware defaults: all zeros, all ones, and the two that board vendors ship.
+NO_PRODUCT_UUIDS = frozenset(
+    ("0" * 32, "f" * 32, "03000200040005000006000700080009", "00020003000400050006000700080009")
+)
+
+
+class Match(enum.Enum):
+    """One fact then and now; ABSENT when either side lacks it."""
+
+    SAME = "same"
+    DIFFERENT = "different"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What this host says about itself; None for what is absent or not evidence.
+
+    `machine_id` is the file's content even when it is not `committed`: systemd-creds looks at no more than that.
+    """
+
+    machine_id: Optional[str]
+    committed: bool
+    instance_id: Optional[str]
+    datasource: str  # "ec2", "nocloud", … or "unknown"
+    product_uuid: Optional[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`foreign`, and why in words that can follow a colon (empty when it is not)."""
+
+    foreign: bool
+    why: str = ""
+
+
+def host_facts(layout: Layout) -> HostFacts:
+    """Read the facts; a file that cannot be read is an absent fact. With ``--root`` only that tree's files count."""
+    machine_id = _machine_id(layout)
+    return HostFacts(
+        machine_id=machine_id,
+        committed=machine_id is not None and not _laid_over(_real(layout, layout.machine_id)),
+        instance_id=_instance_id(layout),
+        datasource=_datasource(layout),
+        product_uuid=_product_uuid(_text(layout.product_uuid)),
+    )
+
+
+def hostname(layout: Layout) -> str:
+    """The short host name: of the tree under ``--root`` where it has one, else of the running system."""
+    written = None if layout.is_host else _text(layout.path("/etc/hostname", follow=True))
+    return (written or socket.gethostname()).split(".")[0].strip() or "localhost"
+
+
+def fingerprint(facts: HostFacts) -> Dict[str, Any]:
+    """Return what binds a file to this host, for JSON: a fresh salt, hashes of the facts, the datasource's name."""
+    salt = secrets.token_bytes(SALT_BYTES)
+    known = _evidence(facts)
+    hashes = {name: _hashed(salt, name, value) for name, value in known.items() if value is not None}
+    return {"salt": salt.hex(), "datasource": facts.datasource, **hashes}
+
+
+def compare(stored: Mapping[str, Any], facts: HostFacts) -> Verdict:
+    """Was the fingerprint `stored` taken of another host? ValueError when it is not a fingerprint."""
+    salt, datasource = _salt(stored), stored.get("datasource")
+    if not isinstance(datasource, str):
+        raise ValueError(DAMAGED)
+    matches = {
+        name: _match(stored.get(name), value, salt=salt, name=name) for name, value in _evidence(facts).items()
+    }
+    # Ids of two datasources are not comparable: one OpenStack instance has one id as "ec2", another as "openstack".
+    assigned = datasource == facts.datasource and datasource in PLATFORMS
+    return foreign(matches["machine_id"], matches["instance_id"], matches["product_uuid"], platform_assigned=assigned)
+
+
+def foreign(machine_id: Match, instance_id: Match, product_uuid: Match, *, platform_assigned: bool) -> Verdict:
+    """The rule in the module's docstring."""
+    if machine_id is Match.DIFFERENT:
+        return Verdict(True, "the machine-id is not the one that it was sealed for")
+    if instance_id is not Match.DIFFERENT:
+        return Verdict(False)
+    if platform_assigned:
+        return Verdict(True, "the platform gave this instance another id than the one that it was sealed for")
+    if product_uuid is Match.DIFFERENT:
+        return Verdict(True, "instance id and product UUID are not the ones that it was sealed for")
+    return Verdict(False)
+
+
+def same_machine_id(stored: Mapping[str, Any], facts: HostFacts) -> bool:
+    """True only when the machine-id, committed or not, is certainly the one in `stored`; for `sealkey`."""
+    try:
+        then = stored.get("machine_id")
+        return _match(then, facts.machine_id, salt=_salt(stored), name="machine_id") is Match.SAME
+    except ValueError:
+        return False
+
+
+def _evidence(facts: HostFacts) -> Dict[str, Optional[str]]:
+    return {
+        "machine_id": facts.machine_id if facts.committed else None,
+        "instance_id": facts.instance_id,
+        "product_uuid": facts.product_uuid,
+    }
+
+
+def _salt(stored: Mapping[str, Any]) -> bytes:
+    try:
+        return bytes.fromhex(stored["salt"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(DAMAGED) from None
+
+
+def _hashed(salt: bytes, name: str, value: str) -> str:
+    # The name keeps a value that two facts share (Azure: instance id and product UUID) from showing it.
+    return hmac.new(salt, f"{name}\0{value}".encode(), hashlib.sha256).hexdigest()
+
+
+def _match(stored: object, value: Optional[str], *, salt: bytes, name: str) -> Match:
+    if stored is not None and not isinstance(stored, str):
+        raise ValueError(DAMAGED)
+    if stored is None or value is None:
+        return Match.ABSENT
+    same = hmac.compare_digest(stored.encode(), _hashed(salt, name, value).encode())
+    return Match.SAME if same else Match.DIFFERENT
+
+
+def _text(path: Path) -> Optional[str]:
+    try:
+        data = files.read(path, limit=FACT_LIMIT)
+    except LocalFault:
+        return None
+    return (data or b"").decode("utf-8", "replace").strip() or None
+
+
+def _real(layout: Layout, path: Path) -> Path:
+    """Follow the last link too: on the running system it may lead anywhere; under a root the layout has done it."""
+    return Path(os.path.realpath(path)) if layout.is_host else path
+
+
+def _machine_id(layout: Layout) -> Optional[str]:
+    text = _text(_real(layout, layout.machine_id)) or ""
+    return text if re.fullmatch("[0-9a-f]{32}", text) else None  # else empty, "uninitialized" or damaged: machine-id(5)
+
+
+def _laid_over(path: Path) -> bool:
+    """True when the file is a mount of its own from elsewhere: systemd's transient machine-id on a read-only /etc."""
+    try:
+        # Both tests: a bind mount from the same disk stays; overlayfs gives a file another device without a mount.
+        if os.stat(path).st_dev == os.stat(path.parent).st_dev:
+            return False
+        mounts = files.read(MOUNTINFO, limit=MOUNTINFO_LIMIT) or b""
+    except (OSError, LocalFault):
+        return True
+    return any(line.split(b" ")[4:5] == [os.fsencode(path)] for line in mounts.splitlines())
+
+
+def _instance_id(layout: Layout) -> Optional[str]:
+    text = _text(layout.cloud_run / ".instance-id") or _text(layout.cloud / "data" / "instance-id")
+    return None if text is None or text.lower() in NO_INSTANCE_IDS else text
+
+
+def _datasource(layout: Layout) -> str:
+    described = _text(layout.path("/var/lib/cloud/instance/datasource", follow=True)) or ""
+    if described.startswith("DataSource"):
+        name = described.split(":")[0][len("DataSource"):].lower()
+        return re.sub("(local|net)$", "", name) or "unknown"
+    cloud_id = (_text(_real(layout, layout.path("/run/cloud-init/cloud-id", follow=True))) or "unknown").lower()
+    return CLOUD_IDS.get(cloud_id, cloud_id)
+
+
+def _product_uuid(text: Optional[str]) -> Optional[str]:
+    try:
+        value = uuid.UUID(text or "")
+    except ValueError:
+        return None
+    # Kernels and firmware disagree about the byte order of the first three fields: both orders are one host.
+    plain = min(value.hex, uuid.UUID(bytes=value.bytes_le).hex)
+    return None if {value.hex, plain} & NO_PRODUCT_UUIDS else plain
