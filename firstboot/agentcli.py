@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import List, Optional, Tuple
 
 from firstboot.base import log, systemd
 from firstboot.base.errors import ByteorError, Invalid, NotLaunched
 from firstboot.commandline import EXEC, EXIT_CODES, KINDS, UPLOAD, Parser, command, grammar
 
 
-def split(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]:
+def split(argv: list[str]) -> tuple[list[str], list[str] | None]:
     """What is ours, and for `exec` the command after ``--``: argparse must not look at the options of that one."""
     if "--" in argv and "exec" in argv[: argv.index("--")]:
         at = argv.index("--")
@@ -20,7 +19,7 @@ def split(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]:
     return argv, None
 
 
-def parser(words: Optional[List[str]], own: List[str]) -> Parser:
+def parser(words: list[str] | None, own: list[str]) -> Parser:
     """The grammar; `words` is the command of `exec`, `own` what is ours to parse."""
     top, commands = grammar(
         "byteor-agent",
@@ -28,22 +27,60 @@ def parser(words: Optional[List[str]], own: List[str]) -> Parser:
         "byteor-agent status",
     )
     command(commands, "run", _run, "the loops; what byteor-agent.service calls")
-    launch = command(commands, "exec", _exec, "run a command with this host's identity in its environment; root only")
+    launch = command(
+        commands,
+        "exec",
+        _exec,
+        "run a command with this host's identity in its environment; root only",
+    )
     launch.usage = "%(prog)s [-h] [--root DIR] [-v] [--user USER] -- COMMAND [ARGUMENT ...]"
     launch.description, launch.epilog = EXEC, None
     launch.usage_code = NotLaunched.exit_code
-    launch.add_argument("--user", metavar="USER", help="the user (name or id) to run COMMAND as; without it, as the caller")
+    launch.add_argument(
+        "--user",
+        metavar="USER",
+        help="the user (name or id) to run COMMAND as; without it, as the caller",
+    )
     launch.set_defaults(words=words)
-    command(commands, "activate", _activate, "the root activator: judge and activate what the agent brought")
-    command(commands, "status", _status, "loops, last answers, next attempts, problems with hints", json=True)
-    command(commands, "deployments", _deployments, "what was deployed, with verdicts and reasons", json=True)
-    upload = command(commands, "upload", _upload, "hand an artifact to the spool; returns when it is durable")
+    command(
+        commands,
+        "activate",
+        _activate,
+        "the root activator: judge and activate what the agent brought",
+    )
+    command(
+        commands,
+        "status",
+        _status,
+        "loops, last answers, next attempts, problems with hints",
+        json=True,
+    )
+    command(
+        commands,
+        "deployments",
+        _deployments,
+        "what was deployed, with verdicts and reasons",
+        json=True,
+    )
+    upload = command(
+        commands, "upload", _upload, "hand an artifact to the spool; returns when it is durable"
+    )
     upload.description, upload.epilog = UPLOAD, EXIT_CODES
-    upload.add_argument("file", metavar="FILE", type=Path, help="a regular file, or the directory of an incident")
+    upload.add_argument(
+        "file", metavar="FILE", type=Path, help="a regular file, or the directory of an incident"
+    )
     upload.add_argument("--kind", required=True, choices=KINDS)
-    upload.add_argument("--wait", action="store_true", help="stay until the plane has it, or refuses it")
-    retry = command(commands, "retry", _retry, "try a failed deployment or a refused artifact once more")
-    retry.add_argument("id", metavar="ID", help="as `deployments` shows it (with or without its sequence), or `status`")
+    upload.add_argument(
+        "--wait", action="store_true", help="stay until the plane has it, or refuses it"
+    )
+    retry = command(
+        commands, "retry", _retry, "try a failed deployment or a refused artifact once more"
+    )
+    retry.add_argument(
+        "id",
+        metavar="ID",
+        help="as `deployments` shows it (with or without its sequence), or `status`",
+    )
     if "exec" in own:  # what stands before or after it may be what the top parser complains about
         top.usage_code = NotLaunched.exit_code
     return top
@@ -93,7 +130,8 @@ def _retry(arguments: argparse.Namespace) -> int:
     named = again.retry_deployment(arguments.layout, arguments.id)
     if named is None:
         raise Invalid(
-            f"there is no deployment or refused artifact {arguments.id}", hint="byteor-agent deployments; byteor-agent status"
+            f"there is no deployment or refused artifact {arguments.id}",
+            hint="byteor-agent deployments; byteor-agent status",
         )
     log.notice(f"{named} is tried once more")
     if arguments.layout.is_host and systemd.booted():
@@ -109,9 +147,13 @@ def _upload(arguments: argparse.Namespace) -> int:
     from firstboot.commands.upload import upload
     from firstboot.identity import store
 
-    Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))  # known from here on, and so found by its value
+    Secret(
+        os.environ.get("BYTEOR_AGENT_API_KEY", "")
+    )  # known from here on, and so found by its value
     try:
-        store.required(arguments.layout)  # who may open it: the key is then known, and found wherever it stands
+        store.required(
+            arguments.layout
+        )  # who may open it: the key is then known, and found wherever it stands
     except ByteorError:
         pass
     return upload(arguments.layout, arguments.file, kind=arguments.kind, wait=arguments.wait)

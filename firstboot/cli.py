@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, List, Optional, Type
+from typing import TYPE_CHECKING
 
 from firstboot import agentcli
 from firstboot.base import log, systemd
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
-def firstboot_main(argv: Optional[List[str]] = None) -> int:
+def firstboot_main(argv: list[str] | None = None) -> int:
     """Entry point of ``byteor-firstboot``."""
     return _main("byteor-firstboot", _firstboot_parser(), argv)
 
 
-def agent_main(argv: Optional[List[str]] = None) -> int:
+def agent_main(argv: list[str] | None = None) -> int:
     """Entry point of ``byteor-agent``."""
     own, words = agentcli.split(sys.argv[1:] if argv is None else argv)
     return _main("byteor-agent", agentcli.parser(words, own), own)
 
 
-def _main(program: str, parser: argparse.ArgumentParser, argv: Optional[List[str]]) -> int:
+def _main(program: str, parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
     arguments = parser.parse_args(argv)
     log.set_up(program, verbose=arguments.verbose)
     sys.excepthook = _unexpected
@@ -58,9 +58,14 @@ def _main(program: str, parser: argparse.ArgumentParser, argv: Optional[List[str
         return 1
 
 
-def _unexpected(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+def _unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """A bug, in one line and by place alone: the message and the values of a traceback may hold a secret."""
-    places = " < ".join(f"{frame.name} {frame.filename}:{frame.lineno}" for frame in reversed(traceback.extract_tb(trace)))
+    places = " < ".join(
+        f"{frame.name} {frame.filename}:{frame.lineno}"
+        for frame in reversed(traceback.extract_tb(trace))
+    )
     log.error(f"unexpected {kind.__name__} in {places}")
     log.hint("this is a bug of byteor-firstboot: please report this line")
 
@@ -73,29 +78,83 @@ def _firstboot_parser() -> argparse.ArgumentParser:
     )
     run = command(commands, "run", _run, "the whole of first boot; safe any number of times")
     _token_options(run)
-    run.add_argument("--again", action="store_true", help="present a refused token at once, not only in the next boot")
-    again = command(commands, "reenroll", _reenroll, "replace this host's identity with a fresh token")
-    _token_options(again)
-    preflight = command(commands, "preflight", _preflight, "check everything that can be checked without the token", json=True)
-    preflight.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
-    check = command(commands, "check-userdata", _check_userdata, "offline: would this user data enroll a host?", json=True)
-    check.add_argument("file", metavar="FILE|-")
-    erase = command(commands, "erase", _erase, "erase spent tokens wherever they are, verify, write the receipt", json=True)
-    erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
-    verify = command(commands, "verify", _verify, "the install guide's four validation checks", json=True)
-    verify.add_argument(
-        "--operator-token", type=from_stdin, metavar="-", help="read an operator token from stdin for the agent-list check"
+    run.add_argument(
+        "--again",
+        action="store_true",
+        help="present a refused token at once, not only in the next boot",
     )
-    verify.add_argument("--upload-test", action="store_true", help="upload a small diagnostic artifact, for the fourth check")
-    command(commands, "status", _status, "where this host is on the path, and what a human must do", json=True)
-    trust = command(commands, "trust", _trust, "whose signatures count here, and what was refused", json=True)
-    trust.add_argument("--reset", action="store_true", help="start over: from the pinned keys, else from the plane over TLS")
-    command(commands, "unseal", _unseal, "open the identity and hand it to the agent (its unit's pre-start step)")
+    again = command(
+        commands, "reenroll", _reenroll, "replace this host's identity with a fresh token"
+    )
+    _token_options(again)
+    preflight = command(
+        commands,
+        "preflight",
+        _preflight,
+        "check everything that can be checked without the token",
+        json=True,
+    )
+    preflight.add_argument(
+        "--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin"
+    )
+    check = command(
+        commands,
+        "check-userdata",
+        _check_userdata,
+        "offline: would this user data enroll a host?",
+        json=True,
+    )
+    check.add_argument("file", metavar="FILE|-")
+    erase = command(
+        commands,
+        "erase",
+        _erase,
+        "erase spent tokens wherever they are, verify, write the receipt",
+        json=True,
+    )
+    erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
+    verify = command(
+        commands, "verify", _verify, "the install guide's four validation checks", json=True
+    )
+    verify.add_argument(
+        "--operator-token",
+        type=from_stdin,
+        metavar="-",
+        help="read an operator token from stdin for the agent-list check",
+    )
+    verify.add_argument(
+        "--upload-test",
+        action="store_true",
+        help="upload a small diagnostic artifact, for the fourth check",
+    )
+    command(
+        commands,
+        "status",
+        _status,
+        "where this host is on the path, and what a human must do",
+        json=True,
+    )
+    trust = command(
+        commands, "trust", _trust, "whose signatures count here, and what was refused", json=True
+    )
+    trust.add_argument(
+        "--reset",
+        action="store_true",
+        help="start over: from the pinned keys, else from the plane over TLS",
+    )
+    command(
+        commands,
+        "unseal",
+        _unseal,
+        "open the identity and hand it to the agent (its unit's pre-start step)",
+    )
     return parser
 
 
 def _token_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin")
+    parser.add_argument(
+        "--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin"
+    )
     parser.add_argument(
         "--give-up-after",
         type=seconds,
@@ -130,7 +189,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def _reenroll(arguments: argparse.Namespace) -> int:
     from firstboot.provision.run import Options, run
 
-    return run(arguments.layout, _inputs(arguments), Options(reenroll=True, give_up_after=arguments.give_up_after))
+    return run(
+        arguments.layout,
+        _inputs(arguments),
+        Options(reenroll=True, give_up_after=arguments.give_up_after),
+    )
 
 
 def _preflight(arguments: argparse.Namespace) -> int:
@@ -143,7 +206,9 @@ def _check_userdata(arguments: argparse.Namespace) -> int:
     from firstboot.commands.rehearse import check_userdata
 
     try:
-        data = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+        data = (
+            sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+        )
     except OSError as error:
         raise Invalid(f"cannot read {arguments.file}: {error.strerror}") from error
     return check_userdata(data, as_json=arguments.json)
@@ -152,7 +217,9 @@ def _check_userdata(arguments: argparse.Namespace) -> int:
 def _erase(arguments: argparse.Namespace) -> int:
     from firstboot.provision.cleanup import erase_again
 
-    return erase_again(arguments.layout, _inputs(arguments), refused=arguments.refused, as_json=arguments.json)
+    return erase_again(
+        arguments.layout, _inputs(arguments), refused=arguments.refused, as_json=arguments.json
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -165,7 +232,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         return upload_test(arguments.layout)
 
     token = Secret(sys.stdin.read(8192).strip()) if arguments.operator_token else None
-    return verify(arguments.layout, Asked(token, arguments.upload_test, upload), as_json=arguments.json)
+    return verify(
+        arguments.layout, Asked(token, arguments.upload_test, upload), as_json=arguments.json
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -46,7 +46,9 @@ class Parser(argparse.ArgumentParser):
         sys.exit(self.usage_code)
 
 
-def grammar(program: str, description: str, example: str) -> tuple[Parser, argparse._SubParsersAction[Parser]]:
+def grammar(
+    program: str, description: str, example: str
+) -> tuple[Parser, argparse._SubParsersAction[Parser]]:
     parser = Parser(
         prog=program,
         description=description,
@@ -56,11 +58,18 @@ def grammar(program: str, description: str, example: str) -> tuple[Parser, argpa
     )
     common(parser, top=True)
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
-    return parser, parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    return parser, parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
 
 
 def command(
-    commands: argparse._SubParsersAction[Parser], name: str, handler: Handler, text: str, *, json: bool = False
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    handler: Handler,
+    text: str,
+    *,
+    json: bool = False,
 ) -> Parser:
     parser = commands.add_parser(
         name,
@@ -98,7 +107,9 @@ def common(parser: argparse.ArgumentParser, *, top: bool) -> None:
         metavar="FILE",
         help="read FILE in place of /etc/byteor/firstboot.yaml",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", default=default(False), help="say more on stderr")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", default=default(False), help="say more on stderr"
+    )
 
 
 def root(text: str) -> Layout:
@@ -110,7 +121,9 @@ def root(text: str) -> Layout:
 
 def from_stdin(text: str) -> str:
     if text != "-":  # argparse's own message would quote the secret
-        raise argparse.ArgumentTypeError("a token is never an argument: give - and the token on stdin")
+        raise argparse.ArgumentTypeError(
+            "a token is never an argument: give - and the token on stdin"
+        )
     return text
 
 

@@ -1,8 +1,9 @@
 """The demo: one host's first boot against the reference control plane, told as it happens.
 
-Without root it works on a scratch tree that looks as cloud-init leaves a host after its config stage; with ``--boot``
-a real Debian guest boots with the same user data. Everything that it started is stopped at its end; ``--keep`` leaves
-plane and agent running until Ctrl-C, with the commands to play with.
+Without root it works on a scratch tree that looks as cloud-init leaves a host after its config
+stage; with ``--boot`` a real Debian guest boots with the same user data. Everything that it started
+is stopped at its end; ``--keep`` leaves plane and agent running until Ctrl-C, with the commands to
+play with.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable
 
 TOP = Path(__file__).resolve().parents[1]
-sys.path.append(str(TOP))  # after site-packages: firstboot is the installed wheel, tests this checkout
+sys.path.append(
+    str(TOP)
+)  # after site-packages: firstboot is the installed wheel, tests this checkout
 
 from tests.boot.scan import canary, scan_tree  # noqa: E402
 from tests.controlplane import ControlPlane  # noqa: E402
@@ -77,10 +81,16 @@ class DemoFailed(Exception):
     """A step did not do what it should; the demo ends with exit code 1."""
 
 
-def command(story: Story, arguments: List[str], *, stdin: str = "", shown: Optional[str] = None) -> str:
-    """Run one of the two commands as a user would, show it with what it says, and insist on exit code 0."""
+def command(
+    story: Story, arguments: list[str], *, stdin: str = "", shown: str | None = None
+) -> str:
+    """Run one of the two commands as a user would, show it with what it says, and insist on exit
+    code 0.
+    """
     story.say(paint("36", f"$ {shown or ' '.join(arguments)}"))
-    done = subprocess.run([str(BIN / arguments[0]), *arguments[1:]], input=stdin, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(BIN / arguments[0]), *arguments[1:]], input=stdin, capture_output=True, text=True
+    )
     for line in (done.stdout + done.stderr).splitlines():
         story.say(line)
     if done.returncode:
@@ -102,14 +112,17 @@ def compose(plane: ControlPlane, token: str) -> str:
 
 
 def make_root(root: Path, user_data: str) -> None:
-    """Lay out what cloud-init leaves behind: the copies of leak-map's section 2 for the recommended form."""
+    """Lay out what cloud-init leaves behind: the copies of leak-map's section 2 for the recommended
+    form.
+    """
     instance = root / "var/lib/cloud/instances/iid-demo"
     seed = root / "var/lib/cloud/seed/nocloud"
     for directory in (instance / "scripts", seed, root / "etc", root / "run"):
         directory.mkdir(parents=True)
     (root / "etc/machine-id").write_text(secrets.token_hex(16) + "\n")
     (root / "etc/hostname").write_text("edge-node-01\n")
-    # The image's defaults: how a deployment is judged. A real host has byteor-runtime.service, and needs nothing here.
+    # The image's defaults: how a deployment is judged. A real host has byteor-runtime.service, and
+    # needs nothing here.
     check = f"grep -q healthy {root}/var/lib/byteor/current/spec.kv"
     (root / "etc/byteor").mkdir()
     (root / "etc/byteor/firstboot.yaml").write_text(
@@ -121,16 +134,22 @@ def make_root(root: Path, user_data: str) -> None:
     for name in ("user-data.txt", "user-data.txt.i"):
         (instance / name).write_text(user_data)
         (instance / name).chmod(0o600)
-    (instance / "obj.pkl").write_bytes(pickle.dumps({"userdata_raw": user_data.encode(), "dsmode": "net"}))
+    (instance / "obj.pkl").write_bytes(
+        pickle.dumps({"userdata_raw": user_data.encode(), "dsmode": "net"})
+    )
     (instance / "obj.pkl").chmod(0o400)
-    (instance / "datasource").write_text("DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud]\n")
+    (instance / "datasource").write_text(
+        "DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud]\n"
+    )
 
 
 def show_places(story: Story, root: Path, token: str) -> int:
     hits = scan_tree(root, token)
     for hit in hits:
         story.say(f"{paint('31', 'token')}  {hit}")
-    story.say(paint("32", "the token is nowhere under the root") if not hits else f"{len(hits)} copies")
+    story.say(
+        paint("32", "the token is nowhere under the root") if not hits else f"{len(hits)} copies"
+    )
     return len(hits)
 
 
@@ -151,7 +170,7 @@ def wait_for(look: Callable[[], Any], what: str) -> Any:
     raise DemoFailed(f"{what} did not come within {WAIT_LIMIT_S} s")
 
 
-def first_beat(plane: ControlPlane) -> Dict[str, Any]:
+def first_beat(plane: ControlPlane) -> dict[str, Any]:
     def beating() -> Any:
         return [agent for agent in plane.agents() if agent["last_heartbeat_at"]]
 
@@ -172,8 +191,19 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     story.step("A one-time enrollment token, and user data that carries it in a comment block")
     token = plane.mint(text=f"bet_{canary()}")
     user_data = compose(plane, token)
-    story.say("\n".join(line[:76] for line in user_data.replace(token, token[:8] + "…").splitlines() if "#    " not in line))
-    command(story, ["byteor-firstboot", "check-userdata", "-"], stdin=user_data, shown="byteor-firstboot check-userdata -")
+    story.say(
+        "\n".join(
+            line[:76]
+            for line in user_data.replace(token, token[:8] + "…").splitlines()
+            if "#    " not in line
+        )
+    )
+    command(
+        story,
+        ["byteor-firstboot", "check-userdata", "-"],
+        stdin=user_data,
+        shown="byteor-firstboot check-userdata -",
+    )
     story.took()
 
     story.step("A host whose cloud-init has stored that user data: the token's places before")
@@ -182,7 +212,11 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
         raise DemoFailed("the scan finds nothing where the token was put")
 
     story.step("First boot: enroll, seal, read back, erase, hand off")
-    command(story, ["byteor-firstboot", "run", "--root", str(root)], shown="byteor-firstboot run --root ROOT")
+    command(
+        story,
+        ["byteor-firstboot", "run", "--root", str(root)],
+        shown="byteor-firstboot run --root ROOT",
+    )
     story.took()
 
     story.step("What is now where")
@@ -204,15 +238,25 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
         linger(story, plane, root, scratch)
 
 
-def run_agent(story: Story, stack: ExitStack, plane: ControlPlane, scratch: Path) -> subprocess.Popen[bytes]:
+def run_agent(
+    story: Story, stack: ExitStack, plane: ControlPlane, scratch: Path
+) -> subprocess.Popen[bytes]:
     root = scratch / "root"
     story.step("The agent: its own runtime key, nothing else")
     agent_log = stack.enter_context((scratch / "agent.log").open("w"))
-    agent = subprocess.Popen([str(BIN / "byteor-agent"), "run", "--root", str(root)], stderr=agent_log)
+    agent = subprocess.Popen(
+        [str(BIN / "byteor-agent"), "run", "--root", str(root)], stderr=agent_log
+    )
     stack.callback(stop, agent)
     beat = first_beat(plane)
-    story.say(f"agent {beat['agent_id']} ({beat['name']}), heartbeats accepted: {beat['heartbeats']}")
-    command(story, ["byteor-agent", "status", "--root", str(root)], shown="byteor-agent status --root ROOT")
+    story.say(
+        f"agent {beat['agent_id']} ({beat['name']}), heartbeats accepted: {beat['heartbeats']}"
+    )
+    command(
+        story,
+        ["byteor-agent", "status", "--root", str(root)],
+        shown="byteor-agent status --root ROOT",
+    )
     story.took()
 
     story.step("The install guide's four validation checks")
@@ -234,11 +278,17 @@ def deploy(story: Story, plane: ControlPlane, root: Path, agent: subprocess.Pope
     story.took()
 
     story.step("One that is not healthy: the previous one is put back, and the plane is told")
-    story.say("(the plane's hints make an agent look once a minute at the most: a signal hurries this one up)")
+    story.say(
+        "(the plane's hints make an agent look once a minute at the most: a signal hurries this one up)"
+    )
     bad = plane.deploy({"spec.kv": b"name = edge\nstate = broken\n"})
     agent.send_signal(signal.SIGUSR1)
     wait_for(lambda: told(plane, bad, "rolled_back"), "the report of the way back")
-    command(story, ["byteor-agent", "deployments", "--root", str(root)], shown="byteor-agent deployments --root ROOT")
+    command(
+        story,
+        ["byteor-agent", "deployments", "--root", str(root)],
+        shown="byteor-agent deployments --root ROOT",
+    )
     story.took()
 
     story.step("One that somebody else signed: refused, and nothing changes")
@@ -256,17 +306,26 @@ def told(plane: ControlPlane, deployment: Mapping[str, Any], status: str) -> boo
 
 def verdicts(root: Path) -> str:
     done = subprocess.run(
-        [str(BIN / "byteor-agent"), "deployments", "--json", "--root", str(root)], capture_output=True, text=True, check=True
+        [str(BIN / "byteor-agent"), "deployments", "--json", "--root", str(root)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 
 
 def upload(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None:
-    story.step("An artifact: into the spool, durable, then to the plane, without the credentials that stood in it")
+    story.step(
+        "An artifact: into the spool, durable, then to the plane, without the credentials that stood in it"
+    )
     report = scratch / "report.txt"
     report.write_text("what happened at 03:00\npassword=hunter2-hunter2\n")
     words = ["upload", str(report), "--kind", "diagnostic", "--wait", "--root", str(root)]
-    command(story, ["byteor-agent", *words], shown="byteor-agent upload report.txt --kind diagnostic --wait --root ROOT")
+    command(
+        story,
+        ["byteor-agent", *words],
+        shown="byteor-agent upload report.txt --kind diagnostic --wait --root ROOT",
+    )
     for artifact in plane.artifacts():
         story.say(f"the plane has {artifact['kind']}, {artifact['size']} bytes")
     story.took()
@@ -275,10 +334,16 @@ def upload(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None
 def run_again(story: Story, plane: ControlPlane, root: Path) -> None:
     story.step("A second run: nothing to do, and no request with the token")
     before = len(plane.requests())
-    command(story, ["byteor-firstboot", "run", "--root", str(root)], shown="byteor-firstboot run --root ROOT")
+    command(
+        story,
+        ["byteor-firstboot", "run", "--root", str(root)],
+        shown="byteor-firstboot run --root ROOT",
+    )
     posts = [r for r in plane.requests()[before:] if r["path"].endswith("/agents")]
     violations = plane.violations()
-    story.say(f"enrollment requests: {len(posts)}; violations that the plane recorded: {len(violations)}")
+    story.say(
+        f"enrollment requests: {len(posts)}; violations that the plane recorded: {len(violations)}"
+    )
     if posts or violations:
         raise DemoFailed("the plane recorded what should not have happened")
 
@@ -304,7 +369,9 @@ def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None
 
 
 def boot(story: Story) -> None:
-    """The same on a real Debian guest: systemd, cloud-init, our package, and nobody at the keyboard."""
+    """The same on a real Debian guest: systemd, cloud-init, our package, and nobody at the
+    keyboard.
+    """
     from tests.boot.guest import GuestError
     from tests.boot.host import CannotBoot
     from tests.boot.rehearsal import RehearsalFailed, rehearse
@@ -322,11 +389,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./image-build/demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", action="store_true", help="leave plane and agent running until Ctrl-C")
-    parser.add_argument("--boot", action="store_true", help="the same on a real Debian guest (root)")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave plane and agent running until Ctrl-C"
+    )
+    parser.add_argument(
+        "--boot", action="store_true", help="the same on a real Debian guest (root)"
+    )
     arguments = parser.parse_args()
     story = Story()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, stops what was started
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that it, too, stops what was started
     try:
         with ExitStack() as stack:
             if arguments.boot:

@@ -1,4 +1,6 @@
-"""What every test gets: the installed package before the checkout, and the reference control plane."""
+"""What every test gets: the installed package before the checkout, and the reference control
+plane.
+"""
 
 from __future__ import annotations
 

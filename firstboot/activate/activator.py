@@ -19,10 +19,10 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator, Optional, Union
 
 from firstboot.activate import again, directories, journal, keyring, replay, switch, unpack
 from firstboot.activate.admission import Deployment, Untimely, admit, approve, wanted
@@ -48,7 +48,11 @@ SIGNING_KEYS = "signing_keys.json"
 
 def run(layout: Layout, settings: Settings) -> int:
     """What ``byteor-agent activate`` does; 0 also for what is refused, LocalFault when this host cannot do its part."""
-    for directory, mode in ((layout.activation, 0o755), (layout.outcomes, 0o750), (layout.deployments, 0o755)):
+    for directory, mode in (
+        (layout.activation, 0o755),
+        (layout.outcomes, 0o750),
+        (layout.deployments, 0o755),
+    ):
         files.make_directory(directory, mode)
     with locked(layout):
         Activator(layout, settings, Clock()).work()
@@ -73,7 +77,9 @@ class Activator:
 
     def work(self) -> None:
         """Go on until nothing is left to do."""
-        switching = switch.Switch(self.layout, Runtime.configured(self.layout, self.settings.activation), self.clock)
+        switching = switch.Switch(
+            self.layout, Runtime.configured(self.layout, self.settings.activation), self.clock
+        )
         self._clear()  # what a kill left
         for _ in range(AT_ONCE):
             begun, retried = journal.load(self.layout), again.asked(self.layout)
@@ -84,20 +90,29 @@ class Activator:
                 continue
             with Inbox(self.layout) as inbox:
                 request = inbox.request()
-                if request.request in (None, verdicts.load(self.layout).request) and retried is None:
+                if (
+                    request.request in (None, verdicts.load(self.layout).request)
+                    and retried is None
+                ):
                     break
                 self._answer(inbox, request, retried)
-            if retried is not None and again.asked(self.layout) == retried and journal.load(self.layout) is None:
+            if (
+                retried is not None
+                and again.asked(self.layout) == retried
+                and journal.load(self.layout) is None
+            ):
                 break  # it waits, for a clock or a bundle: that is the agent's to bring
         outcomes.prune(self.layout)
         if not (self.layout.is_host and systemd.booted()):
             link_spec(self.layout)
 
-    def _answer(self, inbox: Inbox, request: Request, retried: Optional[str]) -> None:
+    def _answer(self, inbox: Inbox, request: Request, retried: str | None) -> None:
         """One request: key sets first, since the envelope may be signed by a new one."""
         place = keyring.place_of(self.settings)
         known = replace(verdicts.load(self.layout), request=request.request, wanted=None)
-        if directories.named(self.layout) != known.directory:  # somebody moved the link: say what is true
+        if (
+            directories.named(self.layout) != known.directory
+        ):  # somebody moved the link: say what is true
             known = replace(known, current=directories.in_force(self.layout, state="active"))
         now = self._trusted_now(request)
         raw = offered = None
@@ -115,25 +130,50 @@ class Activator:
         known = replace(known, envelope_sha256=digest)
         decided, highest = known.of_envelope(digest), replay.load(self.layout, place)
         payload = decided.payload_sha256 if decided is not None else None
-        if payload is not None and highest is not None and payload == highest.payload_sha256 and payload != retried:
+        if (
+            payload is not None
+            and highest is not None
+            and payload == highest.payload_sha256
+            and payload != retried
+        ):
             # The newest, dealt with when it was new: later ends of keys and times take nothing back.
             verdicts.save(self.layout, known)
             again.forget(self.layout)
             return
         ring = keyring.current(self.layout, self.settings)
-        blank = verdicts.Row(verdict=verdicts.REFUSED, at=self._now(), envelope_sha256=digest, keys_version=ring.version)
+        blank = verdicts.Row(
+            verdict=verdicts.REFUSED,
+            at=self._now(),
+            envelope_sha256=digest,
+            keys_version=ring.version,
+        )
         try:
             deployment = admit(raw, ring=ring, place=place, highest=highest, now=now)
         except (Untimely, Untrusted) as error:
-            verdicts.save(self.layout, self._not_admitted(known, error, blank=blank, retried=retried))
+            verdicts.save(
+                self.layout, self._not_admitted(known, error, blank=blank, retried=retried)
+            )
             if isinstance(error, Untrusted):
                 again.forget(self.layout)
             return
         replay.raise_to(self.layout, place, deployment)
-        self._admitted(inbox, known, deployment, blank=_of(blank, deployment), ring=ring, now=now, retried=retried)
+        self._admitted(
+            inbox,
+            known,
+            deployment,
+            blank=_of(blank, deployment),
+            ring=ring,
+            now=now,
+            retried=retried,
+        )
 
     def _not_admitted(
-        self, known: verdicts.Record, error: Union[Untimely, Untrusted], *, blank: verdicts.Row, retried: Optional[str]
+        self,
+        known: verdicts.Record,
+        error: Untimely | Untrusted,
+        *,
+        blank: verdicts.Row,
+        retried: str | None,
     ) -> verdicts.Record:
         deployment, code = getattr(error, "deployment", None), getattr(error, "code", CLOCK)
         if deployment is not None:
@@ -144,7 +184,9 @@ class Activator:
             # Without the payload's hash: nothing was tried that would have to be remembered.
             blank = replace(_of(blank, deployment), payload_sha256=None)
         if code == CLOCK:
-            return known.with_row(replace(blank, verdict=verdicts.WAITING, code=code, reason=str(error)))
+            return known.with_row(
+                replace(blank, verdict=verdicts.WAITING, code=code, reason=str(error))
+            )
         log.warning(f"a deployment is refused: {code}: {error}")
         return known.with_row(replace(blank, code=code, reason=str(error)))
 
@@ -156,8 +198,8 @@ class Activator:
         *,
         blank: verdicts.Row,
         ring: Ring,
-        now: Optional[float],
-        retried: Optional[str],
+        now: float | None,
+        retried: str | None,
     ) -> None:
         """The plane means this for us, now: bring it into force, unless that was done or tried."""
         before = known.of_payload(deployment.payload_sha256)
@@ -167,7 +209,9 @@ class Activator:
             return
         if os.path.lexists(self.layout.current) and not self.layout.current.is_symlink():
             here = self.layout.shown(self.layout.current)
-            raise LocalFault(f"{here} is not a symbolic link, and is not replaced", hint=f"move {here} away")
+            raise LocalFault(
+                f"{here} is not a symbolic link, and is not replaced", hint=f"move {here} away"
+            )
         name = directories.chosen(self.layout, deployment, previous=known.previous)
         made = directories.read(self.layout, name)
         try:
@@ -179,7 +223,9 @@ class Activator:
         except Untrusted as error:
             log.warning(f"deployment {name} is refused: {error.code}: {error}")
             self._tell(deployment, error)
-            verdicts.save(self.layout, known.with_row(replace(blank, code=error.code, reason=str(error))))
+            verdicts.save(
+                self.layout, known.with_row(replace(blank, code=error.code, reason=str(error)))
+            )
             again.forget(self.layout)
             return
         # What was healthy last, if this one is in force already: a run that lost its journal put it there.
@@ -194,7 +240,9 @@ class Activator:
         verdicts.save(self.layout, known)
         again.forget(self.layout)
 
-    def _unpacked(self, inbox: Inbox, deployment: Deployment, *, name: str, ring: Ring, now: Optional[float]) -> bool:
+    def _unpacked(
+        self, inbox: Inbox, deployment: Deployment, *, name: str, ring: Ring, now: float | None
+    ) -> bool:
         """Make the complete directory of a deployment; False when its bundle is not in the inbox, Untrusted if it is wrong."""
         copied, staging = self._copy, self._staging
         final = self.layout.deployments / name
@@ -206,7 +254,9 @@ class Activator:
                 trees.require_room(self.layout.activation, deployment.bundle_size)
                 size, digest = trees.copy(source, copied, limit=deployment.bundle_size + 1)
             if size != deployment.bundle_size:
-                raise Untrusted("bundle_size", f"the bundle has {size} bytes, not {deployment.bundle_size}")
+                raise Untrusted(
+                    "bundle_size", f"the bundle has {size} bytes, not {deployment.bundle_size}"
+                )
             if digest != deployment.bundle_sha256:
                 raise Untrusted("bundle_digest", "the bundle is not the one that was signed")
             trees.remove(staging)
@@ -235,7 +285,9 @@ class Activator:
         files.remove(self._copy)
         trees.remove(self._staging)
 
-    def _approved(self, directory: Path, deployment: Deployment, *, ring: Ring, now: Optional[float]) -> None:
+    def _approved(
+        self, directory: Path, deployment: Deployment, *, ring: Ring, now: float | None
+    ) -> None:
         approval = unpack.read_member(directory, "approval.cred", limit=APPROVAL_LIMIT)
         approve(approval, deployment, ring=ring, now=now)
 
@@ -249,7 +301,7 @@ class Activator:
         )  # fmt: skip
         outcomes.put(self.layout, deployment.deployment_id, body)
 
-    def _trusted_now(self, request: Request) -> Optional[float]:
+    def _trusted_now(self, request: Request) -> float | None:
         """The time if this host's clock is to be believed (contract 3), else None.
 
         The agent's word counts, if it was given since this host booted: it can only lie about a clock that is wrong, and
@@ -284,5 +336,7 @@ def link_spec(layout: Layout) -> None:
         if not os.path.lexists(path):
             files.make_directory(path.parent, 0o755)
             trees.point(path, "/var/lib/byteor/current/spec.kv")
-    except LocalFault as error:  # a container's /etc may be read-only; what is deployed is in force all the same
+    except (
+        LocalFault
+    ) as error:  # a container's /etc may be read-only; what is deployed is in force all the same
         log.warning(str(error))

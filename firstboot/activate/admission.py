@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional
+from typing import Any
 
 from firstboot.activate import signatures
 from firstboot.activate.chain import Place as Place
@@ -46,7 +47,7 @@ class Deployment:
     bundle_sha256: str
     bundle_size: int
     issued_at: str
-    expires_at: Optional[str]
+    expires_at: str | None
     payload_sha256: str
 
     @property
@@ -79,12 +80,15 @@ class Untimely(ByteorError):
     """Everything is in order but the clock, which nothing vouches for: the deployment waits."""
 
     def __init__(self, deployment: Deployment) -> None:
-        super().__init__("the clock of this host is not trusted yet: the deployment waits", hint="timedatectl status")
+        super().__init__(
+            "the clock of this host is not trusted yet: the deployment waits",
+            hint="timedatectl status",
+        )
         self.deployment = deployment
 
 
 def admit(
-    raw_envelope: bytes, *, ring: Ring, place: Place, highest: Optional[Highest], now: Optional[float]
+    raw_envelope: bytes, *, ring: Ring, place: Place, highest: Highest | None, now: float | None
 ) -> Deployment:
     """Return the deployment, or raise Untrusted with its code, or Untimely. `now`: seconds, None without a trusted clock.
 
@@ -105,18 +109,26 @@ def admit(
     if found.expires_at is not None and from_rfc3339(found.expires_at) <= now:
         raise Inadmissible("expired", f"the deployment expired at {found.expires_at}", found)
     if from_rfc3339(found.issued_at) > now + AHEAD_S:
-        raise Inadmissible("not_yet_valid", f"the deployment is issued in the future, at {found.issued_at}", found)
+        raise Inadmissible(
+            "not_yet_valid", f"the deployment is issued in the future, at {found.issued_at}", found
+        )
     return found
 
 
-def _in_order(found: Deployment, highest: Optional[Highest]) -> None:
+def _in_order(found: Deployment, highest: Highest | None) -> None:
     if highest is None or found.sequence > highest.sequence:
         return
     if found.sequence < highest.sequence:
         why = f"sequence {found.sequence} comes after {highest.sequence}"
-        raise Inadmissible("rolled_back_sequence", f"an older deployment is offered again: {why}", found)
+        raise Inadmissible(
+            "rolled_back_sequence", f"an older deployment is offered again: {why}", found
+        )
     if found.payload_sha256 != highest.payload_sha256:
-        raise Inadmissible("equivocation", f"another deployment under sequence {found.sequence}, which is taken", found)
+        raise Inadmissible(
+            "equivocation",
+            f"another deployment under sequence {found.sequence}, which is taken",
+            found,
+        )
 
 
 def _parse(payload: bytes) -> Deployment:
@@ -126,7 +138,9 @@ def _parse(payload: bytes) -> Deployment:
         if not isinstance(value, dict):
             raise ValueError("it is not a mapping")
         if type(value.get("v")) is not int or value["v"] != VERSION:
-            raise Untrusted("unsupported_version", "the deployment is of a version that this host does not know")
+            raise Untrusted(
+                "unsupported_version", "the deployment is of a version that this host does not know"
+            )
         return _deployment(value, hashlib.sha256(payload).hexdigest())
     except ValueError as error:
         raise Untrusted("malformed", f"the deployment is malformed: {error}") from None
@@ -158,7 +172,9 @@ def _deployment(value: Mapping[str, Any], payload_sha256: str) -> Deployment:
         bundle_sha256=text(bundle, "sha256", _SHA256),
         bundle_size=size,
         issued_at=_date(value.get("issued_at"), "issued_at"),
-        expires_at=None if value.get("expires_at") is None else _date(value["expires_at"], "expires_at"),
+        expires_at=None
+        if value.get("expires_at") is None
+        else _date(value["expires_at"], "expires_at"),
         payload_sha256=payload_sha256,
     )
 
@@ -168,7 +184,9 @@ def _date(value: Any, name: str) -> str:
     return str(value)
 
 
-def approve(raw_approval: Optional[bytes], deployment: Deployment, *, ring: Ring, now: Optional[float]) -> None:
+def approve(
+    raw_approval: bytes | None, deployment: Deployment, *, ring: Ring, now: float | None
+) -> None:
     """Untrusted approval_* unless the bytes of ``approval.cred`` approve this deployment; needed in staging and prod.
 
     In dev none is needed, and one that is there is not looked at. Without a trusted clock: Untimely.
@@ -176,7 +194,9 @@ def approve(raw_approval: Optional[bytes], deployment: Deployment, *, ring: Ring
     if deployment.environment_posture not in NEEDS_APPROVAL:
         return
     if raw_approval is None:
-        why = f"a deployment to {deployment.environment_posture} needs an approval.cred in its bundle"
+        why = (
+            f"a deployment to {deployment.environment_posture} needs an approval.cred in its bundle"
+        )
         raise Inadmissible("approval_missing", why, deployment)
     try:
         found = signatures.read_approval(raw_approval, ring.for_approvals())
@@ -186,16 +206,20 @@ def approve(raw_approval: Optional[bytes], deployment: Deployment, *, ring: Ring
         raise Inadmissible("approval_spec_hash", "the approval is for another spec.kv", deployment)
     place = Place(found.org_id, found.project_id, found.environment_id)
     if place != deployment.place or found.environment_posture != deployment.environment_posture:
-        raise Inadmissible("approval_environment", "the approval is for another environment or posture", deployment)
+        raise Inadmissible(
+            "approval_environment", "the approval is for another environment or posture", deployment
+        )
     if now is None:
         raise Untimely(deployment)
     if found.expires_at <= now:
         raise Inadmissible("approval_expired", "the approval has expired", deployment)
     if CAPABILITY not in found.capabilities:
-        raise Inadmissible("approval_capability", f"the approval does not cover {CAPABILITY}", deployment)
+        raise Inadmissible(
+            "approval_capability", f"the approval does not cover {CAPABILITY}", deployment
+        )
 
 
-def wanted(deployment: Deployment) -> Dict[str, Any]:
+def wanted(deployment: Deployment) -> dict[str, Any]:
     """What tells the agent to bring this deployment's bundle."""
     return {
         "deployment_id": deployment.deployment_id,

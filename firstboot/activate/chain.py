@@ -17,8 +17,9 @@ host, can bring keys of their own. Without pins that price is paid once, for the
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from firstboot.activate import signatures
 from firstboot.activate.signatures import RETIRED, Envelope, Key, KeySet
@@ -42,9 +43,13 @@ class Place:
     environment_id: str
 
     @classmethod
-    def of(cls, settings: Settings) -> Optional[Place]:
+    def of(cls, settings: Settings) -> Place | None:
         """The place that the settings name, None when they do not."""
-        if settings.org_id is None or settings.project_id is None or settings.environment_id is None:
+        if (
+            settings.org_id is None
+            or settings.project_id is None
+            or settings.environment_id is None
+        ):
             return None
         return cls(settings.org_id, settings.project_id, settings.environment_id)
 
@@ -65,18 +70,20 @@ class Ring:
     place: Place
     source: str
     version: int = 0
-    envelope: Optional[Mapping[str, Any]] = None  # of the newest set, as received
+    envelope: Mapping[str, Any] | None = None  # of the newest set, as received
     # The newest set's, then those of earlier sets (and pins) that it no longer lists, as retired.
-    keys: Tuple[Key, ...] = ()
-    pins: Tuple[Key, ...] = ()
-    refused: Optional[Refusal] = None
-    floor: int = 0  # while there is no envelope: the version that was in force before the pins changed
+    keys: tuple[Key, ...] = ()
+    pins: tuple[Key, ...] = ()
+    refused: Refusal | None = None
+    floor: int = (
+        0  # while there is no envelope: the version that was in force before the pins changed
+    )
 
-    def for_deployments(self, now: Optional[float]) -> Tuple[Key, ...]:
+    def for_deployments(self, now: float | None) -> tuple[Key, ...]:
         """The keys that may sign something new; without a trusted clock their ends are not judged."""
         return tuple(key for key in self.keys if key.signs(now))
 
-    def for_approvals(self) -> Tuple[Key, ...]:
+    def for_approvals(self) -> tuple[Key, ...]:
         """A retired key still verifies an approval, until that approval's own expiry."""
         return self.keys
 
@@ -96,7 +103,7 @@ class Ring:
         return self.envelope.get("payload") if self.envelope is not None else None
 
 
-def pins_of(settings: Settings) -> Tuple[Key, ...]:
+def pins_of(settings: Settings) -> tuple[Key, ...]:
     """The keys that the operator pinned; Invalid when one of them cannot be a key."""
     try:
         pins = tuple(_pin(entry) for entry in settings.signing_keys)
@@ -135,7 +142,11 @@ def lost(settings: Settings, place: Place, *, at: str) -> Ring:
     start = anchor(settings, place, at=at)
     if start.source != TLS:
         return start
-    return Ring(place, CLOSED, refused=Refusal("damaged", "the key ring was lost: no signature counts until a reset", at))
+    return Ring(
+        place,
+        CLOSED,
+        refused=Refusal("damaged", "the key ring was lost: no signature counts until a reset", at),
+    )
 
 
 def same_pins(ours: Sequence[Key], theirs: Sequence[Key]) -> bool:
@@ -162,12 +173,17 @@ def repinned(former: Ring, settings: Settings, place: Place, *, at: str) -> Ring
         return fresh
 
 
-def _named(keys: Sequence[Key]) -> FrozenSet[Tuple[str, bytes]]:
+def _named(keys: Sequence[Key]) -> frozenset[tuple[str, bytes]]:
     return frozenset((key.kid, key.public) for key in keys)
 
 
 def adopt(
-    ring: Ring, envelopes: Sequence[Any], *, at: str, trust: Optional[str] = None, now: Optional[float] = None
+    ring: Ring,
+    envelopes: Sequence[Any],
+    *,
+    at: str,
+    trust: str | None = None,
+    now: float | None = None,
 ) -> Ring:
     """Walk the envelopes (JSON values) of one reply; return the ring after it, never raise for what is in them.
 
@@ -188,21 +204,32 @@ def adopt(
     starting, older = ring.envelope is None, None
     payloads = [value.get("payload") if isinstance(value, dict) else None for value in envelopes]
     # A reply may begin with what led to the set in force (the inbox keeps the last one): that it is old is no refusal.
-    known = payloads.index(ring.payload) if ring.payload is not None and ring.payload in payloads else 0
-    refused: Optional[Refusal] = None
+    known = (
+        payloads.index(ring.payload) if ring.payload is not None and ring.payload in payloads else 0
+    )
+    refused: Refusal | None = None
     for number, value in enumerate(envelopes):
         if ring.payload is not None and payloads[number] == ring.payload:
             continue
         if not starting and now is None and ring.has_ends:
             return with_refusal(ring, refused or ring.refused)
-        on_its_word = trust == TRUST_TLS or (starting and not ring.pins and (ring.source == TLS or ring.envelope is None))
+        on_its_word = trust == TRUST_TLS or (
+            starting and not ring.pins and (ring.source == TLS or ring.envelope is None)
+        )
         try:
-            ring = _follow(ring, value, lenient=on_its_word and not ring.seeks_pin, now=None if starting else now)
+            ring = _follow(
+                ring,
+                value,
+                lenient=on_its_word and not ring.seeks_pin,
+                now=None if starting else now,
+            )
         except Untrusted as error:
             # What stands before the first set that a pinned key signed is not ours to judge.
             news = number >= known or error.code == "equivocation"
             if ring.seeks_pin:
-                older = Refusal(error.code, str(error), at) if error.code == "rolled_back" else older
+                older = (
+                    Refusal(error.code, str(error), at) if error.code == "rolled_back" else older
+                )
             elif refused is None and news:
                 refused = Refusal(error.code, str(error), at)
     if ring.seeks_pin and envelopes:
@@ -211,7 +238,7 @@ def adopt(
     return with_refusal(ring, refused)
 
 
-def with_refusal(ring: Ring, refused: Optional[Refusal]) -> Ring:
+def with_refusal(ring: Ring, refused: Refusal | None) -> Ring:
     """The ring with this refusal; one that says the same as before keeps the time at which it was first met."""
     former = ring.refused
     if refused is not None and former is not None and replace(former, at=refused.at) == refused:
@@ -219,16 +246,20 @@ def with_refusal(ring: Ring, refused: Optional[Refusal]) -> Ring:
     return replace(ring, refused=refused)
 
 
-def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> Ring:
+def _follow(ring: Ring, value: Any, *, lenient: bool, now: float | None) -> Ring:
     """The ring with one more key set; Untrusted when it may not follow."""
     envelope = signatures.envelope_of(value, kind=signatures.KEY_SET)
     payload = _vouched_for(ring, envelope, lenient=lenient, now=now)
     found = _parse(payload)
     if found.version < max(ring.version, ring.floor + 1):
         after = max(ring.version, ring.floor)
-        raise Untrusted("rolled_back", f"a key set of version {found.version} after one of version {after}")
+        raise Untrusted(
+            "rolled_back", f"a key set of version {found.version} after one of version {after}"
+        )
     if found.version == ring.version:
-        raise Untrusted("equivocation", f"another key set under version {found.version}, which is in force")
+        raise Untrusted(
+            "equivocation", f"another key set under version {found.version}, which is in force"
+        )
     listed = {key.kid for key in found.keys}
     former = tuple(replace(key, status=RETIRED) for key in ring.keys if key.kid not in listed)
     kept = (*found.keys, *former)[:MOST_KEYS_KEPT]
@@ -238,7 +269,7 @@ def _follow(ring: Ring, value: Any, *, lenient: bool, now: Optional[float]) -> R
     return replace(ring, version=found.version, envelope=bare, keys=kept, floor=0)
 
 
-def _vouched_for(ring: Ring, envelope: Envelope, *, lenient: bool, now: Optional[float]) -> bytes:
+def _vouched_for(ring: Ring, envelope: Envelope, *, lenient: bool, now: float | None) -> bytes:
     """The payload of a set that a key of its predecessor signed, or (if `lenient`) one of its own."""
     try:
         return envelope.verified(ring.for_deployments(now))
@@ -246,12 +277,18 @@ def _vouched_for(ring: Ring, envelope: Envelope, *, lenient: bool, now: Optional
         why = str(error)
     if lenient:
         try:
-            return envelope.verified(key for key in _parse(envelope.unverified_payload).keys if key.signs(now))
+            return envelope.verified(
+                key for key in _parse(envelope.unverified_payload).keys if key.signs(now)
+            )
         except Untrusted as error:
             if error.code == "malformed":
                 raise
-        raise Untrusted("broken_chain", "a key set is not signed with a key that it lists as active itself")
-    raise Untrusted("broken_chain", f"a key set does not follow the one of version {ring.version}: {why}")
+        raise Untrusted(
+            "broken_chain", "a key set is not signed with a key that it lists as active itself"
+        )
+    raise Untrusted(
+        "broken_chain", f"a key set does not follow the one of version {ring.version}: {why}"
+    )
 
 
 def _parse(payload: bytes) -> KeySet:
@@ -261,7 +298,7 @@ def _parse(payload: bytes) -> KeySet:
         raise Untrusted("malformed", f"a key set is malformed: {error}") from None
 
 
-def _bare(value: Mapping[str, Any]) -> Dict[str, Any]:
+def _bare(value: Mapping[str, Any]) -> dict[str, Any]:
     """The envelope without members that DSSE does not know: nobody vouches for those."""
     made = [{"keyid": one.get("keyid"), "sig": one["sig"]} for one in value["signatures"]]
     return {"payload": value["payload"], "payloadType": value["payloadType"], "signatures": made}

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Optional
+from typing import Any
 
 from firstboot.activate.admission import Deployment
 from firstboot.base import files, trees
@@ -23,7 +23,9 @@ STAGING = ".incoming"
 KEPT = 3
 VERSION = 1
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})-(\d{1,16})(\.[0-9a-f]{12})?\Z")
-_HALF_DONE = re.compile(r"\.incoming\Z|\..*\.gone\Z")  # what a power cut leaves of ours and of `trees.remove`
+_HALF_DONE = re.compile(
+    r"\.incoming\Z|\..*\.gone\Z"
+)  # what a power cut leaves of ours and of `trees.remove`
 # Where `current` may lead: our own link is relative, an operator's may be absolute.
 _PLACES = ("deployments", "/var/lib/byteor/deployments")
 
@@ -40,7 +42,12 @@ class Marker:
 
 def marking(deployment: Deployment) -> bytes:
     """The marker's bytes for a directory that is being made."""
-    made = Marker(deployment.deployment_id, deployment.sequence, deployment.spec_hash, deployment.payload_sha256)
+    made = Marker(
+        deployment.deployment_id,
+        deployment.sequence,
+        deployment.spec_hash,
+        deployment.payload_sha256,
+    )
     return json.dumps({"v": VERSION, **asdict(made)}, sort_keys=True).encode() + b"\n"
 
 
@@ -49,7 +56,7 @@ def is_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.match(name) is not None
 
 
-def read(layout: Layout, name: str) -> Optional[Marker]:
+def read(layout: Layout, name: str) -> Marker | None:
     """The marker of a complete directory; None when there is none, or no marker that can be read."""
     try:
         stored = files.read_json(layout.deployments / name / MARKER) or {}
@@ -62,14 +69,20 @@ def read(layout: Layout, name: str) -> Optional[Marker]:
     return Marker(str(texts[0]), sequence, str(texts[1]), str(texts[2]))
 
 
-def chosen(layout: Layout, deployment: Deployment, *, previous: Optional[str]) -> str:
+def chosen(layout: Layout, deployment: Deployment, *, previous: str | None) -> str:
     """The name for a deployment's directory: its id and sequence, unless another environment's of that name is still kept."""
     name, made = deployment.name, read(layout, deployment.name)
-    taken = os.path.lexists(layout.deployments / name) and (made is None or made.payload_sha256 != deployment.payload_sha256)
-    return f"{name}.{deployment.payload_sha256[:12]}" if taken and name in (named(layout), previous) else name
+    taken = os.path.lexists(layout.deployments / name) and (
+        made is None or made.payload_sha256 != deployment.payload_sha256
+    )
+    return (
+        f"{name}.{deployment.payload_sha256[:12]}"
+        if taken and name in (named(layout), previous)
+        else name
+    )
 
 
-def named(layout: Layout) -> Optional[str]:
+def named(layout: Layout) -> str | None:
     """The directory that ``current`` names, None when it names none of ours."""
     try:
         target = os.readlink(layout.current)
@@ -79,7 +92,7 @@ def named(layout: Layout) -> Optional[str]:
     return name if above in _PLACES and is_usable(layout, name) else None
 
 
-def is_usable(layout: Layout, name: Optional[str]) -> bool:
+def is_usable(layout: Layout, name: str | None) -> bool:
     """True when there is such a directory."""
     return name is not None and is_name(name) and (layout.deployments / name).is_dir()
 
@@ -95,7 +108,7 @@ def withdraw(layout: Layout) -> None:
         files.remove(layout.current)
 
 
-def in_force(layout: Layout, *, state: str) -> Optional[Dict[str, Any]]:
+def in_force(layout: Layout, *, state: str) -> dict[str, Any] | None:
     """What a heartbeat says of the deployment in force, from the directory itself."""
     name = named(layout)
     match = _NAME.match(name) if name is not None else None
@@ -107,7 +120,7 @@ def in_force(layout: Layout, *, state: str) -> Optional[Dict[str, Any]]:
     }  # fmt: skip
 
 
-def prune(layout: Layout, *, previous: Optional[str]) -> None:
+def prune(layout: Layout, *, previous: str | None) -> None:
     """Keep the three newest directories, what is in force and what was before it; remove others of ours and half-made ones."""
     try:
         present = [(path.lstat().st_mtime_ns, path.name) for path in layout.deployments.iterdir()]

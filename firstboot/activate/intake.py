@@ -12,10 +12,11 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Iterator, Optional, Type
+from typing import Any
 
 from firstboot.base import documents, files
 from firstboot.base.errors import Corrupt, LocalFault, Untrusted
@@ -23,7 +24,9 @@ from firstboot.base.layout import Layout
 
 ENVELOPE = "envelope.json"
 KEY_SETS = "keysets.json"
-BUNDLE = ".bundle"  # after the digest that was wanted: a stale one is never taken for the next one's
+BUNDLE = (
+    ".bundle"  # after the digest that was wanted: a stale one is never taken for the next one's
+)
 REQUEST = "request.json"
 
 REPLY_LIMIT = 1 << 20  # bytes; as every JSON reply (contract 2)
@@ -37,9 +40,9 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 class Request:
     """What is asked: an id to answer to, and by how many seconds the plane's clock was ahead of this host's at `written_at`."""
 
-    request: Optional[str] = None
-    clock_offset_s: Optional[float] = None
-    written_at: Optional[float] = None  # the file's time, by this host's clock
+    request: str | None = None
+    clock_offset_s: float | None = None
+    written_at: float | None = None  # the file's time, by this host's clock
 
 
 class Inbox:
@@ -47,7 +50,7 @@ class Inbox:
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.inbox
-        self._fd: Optional[int] = None
+        self._fd: int | None = None
 
     def __enter__(self) -> Inbox:
         try:
@@ -61,22 +64,27 @@ class Inbox:
             self._fd = None
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise Corrupt(f"{self._path} is not a directory, or a symbolic link that is not followed") from error
+                raise Corrupt(
+                    f"{self._path} is not a directory, or a symbolic link that is not followed"
+                ) from error
             files.fail("open", self._path, error)
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def envelope(self) -> Optional[bytes]:
+    def envelope(self) -> bytes | None:
         """The newest reply to request 4; None when there is none, Corrupt when it is not to be read."""
         return self._read(ENVELOPE, REPLY_LIMIT)
 
-    def keysets(self) -> Optional[bytes]:
+    def keysets(self) -> bytes | None:
         """The newest reply to request 7; None when there is none, Corrupt when it is not to be read."""
         return self._read(KEY_SETS, REPLY_LIMIT)
 
@@ -86,12 +94,14 @@ class Inbox:
             said = unverified_request(self._read(REQUEST, REQUEST_LIMIT) or b"")
             if self._fd is None:
                 return said
-            return replace(said, written_at=os.stat(REQUEST, dir_fd=self._fd, follow_symlinks=False).st_mtime)
+            return replace(
+                said, written_at=os.stat(REQUEST, dir_fd=self._fd, follow_symlinks=False).st_mtime
+            )
         except (LocalFault, OSError):
             return Request()
 
     @contextmanager
-    def bundle(self, sha256: str, expected_size: int) -> Iterator[Optional[int]]:
+    def bundle(self, sha256: str, expected_size: int) -> Iterator[int | None]:
         """An open descriptor of the bundle that is said to have this digest, None when it has not arrived.
 
         Untrusted bundle_size when it is larger or smaller, malformed_bundle when it is no regular file. The size is that
@@ -107,12 +117,14 @@ class Inbox:
         try:
             size = os.fstat(fd).st_size
             if size != expected_size:
-                raise Untrusted("bundle_size", f"the bundle has {size} bytes, and {expected_size} are signed")
+                raise Untrusted(
+                    "bundle_size", f"the bundle has {size} bytes, and {expected_size} are signed"
+                )
             yield fd
         finally:
             os.close(fd)
 
-    def _open(self, name: str) -> Optional[int]:
+    def _open(self, name: str) -> int | None:
         """An open regular file of the inbox; never waits, whatever stands there."""
         path = self._path / name
         if self._fd is None:
@@ -122,7 +134,10 @@ class Inbox:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a socket, or a device that is not there
+            if error.errno in (
+                errno.ELOOP,
+                errno.ENXIO,
+            ):  # ENXIO: a socket, or a device that is not there
                 raise Corrupt(f"{path} is not a regular file") from error
             files.fail("read", path, error)
         facts = os.fstat(fd)
@@ -131,7 +146,7 @@ class Inbox:
             raise Corrupt(f"{path} is not a regular file, or has another name elsewhere")
         return fd
 
-    def _read(self, name: str, limit: int) -> Optional[bytes]:
+    def _read(self, name: str, limit: int) -> bytes | None:
         fd = self._open(name)
         if fd is None:
             return None
@@ -154,14 +169,16 @@ def unverified_request(data: bytes) -> Request:
         return Request()
     if not isinstance(value, dict):
         return Request()
-    return Request(request=_id(value.get("request")), clock_offset_s=_offset(value.get("clock_offset_s")))
+    return Request(
+        request=_id(value.get("request")), clock_offset_s=_offset(value.get("clock_offset_s"))
+    )
 
 
-def _id(value: Any) -> Optional[str]:
+def _id(value: Any) -> str | None:
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F-]{1,64}", value) else None
 
 
-def _offset(value: Any) -> Optional[float]:
+def _offset(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:

@@ -7,8 +7,9 @@ repeated step repeats a report and makes no second one.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Mapping, Optional
+from typing import Any
 
 from firstboot.activate.admission import Deployment
 from firstboot.activate.directories import is_name
@@ -41,19 +42,26 @@ class Journal:
     """`tries` counts beginnings of this phase; `verdict`, `code` and `reason` are set once they are known."""
 
     target: Target
-    previous: Optional[str]  # the directory that was in force before, None for the first deployment of all
+    previous: (
+        str | None
+    )  # the directory that was in force before, None for the first deployment of all
     phase: str
     tries: int
     success_id: str  # report ids: of `active`, or of `rolled_back` (or `rollback_failed`)
     failure_id: str  # of `failed`
-    verdict: Optional[str] = None
-    code: Optional[str] = None
-    reason: Optional[str] = None
-    note: Optional[str] = None  # why the way back failed too
+    verdict: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    note: str | None = None  # why the way back failed too
 
 
 def begin(
-    deployment: Deployment, *, envelope_sha256: str, keys_version: int, directory: str, previous: Optional[str]
+    deployment: Deployment,
+    *,
+    envelope_sha256: str,
+    keys_version: int,
+    directory: str,
+    previous: str | None,
 ) -> Journal:
     """A new activation; nothing is written yet."""
     target = Target(
@@ -63,7 +71,7 @@ def begin(
     return Journal(target, previous, ACTIVATING, 0, str(uuid.uuid4()), str(uuid.uuid4()))
 
 
-def load(layout: Layout) -> Optional[Journal]:
+def load(layout: Layout) -> Journal | None:
     """Read the journal, None when nothing is in progress; a damaged one is set aside, and `current` stays what it is."""
     path = layout.activation / "journal.json"
     try:
@@ -98,13 +106,20 @@ def remove(layout: Layout) -> None:
 
 def _parse(stored: Mapping[str, Any]) -> Journal:
     try:
-        target, values = stored["target"], {name: stored[name] for name in Journal.__dataclass_fields__ if name != "target"}
+        target, values = (
+            stored["target"],
+            {name: stored[name] for name in Journal.__dataclass_fields__ if name != "target"},
+        )
         journal = Journal(target=Target(**target), **values)
     except (KeyError, TypeError) as error:
         raise Corrupt("journal.json is damaged: a member is missing") from error
     named = journal.target
     names = [named.directory, *([journal.previous] if journal.previous is not None else [])]
-    if journal.phase not in PHASES or not isinstance(journal.tries, int) or not isinstance(named.sequence, int):
+    if (
+        journal.phase not in PHASES
+        or not isinstance(journal.tries, int)
+        or not isinstance(named.sequence, int)
+    ):
         raise Corrupt("journal.json is damaged: no such phase")
     if not all(map(is_name, names)):  # they are made into paths
         raise Corrupt("journal.json is damaged: a name")

@@ -8,8 +8,9 @@ Callers hold the activation's lock, but for `look`, which changes nothing. The f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any
 
 from firstboot.activate import chain
 from firstboot.activate.chain import Place, Refusal, Ring
@@ -35,7 +36,7 @@ WHY = {
 }
 
 
-def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
+def look(layout: Layout, settings: Settings) -> tuple[Ring, str | None]:
     """The ring in force and None, or the ring that is to replace what is on disk, and why.
 
     Invalid when the settings name no place, or pin what cannot be a key.
@@ -50,7 +51,9 @@ def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
         return chain.lost(settings, place, at=_now()), CORRUPT
     if ring is None:
         had_one = _had_one(layout)
-        return (chain.lost if had_one else chain.anchor)(settings, place, at=_now()), GONE if had_one else ABSENT
+        return (chain.lost if had_one else chain.anchor)(
+            settings, place, at=_now()
+        ), GONE if had_one else ABSENT
     if ring.place != place:
         return chain.anchor(settings, place, at=_now()), FOREIGN
     if pins and not chain.same_pins(ring.pins, pins):
@@ -64,14 +67,21 @@ def look(layout: Layout, settings: Settings) -> Tuple[Ring, Optional[str]]:
 
 def _had_one(layout: Layout) -> bool:
     """True where deployments were verified, or a ring was set aside: also when power went between that and its successor."""
-    traces = (path for shape in ("keyring.json.*", "sequence.json*") for path in layout.activation.glob(shape))
+    traces = (
+        path
+        for shape in ("keyring.json.*", "sequence.json*")
+        for path in layout.activation.glob(shape)
+    )
     return next(traces, None) is not None
 
 
 def place_of(settings: Settings) -> Place:
     place = Place.of(settings)
     if place is None:
-        raise Invalid("the settings name no organisation, project and environment", hint="byteor-firstboot status")
+        raise Invalid(
+            "the settings name no organisation, project and environment",
+            hint="byteor-firstboot status",
+        )
     return place
 
 
@@ -90,10 +100,14 @@ def current(layout: Layout, settings: Settings) -> Ring:
 
 def said(ring: Ring, why: str) -> str:
     """What became of a ring that does not count, for people."""
-    return f"{WHY[why]}: " + ("no signature counts" if ring.source == chain.CLOSED else "it starts over")
+    return f"{WHY[why]}: " + (
+        "no signature counts" if ring.source == chain.CLOSED else "it starts over"
+    )
 
 
-def offer(layout: Layout, settings: Settings, raw_reply: bytes, *, now: Optional[float] = None) -> Ring:
+def offer(
+    layout: Layout, settings: Settings, raw_reply: bytes, *, now: float | None = None
+) -> Ring:
     """Judge the bytes of an answer to request 7; keep and return the ring after it, written only when it changed.
 
     Never raises for what the answer holds. `now` is the trusted time, None without a trusted clock: keys that have ends
@@ -105,17 +119,24 @@ def offer(layout: Layout, settings: Settings, raw_reply: bytes, *, now: Optional
     try:
         envelopes = _envelopes(raw_reply)
     except ValueError as error:
-        refusal = Refusal("malformed", f"what the agent brought as key sets is not an answer: {error}", _now())
+        refusal = Refusal(
+            "malformed", f"what the agent brought as key sets is not an answer: {error}", _now()
+        )
         after = chain.with_refusal(before, refusal)
     else:
-        after = chain.adopt(before, envelopes, at=_now(), trust=settings.signing_keys_trust, now=now)
+        after = chain.adopt(
+            before, envelopes, at=_now(), trust=settings.signing_keys_trust, now=now
+        )
     if after == before:
         return before
     save(layout, after)
     if after.version != before.version:
         log.notice("signing keys", version=after.version, source=after.source)
     if after.refused is not None and after.refused != before.refused:
-        log.warning(f"signing keys are refused: {after.refused.code}: {after.refused.detail}", in_force=after.version)
+        log.warning(
+            f"signing keys are refused: {after.refused.code}: {after.refused.detail}",
+            in_force=after.version,
+        )
         log.hint(RESET)
     return after
 
@@ -128,7 +149,7 @@ def _envelopes(raw_reply: bytes) -> Any:
     return found
 
 
-def public(ring: Ring) -> Dict[str, Any]:
+def public(ring: Ring) -> dict[str, Any]:
     """The document ``signing_keys.json`` for the vendor's runtime: a key set's members, retired keys included."""
     return {"version": ring.version, "keys": [key.to_json() for key in ring.keys]}
 
@@ -156,7 +177,9 @@ def _parse(stored: Mapping[str, Any]) -> Ring:
         if source not in SOURCES or not isinstance(envelope, (dict, type(None))):
             raise ValueError("source or envelope")
         return Ring(
-            place=Place(*(_text(place[name]) for name in ("org_id", "project_id", "environment_id"))),
+            place=Place(
+                *(_text(place[name]) for name in ("org_id", "project_id", "environment_id"))
+            ),
             source=source,
             version=whole_number(stored, "version"),
             envelope=envelope,
@@ -169,8 +192,12 @@ def _parse(stored: Mapping[str, Any]) -> Ring:
         raise Corrupt("keyring.json is damaged: a member is not of its shape") from error
 
 
-def _refusal(value: Any) -> Optional[Refusal]:
-    return None if value is None else Refusal(*(_text(value[name]) for name in ("code", "detail", "at")))
+def _refusal(value: Any) -> Refusal | None:
+    return (
+        None
+        if value is None
+        else Refusal(*(_text(value[name]) for name in ("code", "detail", "at")))
+    )
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ written down before anything else is judged.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from firstboot.activate import directories
 from firstboot.activate.admission import Deployment, Highest
@@ -27,9 +27,9 @@ NAMES = ("org_id", "project_id", "environment_id")
 class Sequences:
     """Per place, the place used last at the end."""
 
-    highest: Tuple[Tuple[Place, Highest], ...] = ()
+    highest: tuple[tuple[Place, Highest], ...] = ()
 
-    def of(self, place: Place) -> Optional[Highest]:
+    def of(self, place: Place) -> Highest | None:
         return dict(self.highest).get(place)
 
     def with_(self, place: Place, highest: Highest) -> Sequences:
@@ -37,7 +37,7 @@ class Sequences:
         return Sequences((*others, (place, highest))[-MOST_PLACES:])
 
 
-def load(layout: Layout, place: Place) -> Optional[Highest]:
+def load(layout: Layout, place: Place) -> Highest | None:
     """The highest verified in `place`, None when nothing was."""
     path = layout.activation / "sequence.json"
     try:
@@ -60,16 +60,22 @@ def raise_to(layout: Layout, place: Place, deployment: Deployment) -> None:
         _save(layout, known.with_(place, wanted))
 
 
-def is_highest(layout: Layout, payload_sha256: Optional[str]) -> bool:
+def is_highest(layout: Layout, payload_sha256: str | None) -> bool:
     """True when this payload is the newest that was verified in the place used last."""
     known = _parse(files.read_json(layout.activation / "sequence.json") or {"places": []}).highest
-    return payload_sha256 is not None and bool(known) and known[-1][1].payload_sha256 == payload_sha256
+    return (
+        payload_sha256 is not None and bool(known) and known[-1][1].payload_sha256 == payload_sha256
+    )
 
 
-def _remembered(layout: Layout) -> Optional[Highest]:
+def _remembered(layout: Layout) -> Highest | None:
     """The highest that the record and the directory in force know of, whatever place it was in: too careful rather."""
     rows = verdicts.load(layout).history
-    found = [Highest(row.sequence or 0, row.payload_sha256) for row in rows if row.payload_sha256 is not None]
+    found = [
+        Highest(row.sequence or 0, row.payload_sha256)
+        for row in rows
+        if row.payload_sha256 is not None
+    ]
     name = directories.named(layout)
     made = directories.read(layout, name) if name is not None else None
     if made is not None:
@@ -79,12 +85,14 @@ def _remembered(layout: Layout) -> Optional[Highest]:
 
 def _save(layout: Layout, known: Sequences) -> None:
     places = [{"place": asdict(place), **asdict(highest)} for place, highest in known.highest]
-    files.write_json(layout.activation / "sequence.json", {"v": VERSION, "places": places}, mode=0o644)
+    files.write_json(
+        layout.activation / "sequence.json", {"v": VERSION, "places": places}, mode=0o644
+    )
 
 
-def _parse(stored: Dict[str, Any]) -> Sequences:
+def _parse(stored: dict[str, Any]) -> Sequences:
     rows = stored.get("places")
-    found: List[Tuple[Place, Highest]] = []
+    found: list[tuple[Place, Highest]] = []
     for row in rows if isinstance(rows, list) else [None]:
         place = row.get("place") if isinstance(row, dict) else None
         ids = [place.get(name) for name in NAMES] if isinstance(place, dict) else [None]

@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
+from typing import Any
 
 from firstboot.base import documents
 from firstboot.base.clock import from_rfc3339
@@ -50,7 +51,7 @@ class Key:
     kid: str
     public: bytes
     status: str = ACTIVE
-    not_after: Optional[str] = None  # RFC 3339
+    not_after: str | None = None  # RFC 3339
 
     @classmethod
     def parse(cls, value: Any) -> Key:
@@ -68,15 +69,17 @@ class Key:
             seconds(end, f"not_after of the key {kid}")
         return cls(kid, public_key(public, kid=kid), value["status"], end)
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The key as a key set lists it."""
         public = base64.urlsafe_b64encode(self.public).rstrip(b"=").decode("ascii")
         entry = {"kid": self.kid, "alg": ALGORITHM, "public_key": public, "status": self.status}
         return entry if self.not_after is None else {**entry, "not_after": self.not_after}
 
-    def signs(self, now: Optional[float]) -> bool:
+    def signs(self, now: float | None) -> bool:
         """True when this key may sign something new: active, and (`now` is None: not judged) before its end."""
-        ended = now is not None and self.not_after is not None and from_rfc3339(self.not_after) <= now
+        ended = (
+            now is not None and self.not_after is not None and from_rfc3339(self.not_after) <= now
+        )
         return self.status == ACTIVE and not ended
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
@@ -90,7 +93,9 @@ class Key:
         except (InvalidSignature, ValueError):
             return False
         except UnsupportedAlgorithm as error:
-            raise LocalFault(f"this system's OpenSSL refuses {ALGORITHM}", hint="its FIPS mode does") from error
+            raise LocalFault(
+                f"this system's OpenSSL refuses {ALGORITHM}", hint="its FIPS mode does"
+            ) from error
         return True
 
 
@@ -111,7 +116,7 @@ class KeySet:
     """The payload of a key set (contract 2.5). Every kid is there once."""
 
     version: int
-    keys: Tuple[Key, ...]
+    keys: tuple[Key, ...]
 
     @classmethod
     def parse(cls, payload: bytes) -> KeySet:
@@ -131,7 +136,11 @@ class KeySet:
 def whole_number(source: Mapping[str, Any], name: str) -> int:
     """The member `name`, from 0 to what JSON carries exactly; ValueError for anything else, a bool too."""
     found = source.get(name)
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= documents.LARGEST_COUNT:
+    if (
+        isinstance(found, bool)
+        or not isinstance(found, int)
+        or not 0 <= found <= documents.LARGEST_COUNT
+    ):
         raise ValueError(f"{name} is not a whole number from 0")
     return found
 
@@ -142,7 +151,7 @@ class Envelope:
 
     kind: str
     unverified_payload: bytes
-    signatures: Tuple[Tuple[str, bytes], ...]
+    signatures: tuple[tuple[str, bytes], ...]
 
     def verified(self, keys: Iterable[Key]) -> bytes:
         """The payload, when one signature by one of `keys` is good; Untrusted unknown_key or bad_signature.
@@ -156,7 +165,12 @@ class Envelope:
             raise Untrusted("unknown_key", "it is not signed with a key that counts here")
         # The pre-authentication encoding: type and payload with their lengths, so that neither can pose as the other.
         kind = self.kind.encode("ascii")
-        message = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(self.unverified_payload), self.unverified_payload)
+        message = b"DSSEv1 %d %s %d %s" % (
+            len(kind),
+            kind,
+            len(self.unverified_payload),
+            self.unverified_payload,
+        )
         if not any(key.verifies(signature, message) for key, signature in made):
             raise Untrusted("bad_signature", "its signature is not right")
         return self.unverified_payload
@@ -192,7 +206,7 @@ def envelope_of(value: Any, *, kind: str) -> Envelope:
     return Envelope(kind, payload, signatures)
 
 
-def _signature(value: Any) -> Tuple[str, bytes]:
+def _signature(value: Any) -> tuple[str, bytes]:
     """A signature without a keyid (DSSE allows it) gets the empty one, which no key has."""
     if not isinstance(value, dict) or not isinstance(value.get("keyid"), (str, type(None))):
         raise ValueError("a signature is not of its shape")
@@ -237,7 +251,7 @@ class Approval:
     environment_id: str
     environment_posture: str
     spec_hash: str
-    capabilities: Tuple[str, ...]
+    capabilities: tuple[str, ...]
     expires_at: float
 
 
@@ -254,16 +268,20 @@ def read_approval(raw: bytes, keys: Iterable[Key]) -> Approval:
         raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
     key = next((key for key in keys if key.kid == unverified["kid"]), None)
     if key is None or not key.verifies(signature, part.encode("ascii")):
-        raise Untrusted("approval_signature", "the approval is not signed with a key of this environment")
+        raise Untrusted(
+            "approval_signature", "the approval is not signed with a key of this environment"
+        )
     if type(unverified.get("v")) is not int or unverified["v"] != 1:
-        raise Untrusted("approval_version", "the approval is of a version that this host does not know")
+        raise Untrusted(
+            "approval_version", "the approval is of a version that this host does not know"
+        )
     try:
         return _approval(unverified)
     except ValueError as error:
         raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
 
 
-def _split(raw: bytes) -> Tuple[str, bytes, Mapping[str, Any]]:
+def _split(raw: bytes) -> tuple[str, bytes, Mapping[str, Any]]:
     if len(raw) > APPROVAL_LIMIT:
         raise ValueError(f"it has more than {APPROVAL_LIMIT} bytes")
     text = raw[:-1] if raw.endswith(b"\n") else raw
@@ -282,7 +300,9 @@ def _split(raw: bytes) -> Tuple[str, bytes, Mapping[str, Any]]:
 def _canonical(claims: Mapping[str, Any]) -> bytes:
     """Sorted, without white space: whoever reads the same bytes with another parser finds the same."""
     try:
-        return json.dumps(claims, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        return json.dumps(claims, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
+            "utf-8"
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -297,4 +317,6 @@ def _approval(claims: Mapping[str, Any]) -> Approval:
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise ValueError("capabilities is not a list of texts")
     end = seconds(claims.get("expires_at"), "expires_at")
-    return Approval(**{name: claims[name] for name in used}, capabilities=tuple(listed), expires_at=end)
+    return Approval(
+        **{name: claims[name] for name in used}, capabilities=tuple(listed), expires_at=end
+    )

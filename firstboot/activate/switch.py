@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable
 
 from firstboot.activate import directories
 from firstboot.activate import journal as journals
@@ -42,18 +42,21 @@ class Switch:
 
     def finish(self, journal: Journal) -> None:
         """Take step after step until nothing is in progress."""
-        current: Optional[Journal] = journal
+        current: Journal | None = journal
         while current is not None:
             current = self._step(current)
         directories.prune(self.layout, previous=verdicts.load(self.layout).previous)
 
-    def _step(self, journal: Journal) -> Optional[Journal]:
+    def _step(self, journal: Journal) -> Journal | None:
         if journal.phase == SETTLED:
             self._settle(journal)
             return None
         if journal.phase == ACTIVATING:
             if journal.tries >= MOST_TRIES:
-                return self._failed(journal, Gate("interrupted", f"interrupted {MOST_TRIES} times while it was activated"))
+                return self._failed(
+                    journal,
+                    Gate("interrupted", f"interrupted {MOST_TRIES} times while it was activated"),
+                )
             return self._activate(self._trying(journal))
         if not directories.is_usable(self.layout, journal.previous):
             directories.withdraw(self.layout)
@@ -72,9 +75,14 @@ class Switch:
 
     def _failed(self, journal: Journal, gate: Gate) -> Journal:
         """The new one is not to stay; why is durable, with what a person needs, before anything is undone."""
-        log.warning(f"deployment {journal.target.directory} is not healthy: {gate.code}: {gate.reason}")
+        log.warning(
+            f"deployment {journal.target.directory} is not healthy: {gate.code}: {gate.reason}"
+        )
         journals.use_reserve(self.layout)
-        failed = journals.save(self.layout, replace(journal, phase=RESTORING, tries=0, code=gate.code, reason=gate.reason))
+        failed = journals.save(
+            self.layout,
+            replace(journal, phase=RESTORING, tries=0, code=gate.code, reason=gate.reason),
+        )
         try:
             self._report_failure(failed, gate.output)
         except LocalFault as error:  # made up for at the end: the way back comes first
@@ -85,7 +93,9 @@ class Switch:
         directories.point(self.layout, str(journal.previous))
         gate = self.runtime.activate()
         if not gate.healthy:
-            return self._not_restored(journal, f"{journal.previous} is not healthy either: {gate.code}: {gate.reason}")
+            return self._not_restored(
+                journal, f"{journal.previous} is not healthy either: {gate.code}: {gate.reason}"
+            )
         return self._settled(journal, verdicts.ROLLED_BACK)
 
     def _given_up(self, journal: Journal) -> Journal:
@@ -93,10 +103,14 @@ class Switch:
             directories.point(self.layout, str(journal.previous))
         except LocalFault as error:
             log.error(str(error))
-        return self._not_restored(journal, f"interrupted {MOST_TRIES} times while {journal.previous} was put back")
+        return self._not_restored(
+            journal, f"interrupted {MOST_TRIES} times while {journal.previous} was put back"
+        )
 
     def _not_restored(self, journal: Journal, reason: str) -> Journal:
-        log.error(f"deployment {journal.target.directory} failed, and so did the way back: {reason}")
+        log.error(
+            f"deployment {journal.target.directory} failed, and so did the way back: {reason}"
+        )
         return self._settled(replace(journal, note=reason), verdicts.FAILED)
 
     def _settled(self, journal: Journal, verdict: str) -> Journal:
@@ -143,11 +157,11 @@ class Switch:
         journal: Journal,
         report_id: str,
         status: str,
-        reason: Optional[str],
+        reason: str | None,
         *,
-        diagnostic: Optional[Callable[[], bytes]] = None,
+        diagnostic: Callable[[], bytes] | None = None,
     ) -> None:
-        body: Dict[str, Any] = report(
+        body: dict[str, Any] = report(
             report_id, status, sequence=journal.target.sequence, spec_hash=journal.target.spec_hash,
             reason=reason, at=self._now(),
         )  # fmt: skip
@@ -158,8 +172,8 @@ class Switch:
 
 
 def report(
-    report_id: str, status: str, *, sequence: int, spec_hash: str, reason: Optional[str], at: str
-) -> Dict[str, Any]:
+    report_id: str, status: str, *, sequence: int, spec_hash: str, reason: str | None, at: str
+) -> dict[str, Any]:
     """The body of request 6 (contract 2.3). `reason` is a code, for programs; the sentence is in the record, for people."""
     what = {"status": status, "sequence": sequence, "spec_hash": spec_hash, "reason": reason}
     return {"report_id": report_id, **what, "occurred_at": at}

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Dict, Iterator, NoReturn, Optional, Tuple
+from typing import BinaryIO, NoReturn
 
 from firstboot.base import files
 from firstboot.base.errors import Untrusted
 
 BLOCK = 512  # bytes; the unit of a tar
 PIECE = 256 << 10  # bytes inflated at a time
-PACKED_PIECE = 32 << 10  # bytes read at a time; what is not inflated yet is copied at each step, so it is small
-EXTENSION_LIMIT = 256 << 10  # bytes of one pax or long-name header: extended attributes are up to 64 KiB each
+PACKED_PIECE = (
+    32 << 10
+)  # bytes read at a time; what is not inflated yet is copied at each step, so it is small
+EXTENSION_LIMIT = (
+    256 << 10
+)  # bytes of one pax or long-name header: extended attributes are up to 64 KiB each
 
 FORBIDDEN = {
     b"1": "a hard link",
@@ -58,13 +63,13 @@ def shown(name: bytes) -> str:
     return repr(name.decode("utf-8", "backslashreplace")[:80])
 
 
-def entries(source: BinaryIO, path: Path, *, limit: int) -> Iterator[Tuple[Entry, Iterator[bytes]]]:
+def entries(source: BinaryIO, path: Path, *, limit: int) -> Iterator[tuple[Entry, Iterator[bytes]]]:
     """Yield each entry with its bytes in pieces, which are to be taken before the next entry is asked for.
 
     `limit` is for the whole tar in bytes, headers and padding included; `path` names the file in a LocalFault.
     """
     tar = _Inflated(source, path, limit)
-    extension: Optional[Dict[bytes, bytes]] = None
+    extension: dict[bytes, bytes] | None = None
     while True:
         block = tar.exactly(BLOCK)
         if not any(block):
@@ -101,7 +106,7 @@ def _checked(block: bytes) -> bytes:
     return block[156:157]
 
 
-def _entry(block: bytes, kind: bytes, extension: Dict[bytes, bytes], size: int) -> Entry:
+def _entry(block: bytes, kind: bytes, extension: dict[bytes, bytes], size: int) -> Entry:
     name = block[:100].split(b"\0", 1)[0]
     prefix = block[345:500].split(b"\0", 1)[0]
     if prefix and block[257:263] == b"ustar\0":  # GNU's own format has times in its place
@@ -121,7 +126,7 @@ def _entry(block: bytes, kind: bytes, extension: Dict[bytes, bytes], size: int) 
     return Entry(name, is_directory, _number(block[100:108]), size)
 
 
-def _extension(kind: bytes, tar: _Inflated, size: int) -> Dict[bytes, bytes]:
+def _extension(kind: bytes, tar: _Inflated, size: int) -> dict[bytes, bytes]:
     """What a header that extends the next entry says: `path`, `size`, `linkpath` and GNU's words for sparse files."""
     if size > EXTENSION_LIMIT:
         unsafe(f"an extended header of more than {EXTENSION_LIMIT} bytes")
@@ -135,9 +140,9 @@ def _extension(kind: bytes, tar: _Inflated, size: int) -> Dict[bytes, bytes]:
     return found
 
 
-def _records(data: bytes) -> Dict[bytes, bytes]:
+def _records(data: bytes) -> dict[bytes, bytes]:
     """The records of a pax header that say what an entry is: ``LENGTH KEY=VALUE\\n``, the length being the record's."""
-    found: Dict[bytes, bytes] = {}
+    found: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
         match = re.compile(rb"([0-9]{1,7}) ([^=]+)=").match(data, at)
@@ -190,7 +195,9 @@ class _Inflated:
             try:
                 piece = self._member.decompress(self._packed, size)
             except zlib.error as error:
-                raise Untrusted("malformed_bundle", "the bundle is damaged: not gzip, or changed") from error
+                raise Untrusted(
+                    "malformed_bundle", "the bundle is damaged: not gzip, or changed"
+                ) from error
             self._packed = self._member.unconsumed_tail
             self.require(len(piece))
             self._left -= len(piece)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Dict, Mapping, Optional, Tuple
+from typing import BinaryIO
 
 from firstboot.activate.tarstream import Entry, entries, malformed, shown, unsafe
 from firstboot.base import files, trees
@@ -22,7 +23,9 @@ SPEC = "spec.kv"
 
 UNPACKED_LIMIT = 4 << 30  # bytes of the whole tar
 RATIO_LIMIT = 200  # times the packed size
-RATIO_FLOOR = 4096  # bytes; a smaller bundle counts as this large: tar fills up to 10 KiB with zeros
+RATIO_FLOOR = (
+    4096  # bytes; a smaller bundle counts as this large: tar fills up to 10 KiB with zeros
+)
 ENTRY_LIMIT = 4096
 IMPLIED_LIMIT = 4096  # directories that have no entry of their own
 COMPONENT_LIMIT = 255  # bytes, as every file system of Linux has it
@@ -38,8 +41,8 @@ def unpack(
     into: Path,
     *,
     packed_size: int,
-    ours: Optional[Mapping[str, bytes]] = None,
-    unless_brought: Optional[Mapping[str, bytes]] = None,
+    ours: Mapping[str, bytes] | None = None,
+    unless_brought: Mapping[str, bytes] | None = None,
 ) -> None:
     """Unpack `bundle`, of `packed_size` bytes, into the new directory `into`; Untrusted says why not.
 
@@ -62,7 +65,11 @@ def unpack(
                 tree.file(encoded, pieces, executable=bool(entry.mode & 0o111))
         if not names.is_file((SPEC,)):
             malformed(f"it has no {SPEC}")
-        added = {name: data for name, data in (unless_brought or {}).items() if not names.is_file((name,))}
+        added = {
+            name: data
+            for name, data in (unless_brought or {}).items()
+            if not names.is_file((name,))
+        }
         for name, data in {**added, **(ours or {})}.items():
             if not names.is_free((name,)):
                 unsafe(f"{name} is this host's own name")
@@ -71,7 +78,7 @@ def unpack(
 
 @dataclass(frozen=True)
 class _Made:
-    parts: Tuple[str, ...]
+    parts: tuple[str, ...]
     kind: str  # file, directory, or implied: a directory that only the names below it ask for
 
 
@@ -79,10 +86,10 @@ class _Names:
     """Which names an archive has had so far; two that a file system without case would take for one are refused."""
 
     def __init__(self) -> None:
-        self._made: Dict[Tuple[str, ...], _Made] = {}
+        self._made: dict[tuple[str, ...], _Made] = {}
         self._entries = 0
 
-    def admit(self, entry: Entry) -> Tuple[str, ...]:
+    def admit(self, entry: Entry) -> tuple[str, ...]:
         """The components of a name that may be made now."""
         self._entries += 1
         if self._entries > ENTRY_LIMIT:
@@ -92,25 +99,29 @@ class _Names:
         for depth in range(1, len(parts)):
             above = self._made.setdefault(folded[:depth], _Made(parts[:depth], "implied"))
             if above.kind == "file" or above.parts != parts[:depth]:
-                unsafe(f"{shown(entry.name)} is below a file, or a directory whose name differs only in case or accents")
+                unsafe(
+                    f"{shown(entry.name)} is below a file, or a directory whose name differs only in case or accents"
+                )
         known = self._made.get(folded)
         if known is not None and not (entry.is_directory and known == _Made(parts, "implied")):
             if parts == (SPEC,) == known.parts:
                 malformed(f"it has two {SPEC}")
-            unsafe(f"{shown(entry.name)} is there twice, or as a name that differs only in case or accents")
+            unsafe(
+                f"{shown(entry.name)} is there twice, or as a name that differs only in case or accents"
+            )
         self._made[folded] = _Made(parts, "directory" if entry.is_directory else "file")
         if len(self._made) > ENTRY_LIMIT + IMPLIED_LIMIT:
             unsafe(f"more than {ENTRY_LIMIT + IMPLIED_LIMIT} files and directories")
         return parts
 
-    def is_free(self, parts: Tuple[str, ...]) -> bool:
+    def is_free(self, parts: tuple[str, ...]) -> bool:
         return tuple(map(_fold, parts)) not in self._made
 
-    def is_file(self, parts: Tuple[str, ...]) -> bool:
+    def is_file(self, parts: tuple[str, ...]) -> bool:
         return self._made.get(tuple(map(_fold, parts))) == _Made(parts, "file")
 
 
-def components(entry: Entry) -> Tuple[str, ...]:
+def components(entry: Entry) -> tuple[str, ...]:
     """Split a name that may be written; ``./a//b`` is ``a/b``, as ``tar -C DIR .`` and others write it."""
     name = entry.name
     try:
@@ -123,7 +134,11 @@ def components(entry: Entry) -> Tuple[str, ...]:
         unsafe(f"{shown(name)} leads out of the directory")
     if not text or (not entry.is_directory and raw[-1] in ("", ".")):
         unsafe(f"{shown(name)} is no name of a file")
-    if len(name) > PATH_LIMIT or len(parts) > DEPTH_LIMIT or any(len(part.encode()) > COMPONENT_LIMIT for part in parts):
+    if (
+        len(name) > PATH_LIMIT
+        or len(parts) > DEPTH_LIMIT
+        or any(len(part.encode()) > COMPONENT_LIMIT for part in parts)
+    ):
         unsafe(f"{shown(name)} is too long or too deep")
     if "\\" in text or any(unicodedata.category(letter) in _INVISIBLE for letter in text):
         unsafe(f"{shown(name)} has an invisible character or a backslash")
@@ -150,12 +165,14 @@ def spec_hash(into: Path) -> str:
 def _opened(path: Path) -> BinaryIO:
     """A file in a directory of ours, for reading; a link is not followed."""
     try:
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        return os.fdopen(
+            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
+        )
     except OSError as error:
         files.fail("read", path, error)
 
 
-def read_member(into: Path, name: str, *, limit: int) -> Optional[bytes]:
+def read_member(into: Path, name: str, *, limit: int) -> bytes | None:
     """The bytes of one file of an unpacked directory; None when there is no such file, Untrusted when it is too large."""
     path = into / name
     if not path.is_file() or path.is_symlink():

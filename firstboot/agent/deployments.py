@@ -12,7 +12,7 @@ and each part goes by what is on the disk, so that it does not matter where the 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Optional
 
 from firstboot.agent.download import Download, GaveWay
 from firstboot.agent.inbox import ENVELOPE, Inbox
@@ -39,7 +39,7 @@ CLOCK_WAS_SET_S = 30.0
 KEYS_FIRST_S, KEYS_CAP_S = 60.0, 3600.0
 # An attempt that brought so much was no failure, however it ended: the next one comes soon.
 WORTH_BYTES = 1 << 20
-Hint = Tuple[Optional[str], Optional[int]]
+Hint = tuple[Optional[str], Optional[int]]
 
 
 class DeploymentsLoop:
@@ -65,16 +65,16 @@ class DeploymentsLoop:
         self._latest = layout.agent / "latest.json"
         # The envelope in the inbox, and the tag that it came with.
         self._looked = False
-        self._sha256: Optional[str] = None
-        self._tag: Optional[str] = None
-        self._brought: Optional[Wanted] = None
+        self._sha256: str | None = None
+        self._tag: str | None = None
+        self._brought: Wanted | None = None
         # What the plane hinted, what it had hinted when we last looked, and what the envelope in the inbox is.
-        self._hint: Optional[Hint] = None
-        self._dealt: Optional[Hint] = None
-        self._named: Optional[Hint] = None
+        self._hint: Hint | None = None
+        self._dealt: Hint | None = None
+        self._named: Hint | None = None
         self._at_it = False
         self._keys_at, self._keys_pause = float("-inf"), KEYS_FIRST_S
-        self._waiting: Optional[Verdict] = None
+        self._waiting: Verdict | None = None
 
     def run_once(self) -> None:
         """One attempt, as the module says; raises what `answers.check` makes of the plane's answers."""
@@ -89,16 +89,20 @@ class DeploymentsLoop:
         finally:
             self._at_it = False
 
-    def problems(self) -> List[Problem]:
+    def problems(self) -> list[Problem]:
         """What waits for this host, not for the plane."""
         found = self._inbox.problems()
         if self._waiting is not None:
             named = self._waiting.deployment_id or "the newest deployment"
-            detail = f"{named} waits: this host's clock cannot be trusted, so its times are not judged"
-            found.append(Problem("deployment_waiting", detail, "check time synchronisation (timedatectl)"))
+            detail = (
+                f"{named} waits: this host's clock cannot be trusted, so its times are not judged"
+            )
+            found.append(
+                Problem("deployment_waiting", detail, "check time synchronisation (timedatectl)")
+            )
         return found
 
-    def shown(self) -> Dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         return {"download": self._download.shown()}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
@@ -151,7 +155,7 @@ class DeploymentsLoop:
                 self._tag = entity_tag(tag)
         self._looked = True
 
-    def _take(self, envelope: bytes, tag: Optional[str]) -> None:
+    def _take(self, envelope: bytes, tag: str | None) -> None:
         sha256 = hashlib.sha256(envelope).hexdigest()
         if sha256 != self._sha256:
             self._inbox.put(ENVELOPE, envelope)
@@ -216,14 +220,21 @@ class DeploymentsLoop:
             return self._inbox.may_repeat()
         now = self._clock.monotonic()
         if now >= self._keys_at:
-            self._keys_at, self._keys_pause = now + self._keys_pause, min(KEYS_CAP_S, 2 * self._keys_pause)
+            self._keys_at, self._keys_pause = (
+                now + self._keys_pause,
+                min(KEYS_CAP_S, 2 * self._keys_pause),
+            )
             self._keys_wanted()
         return False
 
     def _bring(self) -> None:
         decided = activation.decided(self._layout)
         wanted = decided.wanted
-        if wanted is None or decided.envelope_sha256 != self._sha256 or self._inbox.pending(decided):
+        if (
+            wanted is None
+            or decided.envelope_sha256 != self._sha256
+            or self._inbox.pending(decided)
+        ):
             return
         if not self._download.is_here(wanted):
             self._brought = None

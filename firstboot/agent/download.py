@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from firstboot.agent.inbox import BUNDLE
 from firstboot.agent.partial import Partial
@@ -57,15 +57,15 @@ class Download:
         self._alive, self._changed = alive, changed
         self._inbox = layout.inbox
         self._part, self._record = layout.inbox / "bundle.part", layout.inbox / "bundle.json"
-        self._progress: Optional[Dict[str, Any]] = None
+        self._progress: dict[str, Any] | None = None
         self._published_at = 0.0
         # Whose first byte this process wrote: what was there before may have been through a power cut.
-        self._own: Optional[str] = None
-        self._wrong: Optional[str] = None
+        self._own: str | None = None
+        self._wrong: str | None = None
         self._giving_way = False
         self.gained = 0
 
-    def shown(self) -> Optional[Dict[str, Any]]:
+    def shown(self) -> dict[str, Any] | None:
         """The bundle that is on its way: `deployment_id`, `bytes`, `size`; else None."""
         return self._progress
 
@@ -77,7 +77,7 @@ class Download:
         """Whether its bundle was brought."""
         return os.path.lexists(self._bundle(wanted))
 
-    def tidy(self, wanted: Optional[Wanted]) -> None:
+    def tidy(self, wanted: Wanted | None) -> None:
         """Remove what nobody wants any more."""
         for path in self._brought():
             if wanted is None or path != self._bundle(wanted):
@@ -116,7 +116,7 @@ class Download:
     def _bundle(self, wanted: Wanted) -> Path:
         return self._inbox / f"{wanted.sha256}{BUNDLE}"
 
-    def _brought(self) -> List[Path]:
+    def _brought(self) -> list[Path]:
         try:
             return [path for path in self._inbox.iterdir() if path.name.endswith(BUNDLE)]
         except FileNotFoundError:
@@ -124,10 +124,15 @@ class Download:
         except OSError as error:
             files.fail("list", self._inbox, error)
 
-    def _fetch(self, wanted: Wanted, part: Partial, tag: Optional[str]) -> None:
+    def _fetch(self, wanted: Wanted, part: Partial, tag: str | None) -> None:
         self._show(wanted, part.size, at_once=True)
         coming = self._api.bundle(
-            self._handed.agent_id, self._handed.api_key, wanted.deployment_id, have=part.size, tag=tag, size=wanted.size
+            self._handed.agent_id,
+            self._handed.api_key,
+            wanted.deployment_id,
+            have=part.size,
+            tag=tag,
+            size=wanted.size,
         )
         try:
             with coming as answer:
@@ -184,7 +189,7 @@ class Download:
                 hint=f"free {(needed - free) // MIB + 1} MiB on the disk of {self._inbox}",
             )
 
-    def _recorded(self, wanted: Wanted) -> Tuple[bool, Optional[str]]:
+    def _recorded(self, wanted: Wanted) -> tuple[bool, str | None]:
         """Whether what is there was begun for these bytes, and the tag that it came with."""
         try:
             stored = files.read_json(self._record) or {}
@@ -194,12 +199,22 @@ class Download:
         tag = stored.get("etag")
         return same, tag if same and isinstance(tag, str) else None
 
-    def _record_now(self, wanted: Wanted, tag: Optional[str]) -> None:
-        document = {"v": 1, "deployment_id": wanted.deployment_id, "sha256": wanted.sha256, "size": wanted.size, "etag": tag}
+    def _record_now(self, wanted: Wanted, tag: str | None) -> None:
+        document = {
+            "v": 1,
+            "deployment_id": wanted.deployment_id,
+            "sha256": wanted.sha256,
+            "size": wanted.size,
+            "etag": tag,
+        }
         files.write_json(self._record, document)
 
     def _show(self, wanted: Wanted, size: int, *, at_once: bool = False) -> None:
-        self._progress = {"deployment_id": wanted.deployment_id, "bytes": min(size, wanted.size), "size": wanted.size}
+        self._progress = {
+            "deployment_id": wanted.deployment_id,
+            "bytes": min(size, wanted.size),
+            "size": wanted.size,
+        }
         now = self._clock.monotonic()
         if at_once or now - self._published_at >= PUBLISH_S:
             self._published_at = now

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from typing import Any, Dict, List, Mapping, Optional, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from firstboot import __version__
 from firstboot.agent.heartbeat import Facts
@@ -23,13 +24,13 @@ from firstboot.exchange.handover import Handover
 class Work(Protocol):
     """What a loop does, for every loop but the heartbeat."""
 
-    def run_once(self) -> Optional[bool]:
+    def run_once(self) -> bool | None:
         """Make one attempt; False when the plane was not asked."""
 
-    def problems(self) -> List[Problem]:
+    def problems(self) -> list[Problem]:
         """Say what is wrong beyond the last attempt's error."""
 
-    def shown(self) -> Dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """Return its part of `status.json`."""
 
     def hinted(self, hints: HeartbeatReply) -> bool:
@@ -43,8 +44,8 @@ class Condition:
     """Gathers from loops, works and the activator's files; `loops` and `works` are filled by the supervisor."""
 
     def __init__(self, layout: Layout, handed: Handover, *, clock: Clock) -> None:
-        self.loops: Dict[str, Loop] = {}
-        self.works: Dict[str, Work] = {}
+        self.loops: dict[str, Loop] = {}
+        self.works: dict[str, Work] = {}
         before = _before(layout)
         crashes = before.get("crashes")
         self.crashes = crashes if isinstance(crashes, int) and crashes > 0 else 0
@@ -54,12 +55,12 @@ class Condition:
         self._status = layout.agent_status
         self._handed = handed
         self._clock = clock
-        self._skew_s: Optional[float] = None
+        self._skew_s: float | None = None
         self._publishing = threading.Lock()
         self._closed = False
         self._started_at = rfc3339(clock.wall())
 
-    def answered(self, hints: HeartbeatReply, skew_s: Optional[float]) -> None:
+    def answered(self, hints: HeartbeatReply, skew_s: float | None) -> None:
         """A beat was accepted: wake the loops that its hints concern."""
         self._skew_s = skew_s if skew_s is not None else self._skew_s
         for name, work in self.works.items():
@@ -123,8 +124,8 @@ class Condition:
             except LocalFault as error:
                 log.warning(str(error))
 
-    def _problems(self, seen: activation.Activation) -> List[Problem]:
-        found: List[Problem] = []
+    def _problems(self, seen: activation.Activation) -> list[Problem]:
+        found: list[Problem] = []
         for name, loop in self.loops.items():
             if loop.health.problem is not None:
                 found.append(Problem(f"{name}_failing", loop.health.problem, loop.health.hint))
@@ -135,7 +136,7 @@ class Condition:
         found.extend(of_the_clock(self._skew_s))
         return unique(found)
 
-    def _spool(self) -> Optional[Dict[str, Any]]:
+    def _spool(self) -> dict[str, Any] | None:
         work = self.works.get("artifacts")
         return work.shown() if work is not None else None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Optional, Tuple
+from typing import Any, Callable
 
 from firstboot import __version__
 from firstboot.agent.loop import Schedule
@@ -22,9 +23,9 @@ from firstboot.exchange.handover import Handover
 class Facts:
     """What a beat says of this host beside itself; `problems` are (code, detail), never a secret."""
 
-    problems: Tuple[Tuple[str, str], ...] = ()
-    deployment: Optional[Mapping[str, Any]] = None
-    signing_keys_version: Optional[int] = None
+    problems: tuple[tuple[str, str], ...] = ()
+    deployment: Mapping[str, Any] | None = None
+    signing_keys_version: int | None = None
     pending: int = 0
     quarantined: int = 0
 
@@ -44,7 +45,7 @@ class HeartbeatLoop:
         *,
         schedule: Schedule,
         facts: Callable[[], Facts],
-        answered: Callable[[HeartbeatReply, Optional[float]], None],
+        answered: Callable[[HeartbeatReply, float | None], None],
         clock: Clock,
     ) -> None:
         self.schedule = schedule

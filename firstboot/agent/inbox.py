@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from typing import Callable, List, Optional
+from typing import Callable
 
 from firstboot.agent.problems import Problem
 from firstboot.agent.submit import Activator
@@ -30,30 +30,34 @@ ALWAYS = float("-inf")
 class Inbox:
     """For several loops; each request is answered when the newest one is."""
 
-    def __init__(self, layout: Layout, activator: Activator, *, clock: Clock, over_tls: bool = True) -> None:
+    def __init__(
+        self, layout: Layout, activator: Activator, *, clock: Clock, over_tls: bool = True
+    ) -> None:
         self._layout = layout
         self._activator = activator
         self._clock = clock
         self._over_tls = over_tls
         self._writing = threading.Lock()
-        self._plane_ahead_of_monotonic: Optional[float] = None
-        self._newest: Optional[str] = None
+        self._plane_ahead_of_monotonic: float | None = None
+        self._newest: str | None = None
         self._looked = False
-        self._unanswered_since: Optional[float] = None
+        self._unanswered_since: float | None = None
         self.asked_at = ALWAYS  # monotonic
-        self.asked_with: Optional[float] = None  # the offset of the clock then
+        self.asked_with: float | None = None  # the offset of the clock then
 
-    def heard(self, date: Optional[float]) -> None:
+    def heard(self, date: float | None) -> None:
         """The plane said what time it is, over TLS that was verified; else its word is no evidence."""
         if date is not None and self._over_tls:
             self._plane_ahead_of_monotonic = date - self._clock.monotonic()
 
     @property
-    def clock_offset_s(self) -> Optional[float]:
+    def clock_offset_s(self) -> float | None:
         """Seconds by which the plane's clock is ahead of this host's now, also when that was set since."""
         if self._plane_ahead_of_monotonic is None:
             return None
-        return round(self._plane_ahead_of_monotonic + self._clock.monotonic() - self._clock.wall(), 1)
+        return round(
+            self._plane_ahead_of_monotonic + self._clock.monotonic() - self._clock.wall(), 1
+        )
 
     def put(self, name: str, data: bytes) -> None:
         """Lay something into the inbox, durably."""
@@ -96,19 +100,21 @@ class Inbox:
             self.asked_at = self._clock.monotonic()
             self._activator.start(alive)
 
-    def problems(self) -> List[Problem]:
+    def problems(self) -> list[Problem]:
         """An activator that does not answer."""
         since = self._unanswered_since
         limit = SILENT_IN_ACTIVATION_S if self.interrupted() else SILENT_S
         if since is None or self._clock.monotonic() - since < limit:
             return []
         hint = "systemctl status byteor-activate, or journalctl -u byteor-activate"
-        return [Problem("activator_silent", "the activator does not answer what the agent asks", hint)]
+        return [
+            Problem("activator_silent", "the activator does not answer what the agent asks", hint)
+        ]
 
     def interrupted(self) -> bool:
         return (self._layout.activation / "journal.json").exists()
 
-    def _stored(self) -> Optional[str]:
+    def _stored(self) -> str | None:
         try:
             stored = (files.read_json(self._layout.inbox / REQUEST) or {}).get("request")
         except Corrupt:

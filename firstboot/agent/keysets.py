@@ -6,7 +6,7 @@ a deployment names an unknown key. A failed refresh changes nothing: the set in 
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from firstboot.agent.inbox import KEY_SETS, Inbox
 from firstboot.agent.loop import Schedule
@@ -48,9 +48,9 @@ class KeySetsLoop:
         self._inbox, self._alive, self._clock = inbox, alive, clock
         self._kept = layout.agent / "keysets.json"
         # What the plane hinted and what was in force, when we last looked.
-        self._hint: Optional[int] = None
-        self._dealt: Optional[Tuple[int, int]] = None
-        self._version: Optional[int] = None
+        self._hint: int | None = None
+        self._dealt: tuple[int, int] | None = None
+        self._version: int | None = None
         self._at_it = False
 
     def first_delay(self, chance: Chance, *, splay_s: float) -> float:
@@ -92,11 +92,11 @@ class KeySetsLoop:
         self.schedule.period_s = PERIOD_S
         self._api.rest()
 
-    def problems(self) -> List[Problem]:
+    def problems(self) -> list[Problem]:
         """None of its own: what the activator refused stands in the key ring, and `condition` says it."""
         return []
 
-    def shown(self) -> Dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         return {}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
@@ -105,7 +105,13 @@ class KeySetsLoop:
         While we look, a hint may be about what we are just fetching: one that is not comes again with the next beat.
         """
         hint, version = hints.signing_keys_version, self._in_force()
-        if self._at_it or hint is None or version is None or hint == version or self._dealt == (hint, version):
+        if (
+            self._at_it
+            or hint is None
+            or version is None
+            or hint == version
+            or self._dealt == (hint, version)
+        ):
             return False
         self._hint = hint
         return True
@@ -115,7 +121,7 @@ class KeySetsLoop:
         version = self._in_force()
         return version == 0 and bool(self._version)
 
-    def _in_force(self) -> Optional[int]:
+    def _in_force(self) -> int | None:
         try:
             return activation.keys_version(self._layout)
         except LocalFault:

@@ -11,7 +11,7 @@ import enum
 import threading
 import traceback
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable
 
 from firstboot.agent.pace import FIRST, Pace
 from firstboot.api.answers import KeyRefused, NotThePlane
@@ -42,9 +42,13 @@ class Outcome(enum.Enum):
     REFUSED = "refused"  # permanent until a person acts: growing pauses up to one hour
 
 
-def believed(retry_after: Optional[float]) -> Optional[float]:
+def believed(retry_after: float | None) -> float | None:
     """The pause that the plane asked for, None when it asked for none that makes sense."""
-    return retry_after if retry_after is not None and 0 <= retry_after <= LONGEST_RETRY_AFTER_S else None
+    return (
+        retry_after
+        if retry_after is not None and 0 <= retry_after <= LONGEST_RETRY_AFTER_S
+        else None
+    )
 
 
 @dataclass
@@ -63,7 +67,9 @@ class Schedule:
         """Seconds before the first attempt: the splay that keeps a thousand booting hosts apart."""
         return chance.uniform(0.0, self.period_s)
 
-    def next_delay(self, chance: Chance, outcome: Outcome, retry_after: Optional[float] = None) -> float:
+    def next_delay(
+        self, chance: Chance, outcome: Outcome, retry_after: float | None = None
+    ) -> float:
         """Seconds until the next attempt after one that ended in `outcome`."""
         if outcome is Outcome.DONE:
             # After a mass boot or an outage the fleet is spread over one period: whoever came early the second time
@@ -93,16 +99,16 @@ class Schedule:
 class LoopHealth:
     """What `status` shows of one loop."""
 
-    last_attempt_at: Optional[str] = None
-    last_success_at: Optional[str] = None
-    next_attempt_at: Optional[str] = None
-    outcome: Optional[str] = None
-    problem: Optional[str] = None
-    hint: Optional[str] = None
+    last_attempt_at: str | None = None
+    last_success_at: str | None = None
+    next_attempt_at: str | None = None
+    outcome: str | None = None
+    problem: str | None = None
+    hint: str | None = None
     failures: int = 0
     due_by: float = field(default=float("inf"), repr=False)  # monotonic
 
-    def shown(self) -> Dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "due_by"}
 
 
@@ -115,17 +121,17 @@ class Loop(threading.Thread):
     def __init__(
         self,
         name: str,
-        run_once: Callable[[], Optional[bool]],
+        run_once: Callable[[], bool | None],
         *,
         schedule: Schedule,
         stop: threading.Event,
         crashed: Callable[[str], None],
         changed: Callable[[], None],
-        first_delay_s: Optional[float] = None,
-        pace: Optional[Pace] = None,
-        clock: Optional[Clock] = None,
-        chance: Optional[Chance] = None,
-        nudged: Optional[threading.Event] = None,
+        first_delay_s: float | None = None,
+        pace: Pace | None = None,
+        clock: Clock | None = None,
+        chance: Chance | None = None,
+        nudged: threading.Event | None = None,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.health = LoopHealth()
@@ -156,7 +162,9 @@ class Loop(threading.Thread):
 
     def hint(self) -> None:
         """Attempt as soon as a hint of the plane may make us: once a minute, and while all is well. For any thread."""
-        self._hinted = min(self._hinted, max(self._followed + WOKEN_EVERY_S, self._clock.monotonic()))
+        self._hinted = min(
+            self._hinted, max(self._followed + WOKEN_EVERY_S, self._clock.monotonic())
+        )
         self._nudged.set()
 
     def _wanted(self) -> float:
@@ -186,12 +194,19 @@ class Loop(threading.Thread):
     def run(self) -> None:
         """Thread body."""
         try:
-            delay = self._first_delay_s if self._first_delay_s is not None else self.schedule.first_delay(self._chance)
+            delay = (
+                self._first_delay_s
+                if self._first_delay_s is not None
+                else self.schedule.first_delay(self._chance)
+            )
             while not self._pause(delay):
                 delay = self._attempt()
         except Exception as error:  # noqa: BLE001 - the one broad except of the package (house style 3)
             # Frames without values: a local variable may hold the key.
-            frames = "; ".join(f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__))
+            frames = "; ".join(
+                f"{f.filename}:{f.lineno} {f.name}"
+                for f in traceback.extract_tb(error.__traceback__)
+            )
             self._crashed(f"loop {self.name} ended by {type(error).__name__} at {frames}")
 
     def _pause(self, delay: float) -> bool:
@@ -249,7 +264,9 @@ class Loop(threading.Thread):
         if health.problem is not None and health.hint is None:
             health.hint = PASSES if outcome is Outcome.RETRY else STAYS
         delay = self.schedule.next_delay(self._chance, outcome, retry_after)
-        self._asked_until = self._clock.monotonic() + delay if believed(retry_after) is not None else NOW
+        self._asked_until = (
+            self._clock.monotonic() + delay if believed(retry_after) is not None else NOW
+        )
         health.outcome, health.failures = outcome.value, self.schedule.failures
         if health.problem != before:
             if health.problem is None:

@@ -7,7 +7,7 @@ without this a host sends four requests in some minutes (``tests/fleet``). Healt
 from __future__ import annotations
 
 import threading
-from typing import Callable, List
+from typing import Callable
 
 APART_S = 30.0  # two requests in any minute
 # Who does not come for its turn in so many seconds has lost it.
@@ -23,7 +23,7 @@ class Pace:
         self._lock = threading.Lock()
         self._slow = False
         self._latest = self._latest_refused = float("-inf")
-        self._queue: List[str] = []  # who was told to wait, in the order of their turns
+        self._queue: list[str] = []  # who was told to wait, in the order of their turns
 
     def slow(self) -> None:
         """The plane refused the key, or what answers the heartbeat is not the plane: whatever is asked next, seldom."""

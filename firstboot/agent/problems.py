@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Dict, Iterable, List, Optional
 
 from firstboot.base.clock import from_rfc3339
 from firstboot.exchange.activation import Activation
@@ -21,9 +21,9 @@ class Problem:
 
     code: str
     detail: str
-    hint: Optional[str] = None
+    hint: str | None = None
 
-    def shown(self) -> Dict[str, Optional[str]]:
+    def shown(self) -> dict[str, str | None]:
         return asdict(self)
 
 
@@ -32,14 +32,16 @@ def of_the_key(handed: Handover, now: float) -> Iterable[Problem]:
     return of_the_expiry(handed.expires_at, now)
 
 
-def of_the_expiry(expires_at: Optional[str], now: float) -> Iterable[Problem]:
+def of_the_expiry(expires_at: str | None, now: float) -> Iterable[Problem]:
     """The same, for one who has no key but only the date of its end."""
     said = key_ends(expires_at, now)
     if said is not None:
-        yield Problem("runtime_key_expired" if "expired" in said else "runtime_key_expires", said, REENROLL)
+        yield Problem(
+            "runtime_key_expired" if "expired" in said else "runtime_key_expires", said, REENROLL
+        )
 
 
-def of_the_clock(skew_s: Optional[float]) -> Iterable[Problem]:
+def of_the_clock(skew_s: float | None) -> Iterable[Problem]:
     """A clock that is too far from the plane's for the times of deployments and certificates."""
     if skew_s is not None and abs(skew_s) > LARGEST_SKEW_S:
         side = "ahead of" if skew_s > 0 else "behind"
@@ -53,8 +55,14 @@ def of_the_activation(seen: Activation, now: float) -> Iterable[Problem]:
         yield Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate")
     refused = (seen.signing_keys or {}).get("refused")
     if isinstance(refused, dict):
-        detail = f"a set of signing keys was refused: {refused.get('code')}: {refused.get('detail')}"
-        yield Problem("signing_keys_refused", detail, "if the plane confirms its keys: byteor-firstboot trust --reset")
+        detail = (
+            f"a set of signing keys was refused: {refused.get('code')}: {refused.get('detail')}"
+        )
+        yield Problem(
+            "signing_keys_refused",
+            detail,
+            "if the plane confirms its keys: byteor-firstboot trust --reset",
+        )
     try:
         left = from_rfc3339(seen.keys_end or "") - now
     except (ValueError, OverflowError):
@@ -62,18 +70,24 @@ def of_the_activation(seen: Activation, now: float) -> Iterable[Problem]:
     if left < KEYS_END_S:
         word = "end" if left > 0 else "ended"
         detail = f"the signing keys {word} at {seen.keys_end}: nothing new is activated after that, what is active stays"
-        hint = "rotate the signing keys at the plane" + ("" if left > 0 else ", then byteor-firstboot trust --reset here")
+        hint = "rotate the signing keys at the plane" + (
+            "" if left > 0 else ", then byteor-firstboot trust --reset here"
+        )
         yield Problem(f"signing_keys_{word}", detail, hint)
     if seen.shadowed:
         detail = "/etc/byteor/spec.kv is a file of its own: a runtime that reads it does not see what is deployed"
-        yield Problem("spec_shadowed", detail, "move it away; systemd-tmpfiles --create makes the link")
+        yield Problem(
+            "spec_shadowed", detail, "move it away; systemd-tmpfiles --create makes the link"
+        )
     verdict = seen.last_verdict or {}
     if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
         named = verdict["deployment_id"] or "of an unverified envelope"
         detail = f"deployment {named} {verdict['verdict']}: {verdict['reason'] or verdict['code']}"
-        yield Problem(f"deployment_{verdict['verdict']}", detail, "byteor-agent deployments shows them all")
+        yield Problem(
+            f"deployment_{verdict['verdict']}", detail, "byteor-agent deployments shows them all"
+        )
 
 
-def unique(problems: Iterable[Problem]) -> List[Problem]:
+def unique(problems: Iterable[Problem]) -> list[Problem]:
     """Each code and sentence once, in order."""
     return list(dict.fromkeys(problems))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from firstboot.agent.artifacts import spool
 from firstboot.agent.problems import Problem
@@ -34,13 +34,19 @@ class ReportsLoop:
     """`run_once` delivers all that is there, and is False when there was nothing."""
 
     def __init__(
-        self, layout: Layout, handed: Handover, api: PlaneApi, *, spooled: Callable[[], None], clock: Clock
+        self,
+        layout: Layout,
+        handed: Handover,
+        api: PlaneApi,
+        *,
+        spooled: Callable[[], None],
+        clock: Clock,
     ) -> None:
         self._layout, self._handed, self._api, self._clock = layout, handed, api, clock
         self._spooled = spooled
         self._kept = layout.agent / "reports.json"
-        self._delivered: Optional[int] = None
-        self._dropped: Optional[Dict[str, Any]] = None
+        self._delivered: int | None = None
+        self._dropped: dict[str, Any] | None = None
 
     def run_once(self) -> bool:
         """Deliver in order; raise what stops it, to go on there."""
@@ -51,7 +57,7 @@ class ReportsLoop:
             self._api.rest()
         return bool(outcomes)
 
-    def problems(self) -> List[Problem]:
+    def problems(self) -> list[Problem]:
         """A report that was dropped lately."""
         dropped = self._dropped
         if dropped is None:
@@ -63,7 +69,7 @@ class ReportsLoop:
         hint = "byteor-agent deployments shows what the plane was not told"
         return [Problem("report_dropped", dropped["detail"], hint)] if age < SHOWN_S else []
 
-    def shown(self) -> Dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         return {}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
@@ -76,7 +82,7 @@ class ReportsLoop:
         except LocalFault:
             return True  # the attempt says it
 
-    def _outstanding(self) -> List[Tuple[int, Path]]:
+    def _outstanding(self) -> list[tuple[int, Path]]:
         if self._delivered is None:
             self._load()
         present = self._listed()
@@ -84,7 +90,7 @@ class ReportsLoop:
             self._delivered = 0  # they were begun again: a repeat is harmless, a gap is not
         return [(number, path) for number, path in present if number > (self._delivered or 0)]
 
-    def _listed(self) -> List[Tuple[int, Path]]:
+    def _listed(self) -> list[tuple[int, Path]]:
         directory = self._layout.outcomes
         try:
             found = [(_NAME.match(path.name), path) for path in directory.iterdir()]
@@ -101,9 +107,13 @@ class ReportsLoop:
             log.warning(str(error), kept_as=keeping.set_aside(self._kept))
             stored = {}
         delivered, dropped = stored.get("delivered"), stored.get("dropped")
-        if isinstance(dropped, dict) and all(isinstance(dropped.get(name), str) for name in ("at", "detail")):
+        if isinstance(dropped, dict) and all(
+            isinstance(dropped.get(name), str) for name in ("at", "detail")
+        ):
             self._dropped = dropped
-        self._delivered = delivered if isinstance(delivered, int) and not isinstance(delivered, bool) else 0
+        self._delivered = (
+            delivered if isinstance(delivered, int) and not isinstance(delivered, bool) else 0
+        )
 
     def _deliver(self, number: int, path: Path) -> None:
         try:
@@ -130,7 +140,13 @@ class ReportsLoop:
         try:
             text = files.read(path, limit=LARGEST_DIAGNOSTIC)
             if text:
-                spool.add_text(self._layout, text, kind="diagnostic", deployment_id=deployment_id, spec_hash=spec_hash)
+                spool.add_text(
+                    self._layout,
+                    text,
+                    kind="diagnostic",
+                    deployment_id=deployment_id,
+                    spec_hash=spec_hash,
+                )
                 self._spooled()
         except LocalFault as error:
             # The report matters more than what stands beside it; the activator keeps its own journal.
@@ -140,12 +156,12 @@ class ReportsLoop:
         log.warning(detail)
         self._keep(number, dropped={"at": rfc3339(self._clock.wall()), "detail": detail})
 
-    def _keep(self, number: int, *, dropped: Optional[Dict[str, Any]]) -> None:
+    def _keep(self, number: int, *, dropped: dict[str, Any] | None) -> None:
         files.write_json(self._kept, {"v": 1, "delivered": number, "dropped": dropped})
         self._delivered, self._dropped = number, dropped
 
 
-def _outcome(stored: Optional[Dict[str, Any]]) -> Tuple[str, str, bytes]:
+def _outcome(stored: dict[str, Any] | None) -> tuple[str, str, bytes]:
     """The deployment, its spec and the body of its report; ValueError when it is not one of the activator's."""
     if stored is None:
         raise ValueError("it went away")

@@ -11,8 +11,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Callable, ContextManager, Dict, List, MutableMapping, Optional, Tuple
+from typing import Callable
 
 from firstboot.api.messages import KEY_LENGTHS
 from firstboot.base import documents, files, locks, systemd
@@ -36,7 +38,7 @@ class ChildFailed(ByteorError):
         self.exit_code = exit_code
 
 
-def alone(layout: Layout) -> ContextManager[None]:
+def alone(layout: Layout) -> AbstractContextManager[None]:
     """Hold the tree's agent lock for as long as the agent lives; TryAgain when another agent does.
 
     Two would beat as one, with one sequence file and one status. Makes the agent's directory where no package has.
@@ -50,14 +52,15 @@ def alone(layout: Layout) -> ContextManager[None]:
             hint="systemctl start byteor-agent",
         )
     busy = TryAgain(
-        "another byteor-agent run is at work on this tree", hint="byteor-agent status shows it; one agent a host is all"
+        "another byteor-agent run is at work on this tree",
+        hint="byteor-agent status shows it; one agent a host is all",
     )
     return locks.locked(layout.agent_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy)
 
 
 def arrive(
-    layout: Layout, *, config: Optional[Path], environ: MutableMapping[str, str]
-) -> Tuple[Handover, Settings]:
+    layout: Layout, *, config: Path | None, environ: MutableMapping[str, str]
+) -> tuple[Handover, Settings]:
     """Return identity and settings, the three variables removed from `environ`: no child is to inherit them.
 
     Invalid (4) when they are not all there or ill-formed, LocalFault when nothing was handed over, ChildFailed when
@@ -80,12 +83,14 @@ def arrive(
     return handed, frozen.load(layout)
 
 
-def settings_again(layout: Layout, handed: Handover, *, config: Optional[Path]) -> Settings:
+def settings_again(layout: Layout, handed: Handover, *, config: Path | None) -> Settings:
     """Read the settings from where `arrive` read them."""
-    return read_config(layout, config=config) if handed.source == ENVIRONMENT else frozen.load(layout)
+    return (
+        read_config(layout, config=config) if handed.source == ENVIRONMENT else frozen.load(layout)
+    )
 
 
-def read_config(layout: Layout, *, config: Optional[Path]) -> Settings:
+def read_config(layout: Layout, *, config: Path | None) -> Settings:
     """The settings of the file `config` or of the image's defaults, read by a child: yaml never enters this process."""
     command = ["firstboot.provision.image", "--root", str(layout.root)]
     if config is not None:
@@ -97,12 +102,16 @@ def read_config(layout: Layout, *, config: Optional[Path]) -> Settings:
         raise Corrupt("the child that read the settings wrote something else") from error
 
 
-def _child(arguments: List[str]) -> bytes:
+def _child(arguments: list[str]) -> bytes:
     """Run a module of ours to its end and return its stdout; what it says on stderr is ours."""
     command = [sys.executable, "-m", *arguments]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=CHILD_TIMEOUT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=CHILD_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LocalFault(f"cannot run {arguments[0]}: {type(error).__name__}") from error
@@ -111,7 +120,7 @@ def _child(arguments: List[str]) -> bytes:
     return done.stdout
 
 
-def _from_environment(values: Dict[str, str], settings: Settings) -> Handover:
+def _from_environment(values: dict[str, str], settings: Settings) -> Handover:
     return Handover(
         api_base_url=values["BYTEOR_API_BASE_URL"],
         agent_id=values["BYTEOR_AGENT_ID"],
@@ -144,14 +153,14 @@ def _key(value: str) -> str:
     return value
 
 
-VARIABLES: Dict[str, Callable[[str], str]] = {
+VARIABLES: dict[str, Callable[[str], str]] = {
     "BYTEOR_API_BASE_URL": _base_url,
     "BYTEOR_AGENT_ID": _agent_id,
     "BYTEOR_AGENT_API_KEY": _key,
 }
 
 
-def _checked(given: Dict[str, str]) -> Dict[str, str]:
+def _checked(given: dict[str, str]) -> dict[str, str]:
     missing = [name for name in VARIABLES if name not in given]
     if missing:
         raise Invalid(

@@ -38,7 +38,11 @@ class Sequence:
         try:
             value = files.read_json(self._path)
             stored = value.get("sequence_reserved") if value is not None else 0
-            if not isinstance(stored, int) or isinstance(stored, bool) or not 0 <= stored <= LARGEST:
+            if (
+                not isinstance(stored, int)
+                or isinstance(stored, bool)
+                or not 0 <= stored <= LARGEST
+            ):
                 raise Corrupt(f"{self._path} is damaged: no sequence number")
             return stored
         except Corrupt as error:

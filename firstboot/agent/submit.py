@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Callable, Optional, Protocol
+from typing import Callable, Protocol
 
 from firstboot.base import log, systemd
 from firstboot.base.errors import LocalFault
@@ -45,14 +45,16 @@ class Child:
 
     finishes = False
 
-    def __init__(self, layout: Layout, *, config: Optional[Path], finished: Callable[[], None]) -> None:
+    def __init__(
+        self, layout: Layout, *, config: Path | None, finished: Callable[[], None]
+    ) -> None:
         self._command = [sys.executable, "-m", "firstboot.activate", "--root", str(layout.root)]
         if config is not None:
             self._command += ["--config", str(config)]
         self._finished = finished
         self._running = threading.Lock()
         self._starting = threading.Lock()
-        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
 
     def start(self, alive: Callable[[float], None]) -> None:
@@ -66,13 +68,15 @@ class Child:
             log.warning("the activator did not do its part", exit_code=code)
         self._finished()
 
-    def _begin(self) -> Optional[subprocess.Popen[bytes]]:
+    def _begin(self) -> subprocess.Popen[bytes] | None:
         with self._starting:
             if self._ended:
                 return None
             try:
                 # What it says on stderr is ours; no identity is in our environment any more (`arrival`).
-                self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                )
             except OSError as error:
                 raise LocalFault(f"cannot run the activator: {type(error).__name__}") from error
             return self._process
@@ -85,9 +89,13 @@ class Child:
                 self._process.terminate()
 
 
-def choose(layout: Layout, *, config: Optional[Path], finished: Callable[[], None]) -> Activator:
+def choose(layout: Layout, *, config: Path | None, finished: Callable[[], None]) -> Activator:
     """The one for this tree; `finished` is called each time a child of ours has ended.
 
     `config`: the file of the settings where no first boot has frozen any.
     """
-    return PathUnit() if layout.is_host and systemd.booted() else Child(layout, config=config, finished=finished)
+    return (
+        PathUnit()
+        if layout.is_host and systemd.booted()
+        else Child(layout, config=config, finished=finished)
+    )

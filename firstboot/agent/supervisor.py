@@ -13,7 +13,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Callable, List, Optional
+from typing import Callable
 
 from firstboot import __version__
 from firstboot.agent import deployments, keysets, reports, startup, submit
@@ -49,7 +49,9 @@ RESTART_S = 12.0
 class Supervisor:
     """Owns the loops and `status.json`; `run` returns the exit code."""
 
-    def __init__(self, layout: Layout, handed: Handover, settings: Settings, *, config: Optional[Path] = None) -> None:
+    def __init__(
+        self, layout: Layout, handed: Handover, settings: Settings, *, config: Path | None = None
+    ) -> None:
         self._layout = layout
         self._config = config
         self._handed = handed
@@ -58,14 +60,18 @@ class Supervisor:
         self._stop = threading.Event()
         # What the main thread is to look at: signals, and ends. A signal handler may put into this queue at any moment.
         self._events: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._crash: Optional[str] = None
+        self._crash: str | None = None
         self._condition = Condition(layout, handed, clock=self._clock)
-        self._apis: List[PlaneApi] = []
+        self._apis: list[PlaneApi] = []
         self._pace = Pace()
         self.loops = self._condition.loops
         self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
         # One splay for all: the first look at deployments comes with the first beat (contract 2.3).
-        spread = Schedule(max(1.0, self._period.period_s - RESTART_S)) if self._condition.killed else self._period
+        spread = (
+            Schedule(max(1.0, self._period.period_s - RESTART_S))
+            if self._condition.killed
+            else self._period
+        )
         self._splay_s = spread.first_delay(rng()) + _crash_pause(self._condition.crashes)
         beat = HeartbeatLoop(
             layout,
@@ -84,16 +90,26 @@ class Supervisor:
         if handed.org_id and handed.project_id and handed.environment_id:
             self._start_fetching()
         else:
-            log.notice("no deployments here: the settings name no org_id, project_id and environment_id to verify them by")
+            log.notice(
+                "no deployments here: the settings name no org_id, project_id and environment_id to verify them by"
+            )
         self._start_telling()
 
     def _start_fetching(self) -> None:
         """What comes from the plane to be judged; what both share is the inbox."""
         layout, handed, clock = self._layout, self._handed, self._clock
-        inbox = Inbox(layout, self._activator, clock=clock, over_tls=handed.api_base_url.startswith("https:"))
+        inbox = Inbox(
+            layout, self._activator, clock=clock, over_tls=handed.api_base_url.startswith("https:")
+        )
         daily = Schedule(keysets.PERIOD_S)
         keys = KeySetsLoop(
-            layout, handed, self._api(), schedule=daily, inbox=inbox, alive=self._alive("keysets"), clock=clock
+            layout,
+            handed,
+            self._api(),
+            schedule=daily,
+            inbox=inbox,
+            alive=self._alive("keysets"),
+            clock=clock,
         )
         each_minute = Schedule(deployments.PERIOD_S)
         fetch = DeploymentsLoop(
@@ -114,12 +130,22 @@ class Supervisor:
     def _start_telling(self) -> None:
         """What goes to the plane."""
         layout, handed, clock = self._layout, self._handed, self._clock
-        told = ReportsLoop(layout, handed, self._api(), spooled=lambda: self._wake("artifacts"), clock=clock)
+        told = ReportsLoop(
+            layout, handed, self._api(), spooled=lambda: self._wake("artifacts"), clock=clock
+        )
         told_s, tells = Schedule(reports.PERIOD_S), PaceIfAsking(self._pace, told.nudged)
         self._start("reports", told.run_once, told_s, work=told, pace=tells)
-        sent = ArtifactsLoop(layout, handed, self._api(), clock=clock, alive=self._alive("artifacts"))
+        sent = ArtifactsLoop(
+            layout, handed, self._api(), clock=clock, alive=self._alive("artifacts")
+        )
         each_period = Schedule(min(2 * self._period.period_s, sender.LONGEST_PERIOD_S))
-        self._start("artifacts", sent.run_once, each_period, work=sent, pace=PaceIfAsking(self._pace, sent.nudged))
+        self._start(
+            "artifacts",
+            sent.run_once,
+            each_period,
+            work=sent,
+            pace=PaceIfAsking(self._pace, sent.nudged),
+        )
 
     def _alive(self, name: str) -> Callable[..., None]:
         return lambda *for_s: self.loops[name].alive(*for_s)
@@ -130,19 +156,21 @@ class Supervisor:
 
     def _api(self) -> PlaneApi:
         """A connection for one more thread."""
-        api = PlaneApi(self._handed.api_base_url, _transport(self._handed, self._settings), clock=self._clock)
+        api = PlaneApi(
+            self._handed.api_base_url, _transport(self._handed, self._settings), clock=self._clock
+        )
         self._apis.append(api)
         return api
 
     def _start(
         self,
         name: str,
-        run_once: Callable[[], Optional[bool]],
+        run_once: Callable[[], bool | None],
         schedule: Schedule,
         *,
-        work: Optional[Work] = None,
-        first_delay_s: Optional[float] = None,
-        pace: Optional[Pace] = None,
+        work: Work | None = None,
+        first_delay_s: float | None = None,
+        pace: Pace | None = None,
     ) -> None:
         if work is not None:
             self._condition.works[name] = work
@@ -197,13 +225,17 @@ class Supervisor:
             self._wake("artifacts")
 
     def _feed(self) -> None:
-        late = [name for name, loop in self.loops.items() if loop.health.due_by < self._clock.monotonic()]
+        late = [
+            name
+            for name, loop in self.loops.items()
+            if loop.health.due_by < self._clock.monotonic()
+        ]
         if late:
             log.error("a loop is stuck, the watchdog is not fed", loops=",".join(late))
         else:
             systemd.notify("WATCHDOG=1")
 
-    def _on_signal(self, number: int, frame: Optional[FrameType]) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Runs between any two instructions of the main thread: it takes no lock that this thread could hold.
         if number not in (signal.SIGHUP, *WAKING):
             self._stop.set()
@@ -245,10 +277,12 @@ def _transport(handed: Handover, settings: Settings) -> Transport:
     )
 
 
-def start(layout: Layout, *, config: Optional[Path]) -> int:
+def start(layout: Layout, *, config: Path | None) -> int:
     """What ``byteor-agent run`` does: hand-over or environment, settings, supervise."""
     for number in WAKING:
-        signal.signal(number, signal.SIG_IGN)  # until there are loops to wake: it would end the process
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # until there are loops to wake: it would end the process
     with startup.alone(layout):
         try:
             handed, settings = startup.arrive(layout, config=config, environ=os.environ)

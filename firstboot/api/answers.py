@@ -16,7 +16,9 @@ class NotThePlane(TryAgain):
     """Something else answered. It may pass, but as a rule stays until a person acts, so `loop` asks it seldom."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, hint="a proxy or a captive portal stands between this host and the plane")
+        super().__init__(
+            message, hint="a proxy or a captive portal stands between this host and the plane"
+        )
 
 
 class KeyRefused(Refused):
@@ -27,20 +29,34 @@ class RequestRefused(Refused):
     """This one request is refused: a scope is missing, or we made a mistake; the other loops go on."""
 
 
-def check(answer: Answer, *, doing: str, conditional: bool = False, scope: str = "for this") -> None:
+def check(
+    answer: Answer, *, doing: str, conditional: bool = False, scope: str = "for this"
+) -> None:
     """Return on 2xx (and on 304 if `conditional`); raise TryAgain, KeyRefused or RequestRefused for everything else.
 
     `doing` says what was tried ("heartbeat"), for the sentence that `status` shows; `scope` names what a 403 lacks.
     """
     status, code = answer.status, answer.problem.code if answer.problem is not None else None
     said = f" ({answer.problem.said()})" if answer.problem is not None else ""
-    if 200 <= status < 300 and (answer.is_json or answer.is_empty) or (conditional and status == 304):
+    if (
+        200 <= status < 300
+        and (answer.is_json or answer.is_empty)
+        or (conditional and status == 304)
+    ):
         return
     if 300 <= status < 400:
-        raise NotThePlane(f"{doing}: something answered {status}, a redirect, which the plane never sends")
+        raise NotThePlane(
+            f"{doing}: something answered {status}, a redirect, which the plane never sends"
+        )
     if status == 429 or status >= 500 or status in (408, 425):
-        raise TryAgain(f"{doing}: the plane answered {status}{said}", retry_after=answer.retry_after)
-    if not answer.is_json and not (answer.is_empty and status in (401, 403)) and 200 <= status < 500:
+        raise TryAgain(
+            f"{doing}: the plane answered {status}{said}", retry_after=answer.retry_after
+        )
+    if (
+        not answer.is_json
+        and not (answer.is_empty and status in (401, 403))
+        and 200 <= status < 500
+    ):
         raise NotThePlane(f"{doing}: something answered {status} with a page, not the plane's JSON")
     if status == 401 or (status in (404, 410) and code == UNKNOWN_AGENT):
         raise KeyRefused(
@@ -49,7 +65,8 @@ def check(answer: Answer, *, doing: str, conditional: bool = False, scope: str =
         )
     if status == 403:
         raise RequestRefused(
-            f"{doing}: the runtime key lacks the scope {scope}: 403{said}", hint="grant the scope to this agent's key"
+            f"{doing}: the runtime key lacks the scope {scope}: 403{said}",
+            hint="grant the scope to this agent's key",
         )
     if 400 <= status < 500:
         raise RequestRefused(f"{doing}: the plane refused the request: {status}{said}")

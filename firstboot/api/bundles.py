@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterator, Optional, Tuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from firstboot.api import messages
@@ -32,9 +32,9 @@ class Coming:
     """
 
     stream: Stream
-    start: Optional[int]
-    total: Optional[int]
-    tag: Optional[str]
+    start: int | None
+    total: int | None
+    tag: str | None
 
 
 class StartOver(TryAgain):
@@ -43,7 +43,7 @@ class StartOver(TryAgain):
 
 @contextmanager
 def answered(
-    transport: Transport, url: str, *, bearer: Secret, have: int, tag: Optional[str], deadline_s: float
+    transport: Transport, url: str, *, bearer: Secret, have: int, tag: str | None, deadline_s: float
 ) -> Iterator[Stream]:
     """Ask for what follows the first `have` bytes and hand out the answer, which is bytes or the plane's own word.
 
@@ -52,37 +52,55 @@ def answered(
     headers = {"Accept": "application/gzip, application/problem+json"}
     if have and tag is not None:
         headers.update({"Range": f"bytes={have}-", "If-Range": tag})
-    with transport.stream("GET", url, bearer=bearer, headers=headers, deadline_s=deadline_s) as answer:
+    with transport.stream(
+        "GET", url, bearer=bearer, headers=headers, deadline_s=deadline_s
+    ) as answer:
         if answer.status not in REDIRECTS:
             yield answer
             return
         place = _place(url, answer.headers.get("location"))
     credential = bearer if _origin(urlsplit(place)) == _origin(urlsplit(url)) else None
-    with _there(transport, place, bearer=credential, headers=headers, deadline_s=deadline_s) as answer:
+    with _there(
+        transport, place, bearer=credential, headers=headers, deadline_s=deadline_s
+    ) as answer:
         if answer.status not in (WHOLE, PART, NO_SUCH_RANGE):
             now = messages.retry_after(answer.headers.get("retry-after"), now=float("inf"))
-            raise TryAgain(f"where the plane sent us for the bundle, something answered {answer.status}", retry_after=now)
+            raise TryAgain(
+                f"where the plane sent us for the bundle, something answered {answer.status}",
+                retry_after=now,
+            )
         yield answer
 
 
 @contextmanager
 def _there(
-    transport: Transport, place: str, *, bearer: Optional[Secret], headers: Dict[str, str], deadline_s: float
+    transport: Transport,
+    place: str,
+    *,
+    bearer: Secret | None,
+    headers: dict[str, str],
+    deadline_s: float,
 ) -> Iterator[Stream]:
     try:
-        stream = transport.stream("GET", place, bearer=bearer, headers=headers, deadline_s=deadline_s)
+        stream = transport.stream(
+            "GET", place, bearer=bearer, headers=headers, deadline_s=deadline_s
+        )
         with stream as answer:
             yield answer
     except UnicodeError as error:  # a host name that no resolver takes
-        raise TryAgain("the plane sent us for the bundle to an address that is not usable") from error
+        raise TryAgain(
+            "the plane sent us for the bundle to an address that is not usable"
+        ) from error
 
 
-def coming(answer: Stream, *, have: int, tag: Optional[str]) -> Coming:
+def coming(answer: Stream, *, have: int, tag: str | None) -> Coming:
     """Read the head of a 200 or 206; StartOver when the part is not the one that was asked for."""
     theirs = messages.entity_tag(answer.headers.get("etag"))
     if answer.status == WHOLE:
         length = answer.headers.get("content-length", "")
-        return Coming(answer, 0, int(length) if length.isdigit() and len(length) <= 15 else None, theirs)
+        return Coming(
+            answer, 0, int(length) if length.isdigit() and len(length) <= 15 else None, theirs
+        )
     said = messages.content_range(answer.headers.get("content-range"))
     if said is None or said[0] != have or not have:
         raise StartOver("the part of the bundle that came is not the one that was asked for")
@@ -91,10 +109,14 @@ def coming(answer: Stream, *, have: int, tag: Optional[str]) -> Coming:
     return Coming(answer, said[0], said[1], theirs or tag)
 
 
-def _place(url: str, location: Optional[str]) -> str:
+def _place(url: str, location: str | None) -> str:
     """The address that a redirect names, if it may be asked: https (or the plane's own origin), and not link-local."""
     refused = TryAgain("the plane sent us for the bundle to an address that may not be asked")
-    if not location or len(location) > LONGEST_ADDRESS or not all("!" <= c <= "~" for c in location):
+    if (
+        not location
+        or len(location) > LONGEST_ADDRESS
+        or not all("!" <= c <= "~" for c in location)
+    ):
         raise refused
     try:
         place = urljoin(url, location)
@@ -103,13 +125,23 @@ def _place(url: str, location: Optional[str]) -> str:
     except ValueError:
         raise refused from None
     own = _origin(parts) == _origin(urlsplit(url))
-    if not host or port == 0 or parts.username is not None or not (parts.scheme == "https" or own) or _link_local(host):
+    if (
+        not host
+        or port == 0
+        or parts.username is not None
+        or not (parts.scheme == "https" or own)
+        or _link_local(host)
+    ):
         raise refused
     return place
 
 
-def _origin(parts: SplitResult) -> Tuple[str, str, int]:
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
+def _origin(parts: SplitResult) -> tuple[str, str, int]:
+    return (
+        parts.scheme,
+        (parts.hostname or "").lower(),
+        parts.port or (443 if parts.scheme == "https" else 80),
+    )
 
 
 def _link_local(host: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable
 from urllib.parse import quote
 
 from firstboot.api import bundles, messages
@@ -32,22 +33,22 @@ class Answer:
     is_json: bool
     is_empty: bool
     media_type: str
-    problem: Optional[messages.Problem]
-    retry_after: Optional[float]
-    date: Optional[float]
-    enrolled: Optional[messages.EnrollmentReply] = None
-    heartbeat: Optional[messages.HeartbeatReply] = None
-    key_sets: Optional[int] = None
-    artifact: Optional[ArtifactReply] = None
-    tag: Optional[str] = None
+    problem: messages.Problem | None
+    retry_after: float | None
+    date: float | None
+    enrolled: messages.EnrollmentReply | None = None
+    heartbeat: messages.HeartbeatReply | None = None
+    key_sets: int | None = None
+    artifact: ArtifactReply | None = None
+    tag: str | None = None
     body: bytes = b""
-    complaint: Optional[str] = None
+    complaint: str | None = None
 
 
 class PlaneApi:
     """The control plane at `base_url` (an origin without trailing slash)."""
 
-    def __init__(self, base_url: str, transport: Transport, *, clock: Optional[Clock] = None) -> None:
+    def __init__(self, base_url: str, transport: Transport, *, clock: Clock | None = None) -> None:
         self._base = base_url
         self._transport = transport
         self._clock = clock or Clock()
@@ -67,7 +68,14 @@ class PlaneApi:
         self._transport.close()
 
     def enroll(
-        self, token: Secret, *, org_id: str, project_id: str, environment_id: str, idempotency_key: str, body: bytes
+        self,
+        token: Secret,
+        *,
+        org_id: str,
+        project_id: str,
+        environment_id: str,
+        idempotency_key: str,
+        body: bytes,
     ) -> Answer:
         """Request 1: present the token. Safe to repeat with the same key and body."""
         reply = self._send(
@@ -87,21 +95,26 @@ class PlaneApi:
 
     def list_agents(
         self, operator_token: Secret, *, org_id: str, project_id: str, environment_id: str
-    ) -> List[messages.ListedAgent]:
+    ) -> list[messages.ListedAgent]:
         """Request 2: every agent of an environment; TryAgain or Refused when the list cannot be had."""
         path, cursor = _agents(org_id, project_id, environment_id), None
-        rows: List[messages.ListedAgent] = []
+        rows: list[messages.ListedAgent] = []
         for _ in range(LONGEST_LISTING_PAGES):
             suffix = f"?next={quote(cursor, safe='')}" if cursor else ""
             answer, value = self._answer(self._send("GET", path + suffix, bearer=operator_token))
             if answer.status in (401, 403) and (answer.is_json or answer.is_empty):
-                raise Refused(f"the plane does not accept the operator token: {answer.status}", hint="is it an operator's?")
+                raise Refused(
+                    f"the plane does not accept the operator token: {answer.status}",
+                    hint="is it an operator's?",
+                )
             try:
                 page, cursor = messages.agent_page(value if answer.status == 200 else None)
             except ValueError as error:
                 page_came = "a proxy or a captive portal stands between this host and the plane"
                 hint = None if answer.is_json or answer.is_empty else page_came
-                raise TryAgain(f"the agent list could not be had: {answer.status}", hint=hint) from error
+                raise TryAgain(
+                    f"the agent list could not be had: {answer.status}", hint=hint
+                ) from error
             rows.extend(page)
             if cursor is None:
                 return rows
@@ -115,23 +128,38 @@ class PlaneApi:
             return replace(answer, heartbeat=messages.HeartbeatReply.parse(value))
         return answer
 
-    def latest(self, agent_id: str, key: Secret, *, tag: Optional[str]) -> Answer:
+    def latest(self, agent_id: str, key: Secret, *, tag: str | None) -> Answer:
         """Request 4: the envelope of what is assigned, unjudged; 304 where it is the one that `tag` came with."""
         headers = {"If-None-Match": tag} if tag is not None else {}
-        reply = self._send("GET", f"/api/v1/agents/{_id(agent_id)}/deployments/latest", bearer=key, headers=headers)
-        return replace(self._answer(reply)[0], tag=messages.entity_tag(reply.headers.get("etag")), body=reply.body)
+        reply = self._send(
+            "GET", f"/api/v1/agents/{_id(agent_id)}/deployments/latest", bearer=key, headers=headers
+        )
+        return replace(
+            self._answer(reply)[0],
+            tag=messages.entity_tag(reply.headers.get("etag")),
+            body=reply.body,
+        )
 
     @contextmanager
     def bundle(
-        self, agent_id: str, key: Secret, deployment_id: str, *, have: int, tag: Optional[str], size: int
-    ) -> Iterator[Union[Answer, Coming]]:
+        self,
+        agent_id: str,
+        key: Secret,
+        deployment_id: str,
+        *,
+        have: int,
+        tag: str | None,
+        size: int,
+    ) -> Iterator[Answer | Coming]:
         """Request 5: what follows the first `have` of `size` bytes, or the plane's answer in its place.
 
         `tag` came with these bytes; without it the whole is asked for. StartOver where they cannot be continued.
         """
         url = f"{self._base}/api/v1/agents/{_id(agent_id)}/deployments/{_id(deployment_id)}/bundle"
         deadline_s = DEADLINE_S + deadline_for(size - have)
-        with bundles.answered(self._transport, url, bearer=key, have=have, tag=tag, deadline_s=deadline_s) as stream:
+        with bundles.answered(
+            self._transport, url, bearer=key, have=have, tag=tag, deadline_s=deadline_s
+        ) as stream:
             reply = Reply(stream.status, stream.headers, b"", stream.date)
             words = reply.media_type.startswith("text/") or reply.media_type.endswith("json")
             if stream.status in (bundles.WHOLE, bundles.PART) and not words:
@@ -165,7 +193,7 @@ class PlaneApi:
         metadata: ArtifactMetadata,
         file: int,
         *,
-        each: Optional[Callable[[int], None]] = None,
+        each: Callable[[int], None] | None = None,
     ) -> Answer:
         """Request 8: the artifact that is open as `file`. Safe to repeat: the plane knows it by its content.
 
@@ -197,16 +225,18 @@ class PlaneApi:
         method: str,
         path: str,
         *,
-        bearer: Optional[Secret] = None,
-        body: Optional[bytes] = None,
-        headers: Optional[Mapping[str, str]] = None,
+        bearer: Secret | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         sent = dict(headers or {})
         if body is not None:
             sent["Content-Type"] = "application/json"
-        return self._transport.request(method, self._base + path, bearer=bearer, body=body, headers=sent)
+        return self._transport.request(
+            method, self._base + path, bearer=bearer, body=body, headers=sent
+        )
 
-    def _answer(self, reply: Reply) -> Tuple[Answer, Any]:
+    def _answer(self, reply: Reply) -> tuple[Answer, Any]:
         try:
             value, is_json = documents.load(reply.body), True
         except ValueError:
@@ -215,7 +245,9 @@ class PlaneApi:
         now = reply.date if reply.date is not None else self._clock.wall()
         asked = messages.retry_after(reply.headers.get("retry-after"), now=now)
         problem = messages.Problem.parse(value) if reply.status >= 400 else None
-        return Answer(reply.status, is_json, not reply.body, reply.media_type, problem, asked, reply.date), value
+        return Answer(
+            reply.status, is_json, not reply.body, reply.media_type, problem, asked, reply.date
+        ), value
 
 
 def _agents(org_id: str, project_id: str, environment_id: str) -> str:

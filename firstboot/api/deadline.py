@@ -10,7 +10,7 @@ import http.client
 import io
 import socket
 import threading
-from typing import Any, Optional
+from typing import Any
 
 from firstboot.base.clock import monotonic
 
@@ -31,7 +31,7 @@ class _Deadlined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> Optional[int]:
+    def readinto(self, buffer: Any) -> int | None:
         left = getattr(current, "limit", float("inf")) - monotonic()
         if left <= 0:
             raise socket.timeout("the deadline has passed")

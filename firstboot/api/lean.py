@@ -10,17 +10,17 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from typing import Any, Dict
+from typing import Any
 
 _DETECTORS = ("chardet", "charset_normalizer")
 # In the range of every requests from 2.25 on, which compares it and warns.
 _VERSION = "3.0.4"
 
 
-def _detect(data: bytes) -> Dict[str, Any]:
+def _detect(data: bytes) -> dict[str, Any]:
     for name in _DETECTORS:
         try:
-            found: Dict[str, Any] = importlib.import_module(name).detect(data)
+            found: dict[str, Any] = importlib.import_module(name).detect(data)
         except ImportError:
             continue
         return found
@@ -32,7 +32,7 @@ def _import_requests() -> None:
         return  # somebody else's process: it has what it has
     stand_in: Any = types.ModuleType("chardet", "stands in while requests is imported")
     stand_in.__version__, stand_in.detect = _VERSION, _detect
-    modules: Dict[str, Any] = sys.modules
+    modules: dict[str, Any] = sys.modules
     modules.update(chardet=stand_in, charset_normalizer=None)
     try:
         importlib.import_module("requests")

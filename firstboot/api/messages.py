@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any
 
 from firstboot.base.clock import LONGEST_RETRY_AFTER_S, from_http_date, from_rfc3339
-from firstboot.base.documents import IDENTIFIER, LARGEST_COUNT, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, envelopes
+from firstboot.base.documents import (
+    IDENTIFIER,
+    LARGEST_COUNT,
+    LONGEST_INTERVAL_S,
+    SHORTEST_INTERVAL_S,
+    envelopes,
+)
 from firstboot.base.secret import Secret, redacted
 
 LONGEST_LIST = 64  # scopes that we keep
@@ -22,17 +29,7 @@ LONGEST_DETAIL, MOST_PROBLEMS = 1000, 64  # what one heartbeat says of its probl
 KEY_LENGTHS = range(8, 4097)
 
 
-
-
-
-
-
-
-
-
-
-
-def _text(value: Mapping[str, Any], *names: str) -> Optional[str]:
+def _text(value: Mapping[str, Any], *names: str) -> str | None:
     for name in names:
         found = value.get(name)
         if isinstance(found, str) and found:
@@ -47,21 +44,26 @@ class Problem:
     It is shown to everybody (status, heartbeat, reasons): a plane that echoes our credential must not publish it.
     """
 
-    code: Optional[str]
-    title: Optional[str]
-    detail: Optional[str]
+    code: str | None
+    title: str | None
+    detail: str | None
 
     @classmethod
-    def parse(cls, value: Any) -> Optional[Problem]:
+    def parse(cls, value: Any) -> Problem | None:
         if not isinstance(value, dict):
             return None
         said = {name: _text(value, name) for name in ("code", "title", "detail")}
-        return cls(**{name: redacted(text) if text is not None else None for name, text in said.items()})
+        return cls(
+            **{name: redacted(text) if text is not None else None for name, text in said.items()}
+        )
 
     def said(self) -> str:
         """One line of what the plane said."""
         words = ": ".join(word for word in (self.code, self.detail or self.title) if word)
-        return "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID].strip() or "no reason given"
+        return (
+            "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID].strip()
+            or "no reason given"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class EnrollmentReply:
 
     agent_id: str
     api_key: Secret
-    name: Optional[str]
-    scopes: Tuple[str, ...]
-    expires_at: Optional[str]
-    heartbeat_interval_s: Optional[float]
-    signing_keys: Tuple[Mapping[str, Any], ...] = ()
+    name: str | None
+    scopes: tuple[str, ...]
+    expires_at: str | None
+    heartbeat_interval_s: float | None
+    signing_keys: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def parse(cls, value: Any) -> EnrollmentReply:
@@ -92,20 +94,22 @@ class EnrollmentReply:
             agent_id=agent_id,
             api_key=Secret(key),
             name=_plain(value.get("name")),
-            scopes=tuple(filter(None, map(_plain, scopes[:LONGEST_LIST]))) if isinstance(scopes, list) else (),
+            scopes=tuple(filter(None, map(_plain, scopes[:LONGEST_LIST])))
+            if isinstance(scopes, list)
+            else (),
             expires_at=_date(value.get("expires_at")),
             heartbeat_interval_s=interval(value.get("heartbeat_interval_s")),
             signing_keys=envelopes(value.get("signing_keys")),
         )
 
 
-def _plain(value: Any) -> Optional[str]:
+def _plain(value: Any) -> str | None:
     """An optional text that is sealed and shown to people: short visible ASCII, or as if it were not there."""
     short = isinstance(value, str) and 0 < len(value) <= LONGEST_SAID
     return value if short and all(" " <= c <= "~" for c in value) else None
 
 
-def _date(value: Any) -> Optional[str]:
+def _date(value: Any) -> str | None:
     try:
         from_rfc3339(value if isinstance(value, str) else "")
     except (ValueError, OverflowError):
@@ -113,14 +117,14 @@ def _date(value: Any) -> Optional[str]:
     return _plain(value)
 
 
-def interval(value: Any) -> Optional[float]:
+def interval(value: Any) -> float | None:
     """A heartbeat period from the plane, clamped to 5..3600 s; None for anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return None
     return float(min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, value)))
 
 
-def enrollment_body(*, name: Optional[str] = None, hostname: Optional[str] = None) -> Dict[str, str]:
+def enrollment_body(*, name: str | None = None, hostname: str | None = None) -> dict[str, str]:
     """The body of request 1: a configured name, else a host name for the backend to derive one from, else nothing."""
     if name is not None:
         return {"name": name}
@@ -137,14 +141,17 @@ class Heartbeat:
     sequence: int
     uptime_s: int
     sent_at: str
-    problems: Tuple[Tuple[str, str], ...] = ()
+    problems: tuple[tuple[str, str], ...] = ()
     pending: int = 0
     quarantined: int = 0
-    signing_keys_version: Optional[int] = None
-    deployment: Optional[Mapping[str, Any]] = None  # deployment_id, sequence, spec_hash, state
+    signing_keys_version: int | None = None
+    deployment: Mapping[str, Any] | None = None  # deployment_id, sequence, spec_hash, state
 
     def to_bytes(self) -> bytes:
-        problems = [{"code": code, "detail": detail[:LONGEST_DETAIL]} for code, detail in self.problems[:MOST_PROBLEMS]]
+        problems = [
+            {"code": code, "detail": detail[:LONGEST_DETAIL]}
+            for code, detail in self.problems[:MOST_PROBLEMS]
+        ]
         return json.dumps(
             {
                 "status": self.status,
@@ -165,10 +172,10 @@ class Heartbeat:
 class HeartbeatReply:
     """What a 200 to a heartbeat may hint: each is None where it is absent or of another shape."""
 
-    heartbeat_interval_s: Optional[float] = None
-    deployment_id: Optional[str] = None
-    deployment_sequence: Optional[int] = None
-    signing_keys_version: Optional[int] = None
+    heartbeat_interval_s: float | None = None
+    deployment_id: str | None = None
+    deployment_sequence: int | None = None
+    signing_keys_version: int | None = None
 
     @classmethod
     def parse(cls, value: Any) -> HeartbeatReply:
@@ -182,8 +189,12 @@ class HeartbeatReply:
         )
 
 
-def _count(value: Any) -> Optional[int]:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT else None
+def _count(value: Any) -> int | None:
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -191,11 +202,11 @@ class ListedAgent:
     """One row of the environment's agent list."""
 
     agent_id: str
-    name: Optional[str]
-    last_heartbeat_at: Optional[str]
+    name: str | None
+    last_heartbeat_at: str | None
 
 
-def agent_page(value: Any) -> Tuple[Tuple[ListedAgent, ...], Optional[str]]:
+def agent_page(value: Any) -> tuple[tuple[ListedAgent, ...], str | None]:
     """Return the agents of one page and the token of the next; ValueError when it is not a page."""
     if not isinstance(value, dict) or not isinstance(value.get("agents"), list):
         raise ValueError("the answer is not an agent list")
@@ -205,7 +216,9 @@ def agent_page(value: Any) -> Tuple[Tuple[ListedAgent, ...], Optional[str]]:
         if isinstance(row, dict) and isinstance(row.get("agent_id"), str)
     )
     cursor = _text(value, "next")
-    if cursor is not None and (len(cursor) > LONGEST_CURSOR or any("\ud800" <= c <= "\udfff" for c in cursor)):
+    if cursor is not None and (
+        len(cursor) > LONGEST_CURSOR or any("\ud800" <= c <= "\udfff" for c in cursor)
+    ):
         raise ValueError("the answer's next page has no name that a URL can carry")
     return rows, cursor
 
@@ -214,15 +227,17 @@ _TAG = re.compile(r'"[!#-~]{1,128}"\Z')
 _RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)\Z")
 
 
-def entity_tag(header: Optional[str]) -> Optional[str]:
+def entity_tag(header: str | None) -> str | None:
     """A strong ``ETag`` that can be sent back; None for a weak one (no byte is sure under it) and for garbage."""
     return header if header is not None and _TAG.match(header) else None
 
 
-def content_range(header: Optional[str]) -> Optional[Tuple[int, Optional[int]]]:
+def content_range(header: str | None) -> tuple[int, int | None] | None:
     """Where a part begins and how long the whole is (None: not said); None for garbage."""
     found = _RANGE.match(header or "")
-    return (int(found[1]), None if found[2] == "*" else int(found[2])) if found is not None else None
+    return (
+        (int(found[1]), None if found[2] == "*" else int(found[2])) if found is not None else None
+    )
 
 
 def key_sets(value: Any) -> int:
@@ -246,13 +261,15 @@ def report_body(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def retry_after(header: Optional[str], *, now: float) -> Optional[float]:
+def retry_after(header: str | None, *, now: float) -> float | None:
     """Seconds that ``Retry-After`` asks for, as a number or a date; None when absent, negative, absurd or garbage."""
     if header is None:
         return None
     text = header.strip()
     try:
-        seconds = float(int(text)) if text.isascii() and text.isdigit() else from_http_date(text) - now
+        seconds = (
+            float(int(text)) if text.isascii() and text.isdigit() else from_http_date(text) - now
+        )
     except (ValueError, OverflowError):
         return None
     return seconds if 0 <= seconds <= LONGEST_RETRY_AFTER_S else None

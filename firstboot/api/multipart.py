@@ -11,8 +11,9 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable
 
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.documents import IDENTIFIER
@@ -36,20 +37,22 @@ class ArtifactMetadata:
     sha256: str
     size: int
     captured_at: str
-    deployment_id: Optional[str] = None
-    spec_hash: Optional[str] = None
+    deployment_id: str | None = None
+    spec_hash: str | None = None
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> ArtifactMetadata:
         """Read what `asdict` made of one; ValueError when a member is not of its shape."""
-        found: Dict[str, Any] = {name: value.get(name) for name in cls.__dataclass_fields__}
+        found: dict[str, Any] = {name: value.get(name) for name in cls.__dataclass_fields__}
         optional = (("deployment_id", IDENTIFIER), ("spec_hash", SPEC_HASH))
         size = found["size"]
         if found["kind"] not in KINDS or not _matches(_SHA256, found["sha256"]):
             raise ValueError("no kind or sha256")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= LARGEST:
             raise ValueError("no size")
-        if any(found[name] is not None and not _matches(shape, found[name]) for name, shape in optional):
+        if any(
+            found[name] is not None and not _matches(shape, found[name]) for name, shape in optional
+        ):
             raise ValueError("no deployment_id or spec_hash")
         from_rfc3339(str(found["captured_at"]))
         return cls(**found)
@@ -82,7 +85,9 @@ class Multipart:
     `each` is called with the bytes of the file that were handed out so far.
     """
 
-    def __init__(self, metadata: ArtifactMetadata, file: int, *, each: Optional[Callable[[int], None]] = None) -> None:
+    def __init__(
+        self, metadata: ArtifactMetadata, file: int, *, each: Callable[[int], None] | None = None
+    ) -> None:
         boundary = uuid.uuid4().hex
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self._head = (
@@ -116,7 +121,9 @@ class Multipart:
             piece = os.pread(self._file, limit, self._sent)
         except OSError as error:
             # Not an OSError: the transport would take it for the network's.
-            raise WrongContent(f"the artifact cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+            raise WrongContent(
+                f"the artifact cannot be read: {os.strerror(error.errno or 0).lower()}"
+            ) from error
         self._sent += len(piece)
         self._digest.update(piece)
         last = self._sent == self._metadata.size

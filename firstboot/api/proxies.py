@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from firstboot.base.secret import Secret
 
 # Where clouds serve metadata: a proxy would hand user data, token included, to whoever runs it.
-METADATA = tuple(ipaddress.ip_network(net) for net in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128"))
+METADATA = tuple(
+    ipaddress.ip_network(net) for net in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128")
+)
 
 
 def proxy_for(
-    host: str, port: int, *, proxy: Optional[Secret], no_proxy: Sequence[str], environ: Mapping[str, str]
-) -> Optional[Secret]:
+    host: str,
+    port: int,
+    *,
+    proxy: Secret | None,
+    no_proxy: Sequence[str],
+    environ: Mapping[str, str],
+) -> Secret | None:
     """Return the proxy for ``host:port``, or None for a direct connection."""
     found = environ.get("HTTPS_PROXY", "").strip()
     if found and "://" not in found:
         found = f"http://{found}"  # as curl reads it
     chosen = proxy or (Secret(found) if found else None)
     excluded = no_proxy or environ.get("NO_PROXY", "").replace(",", " ").split()
-    if chosen is None or _is_metadata(host) or any(_matches(entry, host, port) for entry in excluded):
+    if (
+        chosen is None
+        or _is_metadata(host)
+        or any(_matches(entry, host, port) for entry in excluded)
+    ):
         return None
     return chosen
 
@@ -46,14 +57,16 @@ def place(proxy: Secret) -> str:
 
 def _is_metadata(host: str) -> bool:
     try:
-        address = _address(host) or ipaddress.IPv4Address(socket.inet_aton(host))  # 0xa9fea9fe, as a resolver reads it
+        address = _address(host) or ipaddress.IPv4Address(
+            socket.inet_aton(host)
+        )  # 0xa9fea9fe, as a resolver reads it
     except (OSError, ValueError):
         return False
     address = getattr(address, "ipv4_mapped", None) or address
     return any(address in net for net in METADATA if net.version == address.version)
 
 
-def _address(text: str) -> Optional[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(text.strip("[]"))
     except ValueError:

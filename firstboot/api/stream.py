@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Optional, Protocol
+from typing import Any, Protocol
 
 from firstboot.api.deadline import current
 from firstboot.base.clock import from_http_date, monotonic
@@ -16,8 +17,13 @@ QUICK_S = 1.0  # a piece within this is followed by a larger one
 # whoever reads pieces says after each that he is alive, and a drip must not outlast a watchdog.
 STALL_S, STALLED_BYTES_S, LONGEST_S = 15.0, 512, 60.0
 BLOCK_BYTES = 256 * 1024  # of a request; http.client's own 8 KiB take twice the time
-SLOWEST_BYTES_S = 16 * 1024  # a transfer that is slower than this on the whole is given up, and taken up again
-BODILESS = (204, 304)  # their Content-Length, if any, is that of the body which another answer would have (RFC 9110, 8.6)
+SLOWEST_BYTES_S = (
+    16 * 1024
+)  # a transfer that is slower than this on the whole is given up, and taken up again
+BODILESS = (
+    204,
+    304,
+)  # their Content-Length, if any, is that of the body which another answer would have (RFC 9110, 8.6)
 
 
 class NoAnswer(TryAgain):
@@ -44,7 +50,7 @@ class Stream:
     host: str
 
     @property
-    def date(self) -> Optional[float]:
+    def date(self) -> float | None:
         """Its ``Date`` in seconds since the epoch, None without a readable one."""
         try:
             return from_http_date(self.headers.get("date", ""))

@@ -7,7 +7,7 @@ import ssl
 import threading
 import weakref
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from firstboot.base.errors import LocalFault
 
@@ -26,24 +26,26 @@ class NamedContext(ssl.SSLContext):
         self._current = threading.local()
 
     @property
-    def expected(self) -> Optional[str]:
+    def expected(self) -> str | None:
         return getattr(self._current, "name", None)
 
     @expected.setter
-    def expected(self, name: Optional[str]) -> None:
+    def expected(self, name: str | None) -> None:
         self._current.name = name
 
     def wrap_socket(  # type: ignore[override]  # every caller names all but the first
-        self, sock: socket.socket, *, server_hostname: Optional[str] = None, **keywords: Any
+        self, sock: socket.socket, *, server_hostname: str | None = None, **keywords: Any
     ) -> ssl.SSLSocket:
-        return super().wrap_socket(sock, server_hostname=server_hostname or self.expected, **keywords)
+        return super().wrap_socket(
+            sock, server_hostname=server_hostname or self.expected, **keywords
+        )
 
 
 # The system's store costs 55 ms and 2 MiB: the loops of one process share it for as long as one of them uses it.
-_shared: weakref.WeakValueDictionary[Optional[str], NamedContext] = weakref.WeakValueDictionary()
+_shared: weakref.WeakValueDictionary[str | None, NamedContext] = weakref.WeakValueDictionary()
 
 
-def tls_context(ca_certificates: Optional[str]) -> NamedContext:
+def tls_context(ca_certificates: str | None) -> NamedContext:
     """Names are checked; trust is `ca_certificates` (PEM) alone, else the operating system's store, or LocalFault.
 
     Transports of several threads with the same trust get the same context. Not `ssl.create_default_context`, which
@@ -55,7 +57,7 @@ def tls_context(ca_certificates: Optional[str]) -> NamedContext:
     return context
 
 
-def _new_context(ca_certificates: Optional[str]) -> NamedContext:
+def _new_context(ca_certificates: str | None) -> NamedContext:
     context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_certificates is not None:
@@ -72,4 +74,6 @@ def _new_context(ca_certificates: Optional[str]) -> NamedContext:
     if Path(compiled.openssl_capath).is_dir():
         context.load_verify_locations(capath=compiled.openssl_capath)
         return context
-    raise LocalFault("this system has no trust store", hint="install ca-certificates, or set ca_certificates")
+    raise LocalFault(
+        "this system has no trust store", hint="install ca-certificates, or set ca_certificates"
+    )

@@ -13,10 +13,11 @@ import http.client
 import os
 import socket
 import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Dict, Iterator, Mapping, NoReturn, Optional, Sequence, Union
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from firstboot.api import lean  # noqa: F401 - before requests  # isort: skip
@@ -34,14 +35,18 @@ from firstboot.base.clock import monotonic
 from firstboot.base.errors import TryAgain
 from firstboot.base.secret import Secret
 
-CEILING_BYTES, CONNECT_S, DEADLINE_S = 1 << 20, 10.0, 60.0  # of JSON replies (contract 2); of a connect; of a request
+CEILING_BYTES, CONNECT_S, DEADLINE_S = (
+    1 << 20,
+    10.0,
+    60.0,
+)  # of JSON replies (contract 2); of a connect; of a request
 USER_AGENT = f"byteor-firstboot/{__version__}"
 
 
 class Unreachable(TryAgain):
     """No TLS session with the plane: the request certainly never arrived."""
 
-    def __init__(self, message: str, *, hint: Optional[str] = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint, maybe_arrived=False)
 
 
@@ -52,14 +57,14 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
-    date: Optional[float]
+    date: float | None
 
     @property
     def media_type(self) -> str:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _about_to_send(sock: Optional[socket.socket]) -> None:
+def _about_to_send(sock: socket.socket | None) -> None:
     current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
     if sock is not None:
         sock.settimeout(READ_S)  # of one block: the time for connecting is short for a slow uplink
@@ -83,7 +88,10 @@ class _TlsConnection(HTTPSConnection):
     def _connect_tls_proxy(self, hostname: str, *arguments: Any) -> Any:
         """An https proxy answers to its own name, also where that is an address (see NamedContext), not to the plane's."""
         context: Any = self.ssl_context
-        context.expected, plane = hostname, context.expected  # `request` sets it anew, should this fail
+        context.expected, plane = (
+            hostname,
+            context.expected,
+        )  # `request` sets it anew, should this fail
         connected = super()._connect_tls_proxy(hostname, *arguments)
         context.expected = plane
         return connected
@@ -101,7 +109,9 @@ class _TlsPool(HTTPSConnectionPool):
 
     def __init__(self, context: NamedContext, *arguments: Any, **keywords: Any) -> None:
         # Whatever requests asks for: 2.32.0 and 2.32.1 insist on a context of theirs, which trusts certifi's bundle.
-        super().__init__(*arguments, **{**keywords, "ssl_context": context, "blocksize": BLOCK_BYTES})
+        super().__init__(
+            *arguments, **{**keywords, "ssl_context": context, "blocksize": BLOCK_BYTES}
+        )
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
@@ -109,7 +119,10 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def __init__(self, context: NamedContext) -> None:
         self._context = context
-        self._pools: Dict[str, Any] = {"http": _PlainPool, "https": functools.partial(_TlsPool, context)}
+        self._pools: dict[str, Any] = {
+            "http": _PlainPool,
+            "https": functools.partial(_TlsPool, context),
+        }
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
@@ -117,14 +130,18 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, ssl_context=self._context, proxy_ssl_context=self._context, **keywords)
+        manager = super().proxy_manager_for(
+            proxy, ssl_context=self._context, proxy_ssl_context=self._context, **keywords
+        )
         manager.pool_classes_by_scheme = self._pools
         return manager
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         conn.cert_reqs, conn.ca_certs, conn.ca_cert_dir = "CERT_REQUIRED", None, None
 
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+    def build_connection_pool_key_attributes(
+        self, request: Any, verify: Any, cert: Any = None
+    ) -> Any:
         parts = urlsplit(request.url)
         host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
         return host, {"cert_reqs": "CERT_REQUIRED", "ssl_context": self._context}
@@ -139,7 +156,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 class _Session(requests.Session):
     """requests' session that sees no redirect: else it would read one's body whole to learn where it leads."""
 
-    def get_redirect_target(self, resp: requests.Response) -> Optional[str]:
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
         return None
 
 
@@ -149,15 +166,17 @@ class Transport:
     def __init__(
         self,
         *,
-        ca_certificates: Optional[str] = None,
-        proxy: Optional[Secret] = None,
+        ca_certificates: str | None = None,
+        proxy: Secret | None = None,
         no_proxy: Sequence[str] = (),
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._proxy, self._no_proxy, self._environ = proxy, tuple(no_proxy), environ
         self._session = _Session()
         self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # none is kept, none is sent
+        self._session.cookies.set_policy(
+            DefaultCookiePolicy(allowed_domains=[])
+        )  # none is kept, none is sent
         self._context = tls_context(ca_certificates)
         adapter = _Adapter(self._context)
         self._session.mount("https://", adapter)
@@ -168,15 +187,22 @@ class Transport:
         method: str,
         url: str,
         *,
-        bearer: Optional[Secret] = None,
-        headers: Optional[Mapping[str, str]] = None,
-        body: Union[bytes, Body, None] = None,
+        bearer: Secret | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Body | None = None,
         ceiling: int = CEILING_BYTES,
         deadline_s: float = DEADLINE_S,
     ) -> Reply:
         """Send one request and read its whole answer of at most `ceiling` bytes; Unreachable or NoAnswer."""
-        with self.stream(method, url, bearer=bearer, headers=headers, body=body, deadline_s=deadline_s) as answer:
-            return Reply(status=answer.status, headers=answer.headers, body=answer.whole(ceiling), date=answer.date)
+        with self.stream(
+            method, url, bearer=bearer, headers=headers, body=body, deadline_s=deadline_s
+        ) as answer:
+            return Reply(
+                status=answer.status,
+                headers=answer.headers,
+                body=answer.whole(ceiling),
+                date=answer.date,
+            )
 
     @contextmanager
     def stream(
@@ -184,9 +210,9 @@ class Transport:
         method: str,
         url: str,
         *,
-        bearer: Optional[Secret] = None,
-        headers: Optional[Mapping[str, str]] = None,
-        body: Union[bytes, Body, None] = None,
+        bearer: Secret | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Body | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> Iterator[Stream]:
         """Send one request and hand out its answer, whose body comes as it is read; Unreachable or NoAnswer.
@@ -228,20 +254,37 @@ class Transport:
                 found = {name.lower(): value for name, value in response.headers.items()}
                 current.limit = until
                 yield Stream(response.status_code, found, response.raw, host)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            _translate(error, f"{host}:{port}", proxy=place(proxy) if proxy is not None else None, sent=current.sent)
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            OSError,
+        ) as error:
+            _translate(
+                error,
+                f"{host}:{port}",
+                proxy=place(proxy) if proxy is not None else None,
+                sent=current.sent,
+            )
         except ValueError as error:
             if not current.sent:
                 raise Unreachable(f"the address of {host}:{port} is not usable") from error
             raise NoAnswer(f"{host} answered something that is not HTTP") from error
         finally:
-            if current.response is not None:  # Python 3.9 leaves a refusing proxy's, which holds the socket open
+            if (
+                current.response is not None
+            ):  # Python 3.9 leaves a refusing proxy's, which holds the socket open
                 current.response.close()
 
-    def _proxy_for(self, host: str, port: int) -> Optional[Secret]:
-        proxy = proxy_for(host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ)
+    def _proxy_for(self, host: str, port: int) -> Secret | None:
+        proxy = proxy_for(
+            host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ
+        )
         if proxy is not None and not usable(proxy):
-            raise Unreachable("the proxy is not a usable URL", hint="give proxy or HTTPS_PROXY like http://proxy.example:3128")
+            raise Unreachable(
+                "the proxy is not a usable URL",
+                hint="give proxy or HTTPS_PROXY like http://proxy.example:3128",
+            )
         return proxy
 
     def close(self) -> None:
@@ -262,7 +305,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _translate(error: BaseException, where: str, *, proxy: Optional[str], sent: bool) -> NoReturn:
+def _translate(error: BaseException, where: str, *, proxy: str | None, sent: bool) -> NoReturn:
     """Raise what a person needs to know; library messages are not quoted: they may hold a proxy's password."""
     causes = _causes(error)
 
@@ -270,7 +313,9 @@ def _translate(error: BaseException, where: str, *, proxy: Optional[str], sent: 
         return any(isinstance(cause, kinds) for cause in causes)
 
     way = f"{where} (through the proxy {proxy})" if proxy else where
-    first = f"the proxy {proxy}" if proxy else where  # whom we connect to; a proxy resolves the plane's name itself
+    first = (
+        f"the proxy {proxy}" if proxy else where
+    )  # whom we connect to; a proxy resolves the plane's name itself
     for cause in causes:
         if isinstance(cause, NoAnswer):
             raise cause
@@ -280,17 +325,27 @@ def _translate(error: BaseException, where: str, *, proxy: Optional[str], sent: 
                 hint="check the host's clock, api_base_url and ca_certificates",
             ) from error
     if has(socket.gaierror):
-        raise Unreachable(f"cannot resolve the name of {first}", hint="check DNS, api_base_url and proxy") from error
+        raise Unreachable(
+            f"cannot resolve the name of {first}", hint="check DNS, api_base_url and proxy"
+        ) from error
     # Before the time-out, of which urllib3 1.26 makes it a subclass.
     if has(urllib3.exceptions.NewConnectionError):
-        reason = next((c.strerror for c in causes if isinstance(c, OSError) and c.strerror), "refused")
+        reason = next(
+            (c.strerror for c in causes if isinstance(c, OSError) and c.strerror), "refused"
+        )
         raise Unreachable(f"cannot connect to {first}: {str(reason).lower()}") from error
     if has(urllib3.exceptions.ConnectTimeoutError):
         raise Unreachable(f"cannot connect to {first}: no answer in time") from error
-    if any(str(cause).startswith("Tunnel connection failed: 407") for cause in causes):  # http.client's sentence
-        raise Unreachable(f"{first} does not accept our credentials: 407", hint="check proxy and its password") from error
+    if any(
+        str(cause).startswith("Tunnel connection failed: 407") for cause in causes
+    ):  # http.client's sentence
+        raise Unreachable(
+            f"{first} does not accept our credentials: 407", hint="check proxy and its password"
+        ) from error
     if has(urllib3.exceptions.ProxyError) and not sent:
-        raise Unreachable(f"{first} did not connect us to {where}", hint="check proxy and its password") from error
+        raise Unreachable(
+            f"{first} did not connect us to {where}", hint="check proxy and its password"
+        ) from error
     if has(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
         raise Unreachable(f"the address of {where} is not usable") from error
     if not sent and has(ssl.SSLError, OSError, urllib3.exceptions.HTTPError):

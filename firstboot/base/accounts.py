@@ -15,7 +15,9 @@ def agent() -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(AGENT_USER)
     except KeyError as error:
-        raise LocalFault(f"there is no user {AGENT_USER}", hint="systemd-sysusers makes it") from error
+        raise LocalFault(
+            f"there is no user {AGENT_USER}", hint="systemd-sysusers makes it"
+        ) from error
 
 
 def of(uid: int) -> pwd.struct_passwd:
@@ -35,7 +37,9 @@ def become(account: pwd.struct_passwd) -> None:
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
     except OSError as error:
-        raise LocalFault(f"cannot become {account.pw_name}: {os.strerror(error.errno or 0).lower()}") from error
+        raise LocalFault(
+            f"cannot become {account.pw_name}: {os.strerror(error.errno or 0).lower()}"
+        ) from error
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _returns(uid):
         raise LocalFault(f"this process did not become {account.pw_name}")
 

@@ -12,7 +12,6 @@ import re
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Optional
 
 # A longer Retry-After is not believed (contract 2.6): the back-off's own pause is used.
 LONGEST_RETRY_AFTER_S = 3600.0
@@ -84,7 +83,7 @@ class Backoff:
     cap_s: float
     failures: int = 0
 
-    def next_delay(self, chance: random.Random, retry_after: Optional[float] = None) -> float:
+    def next_delay(self, chance: random.Random, retry_after: float | None = None) -> float:
         """Return the pause in seconds after one more failure; at least `retry_after` where that is believable."""
         ceiling = min(self.cap_s, self.base_s * 2.0 ** min(self.failures, 32))
         self.failures += 1

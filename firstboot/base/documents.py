@@ -6,7 +6,7 @@ import ipaddress
 import json
 import math
 import re
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 from urllib.parse import urlsplit
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -14,9 +14,13 @@ _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\Z")
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 3600.0
 MOST_KEY_SETS, MOST_SIGNATURES = 64, 16  # of an enrollment reply that are kept; of one set
-KEY_SETS_LIMIT = 1 << 17  # bytes of them in all: everything in settings.json is read by every process
+KEY_SETS_LIMIT = (
+    1 << 17
+)  # bytes of them in all: everything in settings.json is read by every process
 LARGEST_COUNT = 2**53 - 1  # JSON numbers are exact up to here
-LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time, on Pythons that do not refuse it themselves
+LONGEST_INTEGER = (
+    1000  # digits: reading more takes quadratic time, on Pythons that do not refuse it themselves
+)
 
 
 def load(body: bytes) -> Any:
@@ -33,7 +37,7 @@ def load(body: bytes) -> Any:
         raise ValueError("not JSON") from error
 
 
-def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two members of one name: whoever looked at the answer before us may have read the other one."""
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -58,7 +62,7 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-def optional_text(value: object) -> Optional[str]:
+def optional_text(value: object) -> str | None:
     """`value` if it is a text that is not empty, or None; ValueError otherwise."""
     return None if value is None else text(value)
 
@@ -72,7 +76,9 @@ def text(value: object) -> str:
 
 def base_url(text: str, *, under_systemd: bool) -> str:
     """Return the origin in `text` without a trailing slash, ``/v1`` or ``/api/v1``; ValueError saying what is wrong."""
-    if not re.fullmatch(r"[!-~]+", text.strip()):  # urlsplit drops tabs and line ends without a word
+    if not re.fullmatch(
+        r"[!-~]+", text.strip()
+    ):  # urlsplit drops tabs and line ends without a word
         raise ValueError("is not a URL")
     try:
         parts = urlsplit(text.strip())
@@ -116,22 +122,32 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
-def envelopes(value: Any) -> Tuple[Dict[str, Any], ...]:
+def envelopes(value: Any) -> tuple[dict[str, Any], ...]:
     """The key sets (DSSE envelopes, contract 2.5) that a list begins with, in shape only: nobody vouches for them here.
 
     A chain is good up to where it is cut, and the plane is asked for the rest: so what is malformed, or beyond the bounds,
     ends the list and is no error. Members that DSSE does not know are dropped.
     """
-    found: List[Dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     room = KEY_SETS_LIMIT
     for item in value[:MOST_KEY_SETS] if isinstance(value, list) else ():
         listed = item.get("signatures") if isinstance(item, dict) else None
-        if not isinstance(listed, list) or len(listed) > MOST_SIGNATURES or not all(isinstance(one, dict) for one in listed):
+        if (
+            not isinstance(listed, list)
+            or len(listed) > MOST_SIGNATURES
+            or not all(isinstance(one, dict) for one in listed)
+        ):
             break
         made = [{"keyid": one.get("keyid"), "sig": one.get("sig")} for one in listed]
-        texts = [item.get("payload"), item.get("payloadType"), *(text for one in made for text in one.values())]
+        texts = [
+            item.get("payload"),
+            item.get("payloadType"),
+            *(text for one in made for text in one.values()),
+        ]
         # ASCII, since JSON takes up to twelve bytes for any other character.
-        if not all(isinstance(text, str) and text.isascii() and text.isprintable() for text in texts):
+        if not all(
+            isinstance(text, str) and text.isascii() and text.isprintable() for text in texts
+        ):
             break
         room -= sum(map(len, texts))
         if room < 0:

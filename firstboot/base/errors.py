@@ -7,8 +7,6 @@ it; ``hint`` says what to do. Errors of libraries and of the operating system ar
 
 from __future__ import annotations
 
-from typing import Optional
-
 DONE = 0
 USAGE = 2
 
@@ -18,7 +16,7 @@ class ByteorError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: Optional[str] = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
 
@@ -49,7 +47,7 @@ class Untrusted(ByteorError):
 
     exit_code = 5
 
-    def __init__(self, code: str, message: str, *, hint: Optional[str] = None) -> None:
+    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.code = code
 
@@ -67,8 +65,8 @@ class TryAgain(ByteorError):
         self,
         message: str,
         *,
-        hint: Optional[str] = None,
-        retry_after: Optional[float] = None,
+        hint: str | None = None,
+        retry_after: float | None = None,
         maybe_arrived: bool = True,
     ) -> None:
         super().__init__(message, hint=hint)

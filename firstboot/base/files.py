@@ -12,13 +12,13 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, Dict, NoReturn, Optional, Tuple
+from typing import Any, NoReturn
 
 from firstboot.base.errors import Corrupt, LocalFault
 
 JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
 
-Owner = Tuple[int, int]
+Owner = tuple[int, int]
 
 
 def fail(doing: str, path: Path, error: OSError) -> NoReturn:
@@ -35,10 +35,12 @@ def fail(doing: str, path: Path, error: OSError) -> NoReturn:
         errno.EPERM: denied,
     }
     reason = os.strerror(error.errno).lower() if error.errno else "failed"
-    raise LocalFault(f"cannot {doing} {path}: {reason}", hint=hints.get(error.errno or 0)) from error
+    raise LocalFault(
+        f"cannot {doing} {path}: {reason}", hint=hints.get(error.errno or 0)
+    ) from error
 
 
-def read(path: Path, *, limit: int, private_to: Optional[int] = None) -> Optional[bytes]:
+def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | None:
     """Return the bytes of a regular file, None when there is none; LocalFault when it is not to be read.
 
     A last component that is a link, a file of more than `limit` bytes, a FIFO or device: LocalFault. With
@@ -73,7 +75,9 @@ def read(path: Path, *, limit: int, private_to: Optional[int] = None) -> Optiona
 
 def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
     if facts.st_uid != owner:
-        raise LocalFault(f"{path} belongs to user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}")
+        raise LocalFault(
+            f"{path} belongs to user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}"
+        )
     if stat.S_IMODE(facts.st_mode) & 0o077:
         raise LocalFault(f"{path} can be read by others", hint=f"chmod 0600 {path}")
     if facts.st_nlink != 1:
@@ -106,7 +110,7 @@ def check_private_directory(path: Path, *, owner: int) -> bool:
     return True
 
 
-def read_json(path: Path, *, private_to: Optional[int] = None) -> Optional[Dict[str, Any]]:
+def read_json(path: Path, *, private_to: int | None = None) -> dict[str, Any] | None:
     """Return the mapping in one of our JSON files, None when there is none; Corrupt when it holds something else."""
     data = read(path, limit=JSON_LIMIT, private_to=private_to)
     if data is None:
@@ -120,13 +124,20 @@ def read_json(path: Path, *, private_to: Optional[int] = None) -> Optional[Dict[
     return value
 
 
-def write_json(path: Path, value: Dict[str, Any], *, mode: int = 0o600, durable: bool = True) -> None:
+def write_json(
+    path: Path, value: dict[str, Any], *, mode: int = 0o600, durable: bool = True
+) -> None:
     """Write a mapping (its ``v`` included), keys sorted, for programs and for people with a pager."""
-    write(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode(), mode=mode, durable=durable)
+    write(
+        path,
+        (json.dumps(value, sort_keys=True, indent=1) + "\n").encode(),
+        mode=mode,
+        durable=durable,
+    )
 
 
 def write(
-    path: Path, data: bytes, *, mode: int = 0o600, owner: Optional[Owner] = None, durable: bool = True
+    path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None, durable: bool = True
 ) -> None:
     """Replace `path` by a file with `data`: after a crash it holds the old bytes or the new ones, whole.
 
@@ -140,7 +151,9 @@ def write(
         except FileNotFoundError:
             pass
         # Private from creation: the mode is widened only when the bytes are complete.
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             with os.fdopen(fd, "wb") as stream:
                 stream.write(data)
@@ -163,7 +176,9 @@ def write(
         fail("write", path, error)
 
 
-def write_into(directory: Path, name: str, data: bytes, *, mode: int, owner: Optional[Owner] = None) -> None:
+def write_into(
+    directory: Path, name: str, data: bytes, *, mode: int, owner: Owner | None = None
+) -> None:
     """Make `name` afresh in a directory that another user may own: nothing planted there is written through.
 
     By directory descriptor, without following a link, `O_EXCL` after unlinking a stale file. Not durable, and not
@@ -200,7 +215,7 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def make_directory(path: Path, mode: int, *, owner: Optional[Owner] = None) -> None:
+def make_directory(path: Path, mode: int, *, owner: Owner | None = None) -> None:
     """Make a directory (parents 0755) with exactly this mode, or leave an existing one as it is."""
     try:
         if path.is_dir() and not path.is_symlink():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Optional
 
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
 
 
-def set_aside(path: Path, directory: Optional[Path] = None, *, label: str = "corrupt") -> Optional[Path]:
+def set_aside(path: Path, directory: Path | None = None, *, label: str = "corrupt") -> Path | None:
     """Rename `path` to the first free ``NAME.<label>-<n>`` (in `directory`); return the new path, None if absent."""
     if not os.path.lexists(path):
         return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Tuple
 
 from firstboot.base.errors import LocalFault
 
@@ -183,7 +182,9 @@ class Layout:
 
     @property
     def boot_id(self) -> Path:
-        return Path("/proc/sys/kernel/random/boot_id")  # the running kernel's, whatever tree we work on
+        return Path(
+            "/proc/sys/kernel/random/boot_id"
+        )  # the running kernel's, whatever tree we work on
 
     @property
     def systemd_secret(self) -> Path:
@@ -203,7 +204,7 @@ class Layout:
 class SettledLayout(Layout):
     """For a process that stays on one tree: each path is resolved once, and not at each of a million heartbeats."""
 
-    _known: Dict[Tuple[str, bool], Path] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[tuple[str, bool], Path] = field(default_factory=dict, compare=False, repr=False)
 
     def path(self, absolute: str, *, follow: bool = False) -> Path:
         found = self._known.get((absolute, follow))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Callable, Iterator
+from typing import Callable
 
 from firstboot.base import files
 from firstboot.base.clock import monotonic

@@ -50,10 +50,18 @@ def debug(message: str, **facts: object) -> None:
 
 
 def _write(priority: int, message: str, facts: dict[str, object]) -> None:
-    text = " ".join([message, *(f"{key}={_word(value)}" for key, value in facts.items() if value is not None)])
+    text = " ".join(
+        [message, *(f"{key}={_word(value)}" for key, value in facts.items() if value is not None)]
+    )
     # One line each: text of a server or a file must not be able to forge a second journal entry.
     line = "".join(c if c.isprintable() else " " for c in redacted(text))
-    prefix = f"<{priority}>" if os.environ.get("JOURNAL_STREAM") else "" if line.startswith("hint: ") else f"{_program}: "
+    prefix = (
+        f"<{priority}>"
+        if os.environ.get("JOURNAL_STREAM")
+        else ""
+        if line.startswith("hint: ")
+        else f"{_program}: "
+    )
     try:
         sys.stderr.write(f"{prefix}{line}\n")
         sys.stderr.flush()

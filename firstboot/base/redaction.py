@@ -11,7 +11,6 @@ looks like an ordinary word; who collects a diagnostic must not put such into it
 from __future__ import annotations
 
 import re
-from typing import List, Tuple
 
 from firstboot.base.secret import MASK, redacted
 
@@ -52,7 +51,7 @@ def _any_case(pattern: str) -> re.Pattern[str]:
 
 
 # What was found -> pattern; what its group `kept` matches stays. The order matters: whole blocks, then values.
-_PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
+_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "private_key",
         # A block that is cut off (the tail of a journal) is a secret as well.
@@ -61,11 +60,25 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
             r"(?:(?!-----END )[\s\S]){0,65536}(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)?"
         ),
     ),
-    ("identity", re.compile(r"(?P<kept>\b(?:" + "|".join(IDENTITY) + ")" + _BETWEEN + ")" + _VALUE)),
+    (
+        "identity",
+        re.compile(r"(?P<kept>\b(?:" + "|".join(IDENTITY) + ")" + _BETWEEN + ")" + _VALUE),
+    ),
     ("authorization", _any_case(r"(?P<kept>\b(?:proxy-)?authorization" + _BETWEEN + r")[^\r\n]+")),
-    ("authorization", _any_case(r"(?<![A-Za-z0-9.])(?:Bearer|Basic)[ \t]{1,8}[A-Za-z0-9._~+/=-]{8,65536}")),
-    ("jwt", re.compile(r"\beyJ[A-Za-z0-9_-]{5,8192}\.[A-Za-z0-9_-]{2,8192}(?:\.[A-Za-z0-9_-]{0,8192})?")),
-    ("url_password", re.compile(r"(?P<kept>\b[A-Za-z][A-Za-z0-9+.-]{1,20}://)[^\s/?#@\"'<>]{1,1024}(?=@)")),
+    (
+        "authorization",
+        _any_case(r"(?<![A-Za-z0-9.])(?:Bearer|Basic)[ \t]{1,8}[A-Za-z0-9._~+/=-]{8,65536}"),
+    ),
+    (
+        "jwt",
+        re.compile(
+            r"\beyJ[A-Za-z0-9_-]{5,8192}\.[A-Za-z0-9_-]{2,8192}(?:\.[A-Za-z0-9_-]{0,8192})?"
+        ),
+    ),
+    (
+        "url_password",
+        re.compile(r"(?P<kept>\b[A-Za-z][A-Za-z0-9+.-]{1,20}://)[^\s/?#@\"'<>]{1,1024}(?=@)"),
+    ),
     (
         "token",
         # Of this plane, and of those whose tokens tell their kind: they are found wherever they stand.
@@ -79,25 +92,42 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
     (
         "value",
         _any_case(
-            r"(?P<kept>^(?P<indent>[ \t]{0,64})(?:[^\n:]{0,80}[^A-Za-z0-9\n:])?" + _NAME + _QUOTE + r"?[ \t]{0,8}:[ \t]{0,8})"
+            r"(?P<kept>^(?P<indent>[ \t]{0,64})(?:[^\n:]{0,80}[^A-Za-z0-9\n:])?"
+            + _NAME
+            + _QUOTE
+            + r"?[ \t]{0,8}:[ \t]{0,8})"
             r"(?:[|>][0-9+-]{0,2}[ \t]{0,8}(?:\r?\n(?:(?P=indent)[ \t][^\n]*|[ \t]{0,64}(?=\r?\n)))+"
             r"|(?:\r?\n(?P=indent)[ \t]{0,64}-[ \t][^\n]*)+)"
         ),
     ),
-    ("value", _any_case(r"(?P<kept>\b(?:set-)?cookie" + _QUOTE + r"?[ \t]{0,8}:[ \t]{0,8})[^\r\n]+")),
+    (
+        "value",
+        _any_case(r"(?P<kept>\b(?:set-)?cookie" + _QUOTE + r"?[ \t]{0,8}:[ \t]{0,8})[^\r\n]+"),
+    ),
     # Name and value apart: of containers, in XML's attributes, as a pair, as shells set it.
     (
         "value",
         _any_case(
-            r"(?P<kept>(?<![A-Za-z0-9])(?:name|key|variable)" + _BETWEEN + _QUOTE + "?" + _WHOLE_NAME + _SAID_APART + ")"
+            r"(?P<kept>(?<![A-Za-z0-9])(?:name|key|variable)"
+            + _BETWEEN
+            + _QUOTE
+            + "?"
+            + _WHOLE_NAME
+            + _SAID_APART
+            + ")"
             + _VALUE
         ),
     ),
     (
         "value",
         _any_case(
-            r"(?P<kept>[\[(]\s{0,64}" + _QUOTE + _WHOLE_NAME + _QUOTE + r"\s{0,8},\s{0,64})(?=\\{0,8}[\"'])"
-            + _ATOMIC_VALUE + r"(?=\s{0,64}[\])])"
+            r"(?P<kept>[\[(]\s{0,64}"
+            + _QUOTE
+            + _WHOLE_NAME
+            + _QUOTE
+            + r"\s{0,8},\s{0,64})(?=\\{0,8}[\"'])"
+            + _ATOMIC_VALUE
+            + r"(?=\s{0,64}[\])])"
         ),
     ),
     ("value", _any_case("(?P<kept>" + _SET + _WHOLE_NAME + r"\s{1,8})" + _VALUE)),
@@ -106,7 +136,14 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
     (
         "value",
         _any_case(
-            r"(?P<kept>" + _QUOTE + "--?" + _WHOLE_NAME + _QUOTE + r"\s{0,8},\s{0,64})(?!\\{0,8}[\"'](?:-|" + MASK + r"))"
+            r"(?P<kept>"
+            + _QUOTE
+            + "--?"
+            + _WHOLE_NAME
+            + _QUOTE
+            + r"\s{0,8},\s{0,64})(?!\\{0,8}[\"'](?:-|"
+            + MASK
+            + r"))"
             r"(?=\\{0,8}[\"'])" + _VALUE
         ),
     ),
@@ -120,12 +157,18 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
     # Of netrc, and a line of a configuration that says no more than this.
-    ("value", _any_case(r"(?P<kept>(?<!\S)(?:login|machine)\s{1,8}\S{1,256}\s{1,8}password\s{1,8})" + _VALUE)),
+    (
+        "value",
+        _any_case(
+            r"(?P<kept>(?<!\S)(?:login|machine)\s{1,8}\S{1,256}\s{1,8}password\s{1,8})" + _VALUE
+        ),
+    ),
     (
         "value",
         _any_case(
             r"(?P<kept>^[ \t]{0,64}(?:password|passwd|passphrase|requirepass|masterauth)[ \t]{1,64})"
-            + _ATOMIC_VALUE + r"(?=[ \t]{0,64}\r?$)"
+            + _ATOMIC_VALUE
+            + r"(?=[ \t]{0,64}\r?$)"
         ),
     ),
     # Of XML. Last, as what we write looks like a part of it.
@@ -139,10 +182,15 @@ _PATTERNS: Tuple[Tuple[str, re.Pattern[str]], ...] = (
 )
 
 
-_SENSITIVE = re.compile(r"(?<![A-Za-z0-9])(?:" + _NAME + r"|(?:proxy-)?authorization)\Z", re.IGNORECASE)
+_SENSITIVE = re.compile(
+    r"(?<![A-Za-z0-9])(?:" + _NAME + r"|(?:proxy-)?authorization)\Z", re.IGNORECASE
+)
 # Strings and brackets; without the strings where they are JSON within a text.
-_IN_STRUCTURE, _BRACKETS = re.compile(r'"(?:[^"\\]|\\[\s\S]){0,65536}"?|[\[\]{}]'), re.compile(r"[\[\]{}]")
-_ESCAPED = re.compile(r'[\[{\s]{1,64}\\')
+_IN_STRUCTURE, _BRACKETS = (
+    re.compile(r'"(?:[^"\\]|\\[\s\S]){0,65536}"?|[\[\]{}]'),
+    re.compile(r"[\[\]{}]"),
+)
+_ESCAPED = re.compile(r"[\[{\s]{1,64}\\")
 
 
 def names_a_secret(name: str) -> bool:
@@ -154,13 +202,13 @@ def names_a_secret(name: str) -> bool:
     return name in IDENTITY or _SENSITIVE.search(name) is not None
 
 
-def redact(text: str, *, keep_length: bool = False) -> Tuple[str, List[str]]:
+def redact(text: str, *, keep_length: bool = False) -> tuple[str, list[str]]:
     """Return `text` with ``<secret>`` for all that is shaped like a credential, and what kinds were found, each once.
 
     Safe to repeat: a redacted text comes back as it is, without kinds. With `keep_length` a secret becomes as many ``x``,
     for bytes whose places mean something: not to be repeated.
     """
-    kinds: List[str] = []
+    kinds: list[str] = []
     known = redacted(text, keep_length=keep_length)
     if known != text:
         kinds.append("known")
@@ -176,8 +224,8 @@ def redact(text: str, *, keep_length: bool = False) -> Tuple[str, List[str]]:
     return text, kinds
 
 
-def _replaced(pattern: re.Pattern[str], text: str, keep_length: bool) -> Tuple[str, bool]:
-    pieces: List[str] = []
+def _replaced(pattern: re.Pattern[str], text: str, keep_length: bool) -> tuple[str, bool]:
+    pieces: list[str] = []
     at = 0
     while found := pattern.search(text, at):
         parts = found.groupdict()
@@ -193,7 +241,9 @@ def _replaced(pattern: re.Pattern[str], text: str, keep_length: bool) -> Tuple[s
 def _closing(text: str, begin: int) -> int:
     """Where the structure ends that opens at `begin`; where it does not end, `FARTHEST` from there."""
     depth, limit = 0, begin + FARTHEST
-    for token in (_BRACKETS if _ESCAPED.match(text, begin) else _IN_STRUCTURE).finditer(text, begin, limit):
+    for token in (_BRACKETS if _ESCAPED.match(text, begin) else _IN_STRUCTURE).finditer(
+        text, begin, limit
+    ):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token.group(), 0)
         if not depth:
             return token.end()

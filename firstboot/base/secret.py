@@ -8,13 +8,13 @@ A token or key is wrapped where it enters the process and unwrapped, by `reveal`
 from __future__ import annotations
 
 import hmac
-from typing import NoReturn, Set
+from typing import NoReturn
 
 MASK = "<secret>"
 # Shorter texts would redact ordinary words; no credential of the contract is shorter than this.
 REGISTERED_LENGTH = 8
 
-_known: Set[str] = set()
+_known: set[str] = set()
 
 
 class Secret:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping, Optional
 
 from firstboot.base.errors import LocalFault
 
@@ -40,7 +40,7 @@ def notify(*assignments: str) -> None:
         pass  # a manager that went away must not take the agent with it
 
 
-def watchdog_s() -> Optional[float]:
+def watchdog_s() -> float | None:
     """The watchdog's period in seconds, or None when the unit has none for this process."""
     period = os.environ.get("WATCHDOG_USEC", "")
     owner = os.environ.get("WATCHDOG_PID", str(os.getpid()))
@@ -49,7 +49,7 @@ def watchdog_s() -> Optional[float]:
     return int(period) / 1e6 or None
 
 
-def credentials_directory(environ: Mapping[str, str] = os.environ) -> Optional[Path]:
+def credentials_directory(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Where systemd put this unit's credentials, or None."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     return Path(directory) if directory else None
@@ -70,5 +70,10 @@ def start(unit: str, *, restart: bool = False) -> None:
 
 def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+        ["systemctl", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
     )

@@ -11,9 +11,10 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Optional, Sequence, Tuple
+from typing import Callable
 
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
@@ -43,7 +44,9 @@ class Tree:
         try:
             above = self._descend(parts[:-1])
             try:
-                with os.fdopen(os.open(_own(parts[-1]), _FRESH, 0o600, dir_fd=above), "wb") as stream:
+                with os.fdopen(
+                    os.open(_own(parts[-1]), _FRESH, 0o600, dir_fd=above), "wb"
+                ) as stream:
                     for piece in pieces:
                         stream.write(piece)
                     stream.flush()
@@ -95,8 +98,8 @@ def filling(path: Path) -> Iterator[Tree]:
 
 
 def copy(
-    source: int, target: Path, *, limit: int, each: Optional[Callable[[int], None]] = None
-) -> Tuple[int, str]:
+    source: int, target: Path, *, limit: int, each: Callable[[int], None] | None = None
+) -> tuple[int, str]:
     """Copy an open file from its start into `target`, private and durable; return (bytes copied, their SHA-256 in hex).
 
     At most `limit` bytes, whatever the source grows to meanwhile. The hash is of what was written, so that nobody can
@@ -136,7 +139,8 @@ def require_room(directory: Path, needed: int) -> None:
     free = facts.f_bavail * facts.f_frsize
     if free < needed:
         raise LocalFault(
-            f"{directory} has {free >> 20} MiB free, and {needed >> 20} MiB are needed", hint="free some space on the disk"
+            f"{directory} has {free >> 20} MiB free, and {needed >> 20} MiB are needed",
+            hint="free some space on the disk",
         )
 
 
@@ -182,7 +186,9 @@ def point(link: Path, target: str) -> None:
         except FileNotFoundError:
             there = True
         if not there:
-            raise LocalFault(f"{link} is not a symbolic link, and is not replaced", hint=f"move {link} away")
+            raise LocalFault(
+                f"{link} is not a symbolic link, and is not replaced", hint=f"move {link} away"
+            )
         files.remove(temporary)
         os.symlink(target, temporary)
         os.rename(temporary, link)

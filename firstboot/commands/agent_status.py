@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any
 
 from firstboot.agent.problems import Problem, of_the_activation, of_the_expiry, unique
 from firstboot.base import files
@@ -20,7 +21,14 @@ from firstboot.base.layout import Layout
 from firstboot.commands.page import page
 from firstboot.exchange import activation
 
-RUNNING, STOPPED, GONE, SILENT, NEVER_RAN, UNREADABLE = "running", "stopped", "gone", "silent", "never_ran", "unreadable"
+RUNNING, STOPPED, GONE, SILENT, NEVER_RAN, UNREADABLE = (
+    "running",
+    "stopped",
+    "gone",
+    "silent",
+    "never_ran",
+    "unreadable",
+)
 # The loops write at every attempt, and no healthy period or pause is longer than this.
 SILENT_S = 2 * 3600.0 + 300.0
 FAR_S = 1e12  # no clock is further off; infinity is, which JSON from elsewhere may hold
@@ -45,14 +53,20 @@ def status(layout: Layout, *, as_json: bool) -> int:
     return 0
 
 
-def look(layout: Layout, clock: Clock) -> Dict[str, Any]:
+def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     """Return the document of ``byteor-agent status --json``; `state` says what the agent does now."""
     stored, fault = _stored(layout)
     now = clock.wall()
     age = _age(stored, now)
     state = _state(stored, age) if fault is None else UNREADABLE
     seen = activation.read(layout)
-    document: Dict[str, Any] = {**stored, "v": 1, "state": state, "running": state == RUNNING, "age_s": age}
+    document: dict[str, Any] = {
+        **stored,
+        "v": 1,
+        "state": state,
+        "running": state == RUNNING,
+        "age_s": age,
+    }
     for name in MAPPINGS:
         document[name] = stored.get(name) if isinstance(stored.get(name), dict) else None
     # The activator's own files are newer than what an agent wrote that is down.
@@ -74,21 +88,21 @@ def look(layout: Layout, clock: Clock) -> Dict[str, Any]:
     return document
 
 
-def _stored(layout: Layout) -> Tuple[Dict[str, Any], Optional[str]]:
+def _stored(layout: Layout) -> tuple[dict[str, Any], str | None]:
     try:
         return files.read_json(layout.agent_status) or {}, None
     except LocalFault as error:
         return {}, str(error)
 
 
-def _age(stored: Mapping[str, Any], now: float) -> Optional[int]:
+def _age(stored: Mapping[str, Any], now: float) -> int | None:
     try:
         return max(0, int(now - from_rfc3339(str(stored.get("written_at")))))
     except (ValueError, OverflowError):
         return None
 
 
-def _state(stored: Mapping[str, Any], age: Optional[int]) -> str:
+def _state(stored: Mapping[str, Any], age: int | None) -> str:
     if not stored:
         return NEVER_RAN
     if stored.get("running") is not True:
@@ -116,7 +130,7 @@ def _start(layout: Layout) -> str:
     return f"byteor-agent run --root {layout.root}"
 
 
-def _of_the_agent(layout: Layout, state: str, fault: Optional[str]) -> List[Problem]:
+def _of_the_agent(layout: Layout, state: str, fault: str | None) -> list[Problem]:
     said = {
         STOPPED: "the agent is stopped",
         GONE: "the agent ended without an orderly stop, and is not running",
@@ -127,20 +141,28 @@ def _of_the_agent(layout: Layout, state: str, fault: Optional[str]) -> List[Prob
     return [Problem(f"agent_{state}", said[state], _start(layout))] if state in said else []
 
 
-def _told(stored: Mapping[str, Any]) -> List[Problem]:
+def _told(stored: Mapping[str, Any]) -> list[Problem]:
     """What the agent wrote down itself, as far as it is of its shape."""
     found = []
     rows = stored.get("problems")
     for row in rows[:LIMIT] if isinstance(rows, list) else ():
-        if isinstance(row, dict) and isinstance(row.get("code"), str) and isinstance(row.get("detail"), str):
+        if (
+            isinstance(row, dict)
+            and isinstance(row.get("code"), str)
+            and isinstance(row.get("detail"), str)
+        ):
             hint = row.get("hint")
-            found.append(Problem(row["code"], row["detail"], hint if isinstance(hint, str) else None))
+            found.append(
+                Problem(row["code"], row["detail"], hint if isinstance(hint, str) else None)
+            )
     return found
 
 
-def _of_the_rest(document: Mapping[str, Any], seen: activation.Activation, now: float) -> List[Problem]:
+def _of_the_rest(
+    document: Mapping[str, Any], seen: activation.Activation, now: float
+) -> list[Problem]:
     """What can be told without the agent, which may be down: the key's end, the activator's files."""
-    found: List[Problem] = []
+    found: list[Problem] = []
     expires = (document["identity"] or {}).get("expires_at")
     found.extend(of_the_expiry(expires if isinstance(expires, str) else None, now))
     found.extend(of_the_activation(seen, now))

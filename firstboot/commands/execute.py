@@ -16,8 +16,9 @@ import pwd
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Dict, List, Mapping, NoReturn, Optional
+from typing import NoReturn
 
 from firstboot.base import accounts
 from firstboot.base.errors import ByteorError, LocalFault, NotLaunched
@@ -40,13 +41,18 @@ class NotFound(NotLaunched):
     exit_code = 127
 
 
-def launch(layout: Layout, command: List[str], *, user: Optional[str], environ: Mapping[str, str]) -> NoReturn:
+def launch(
+    layout: Layout, command: list[str], *, user: str | None, environ: Mapping[str, str]
+) -> NoReturn:
     """Become `command` with the identity in its environment; NotLaunched (125 to 127) when that cannot be.
 
     Without `user` the command runs as the caller. PATH is searched as that user.
     """
     if layout.is_host and os.geteuid() != 0:
-        raise NotLaunched("only root may open this host's identity", hint="run as root, with --user for the command's user")
+        raise NotLaunched(
+            "only root may open this host's identity",
+            hint="run as root, with --user for the command's user",
+        )
     account = None if user is None else _account(user)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -63,7 +69,9 @@ def launch(layout: Layout, command: List[str], *, user: Optional[str], environ: 
     try:
         os.execvpe(command[0], command, variables)  # noqa: S606 - becoming another program is the point
     except OSError as error:
-        absent = error.errno in (errno.ENOENT, errno.ENOTDIR) or not _is_anywhere(command[0], variables)
+        absent = error.errno in (errno.ENOENT, errno.ENOTDIR) or not _is_anywhere(
+            command[0], variables
+        )
         reason = "no such file or directory" if absent else os.strerror(error.errno or 0).lower()
         kind = NotFound if absent else NotExecutable
         # `from None`: the call that failed had the key among its arguments.
@@ -74,14 +82,23 @@ def launch(layout: Layout, command: List[str], *, user: Optional[str], environ: 
 
 def _is_anywhere(name: str, variables: Mapping[str, str]) -> bool:
     """False when no directory of PATH has it: one that the user may not search says "permission denied" for all names."""
-    return "/" in name or any(os.path.lexists(Path(part, name)) for part in os.get_exec_path(variables))
+    return "/" in name or any(
+        os.path.lexists(Path(part, name)) for part in os.get_exec_path(variables)
+    )
 
 
-def environment(environ: Mapping[str, str], here: Identity, *, account: Optional[pwd.struct_passwd]) -> Dict[str, str]:
+def environment(
+    environ: Mapping[str, str], here: Identity, *, account: pwd.struct_passwd | None
+) -> dict[str, str]:
     """Return `environ` with exactly the three variables of ours, and the new user's HOME, USER, LOGNAME and SHELL."""
     found = {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
     if account is not None:
-        found.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name, SHELL=account.pw_shell or "/bin/sh")
+        found.update(
+            HOME=account.pw_dir,
+            USER=account.pw_name,
+            LOGNAME=account.pw_name,
+            SHELL=account.pw_shell or "/bin/sh",
+        )
     return {
         **found,
         "BYTEOR_API_BASE_URL": here.api_base_url,

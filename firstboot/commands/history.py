@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any
 
 from firstboot.activate import directories
 from firstboot.base.errors import NoToken
@@ -27,14 +28,21 @@ def deployments(layout: Layout, *, as_json: bool) -> int:
     return 0
 
 
-def look(layout: Layout) -> Dict[str, Any]:
+def look(layout: Layout) -> dict[str, Any]:
     """The document of ``--json`` (README, "JSON")."""
     known, current = verdicts.peek(layout), directories.named(layout)
-    rows: List[Dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for row in known.history:
         name = f"{row.deployment_id}-{row.sequence}" if row.deployment_id is not None else None
         there = name is not None and (layout.deployments / name).is_dir()
-        rows.append({**asdict(row), "name": name, ON_DISK: there, "current": name is not None and name == current})
+        rows.append(
+            {
+                **asdict(row),
+                "name": name,
+                ON_DISK: there,
+                "current": name is not None and name == current,
+            }
+        )
     return {
         "v": 1,
         "current": current,
@@ -44,12 +52,14 @@ def look(layout: Layout) -> Dict[str, Any]:
     }
 
 
-def page(document: Mapping[str, Any]) -> List[str]:
+def page(document: Mapping[str, Any]) -> list[str]:
     """For people: what is in force, what is coming, then a line a verdict, the newest first."""
     lines = [f"in force: {_word(document['current'] or 'nothing')}"]
-    wanted: Optional[Mapping[str, Any]] = document["wanted"]
+    wanted: Mapping[str, Any] | None = document["wanted"]
     if wanted is not None:
-        lines.append(f"awaited:  {_word(wanted.get('deployment_id'))}-{_word(wanted.get('sequence'))}: its bundle is fetched")
+        lines.append(
+            f"awaited:  {_word(wanted.get('deployment_id'))}-{_word(wanted.get('sequence'))}: its bundle is fetched"
+        )
     if document["in_progress"]:
         lines.append("an activation is in progress")
     for row in reversed(document["deployments"]):
@@ -60,7 +70,10 @@ def page(document: Mapping[str, Any]) -> List[str]:
         lines.append(f"{mark} {_word(row['at'])}  {verdict}{'  ' + said if said else ''}")
     for row in document["deployments"][-1:]:
         # Not what was refused before its bundle was asked for: no retry changes that.
-        if row["verdict"] in (verdicts.FAILED, verdicts.ROLLED_BACK, verdicts.REFUSED) and row["payload_sha256"] is not None:
+        if (
+            row["verdict"] in (verdicts.FAILED, verdicts.ROLLED_BACK, verdicts.REFUSED)
+            and row["payload_sha256"] is not None
+        ):
             lines.append(f"to try it once more: byteor-agent retry {_word(row['name'])}")
     return lines
 

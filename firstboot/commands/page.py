@@ -5,7 +5,8 @@ Pure: a document of `status.look` and the time, in; lines, out. Ages and not dat
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from firstboot.base.clock import from_rfc3339
 
@@ -16,7 +17,7 @@ WORDS = {
 }  # fmt: skip
 
 
-def page(document: Mapping[str, Any], *, now: float) -> List[str]:
+def page(document: Mapping[str, Any], *, now: float) -> list[str]:
     """The whole of it, for ``byteor-agent status``."""
     identity = document.get("identity") or {}
     lines = [*headline(document)]
@@ -34,41 +35,62 @@ def page(document: Mapping[str, Any], *, now: float) -> List[str]:
     if isinstance(download, dict):
         lines.append(_row("fetching", _fetching(download)))
     if loops:
-        lines += ["", f"{'loop':<14} {'last success':<14} {'last attempt':<14} {'next':<12} failures"]
+        lines += [
+            "",
+            f"{'loop':<14} {'last success':<14} {'last attempt':<14} {'next':<12} failures",
+        ]
         lines += [_loop(name, loop, now) for name, loop in loops.items()]
     return [*lines, "", *problems(document)]
 
 
-def summary(document: Mapping[str, Any], *, now: float) -> List[str]:
+def summary(document: Mapping[str, Any], *, now: float) -> list[str]:
     """A few lines of it, for ``byteor-firstboot status``."""
     contact = _contact(document, now)
     return [*headline(document), *([_row("last contact", contact)] if contact else []), *facts(document, now=now),
             *problems(document)]  # fmt: skip
 
 
-def headline(document: Mapping[str, Any]) -> List[str]:
+def headline(document: Mapping[str, Any]) -> list[str]:
     """One line: is anything to be done?"""
     count = len(document.get("problems") or [])
     verdict = "ok" if not count else f"DEGRADED, {count} problem{'s' if count > 1 else ''}"
     identity = document.get("identity") or {}
-    who = f"{word(identity.get('agent_id'))} ({word(identity.get('name') or 'no name')})" if identity else "no identity"
+    who = (
+        f"{word(identity.get('agent_id'))} ({word(identity.get('name') or 'no name')})"
+        if identity
+        else "no identity"
+    )
     return [_row("agent", f"{verdict}; {WORDS.get(str(document.get('state')), 'unknown')}; {who}")]
 
 
-def facts(document: Mapping[str, Any], *, now: float) -> List[str]:
+def facts(document: Mapping[str, Any], *, now: float) -> list[str]:
     """Deployment, keys, spool and clock; nothing for what there is none of."""
     lines = []
     deployment, verdict = document.get("deployment"), document.get("last_verdict") or {}
     if deployment:
-        said = f"{word(deployment.get('deployment_id'))}, sequence {word(deployment.get('sequence'))}"
+        said = (
+            f"{word(deployment.get('deployment_id'))}, sequence {word(deployment.get('sequence'))}"
+        )
         lines.append(_row("deployment", f"{said}, {word(deployment.get('state'))}"))
-    if verdict and (not deployment or verdict.get("deployment_id") != deployment.get("deployment_id")):
+    if verdict and (
+        not deployment or verdict.get("deployment_id") != deployment.get("deployment_id")
+    ):
         at = since(verdict.get("at"), now)
-        lines.append(_row("last verdict", f"{word(verdict.get('deployment_id'))} {word(verdict.get('verdict'))}{at}"))
+        lines.append(
+            _row(
+                "last verdict",
+                f"{word(verdict.get('deployment_id'))} {word(verdict.get('verdict'))}{at}",
+            )
+        )
     keys = document.get("signing_keys")
     if keys:
         said = f"version {word(keys.get('version'))}, from {word(keys.get('source'))}"
-        lines.append(_row("signing keys", "none count: the key ring was damaged" if keys.get("source") == "closed" else said))
+        lines.append(
+            _row(
+                "signing keys",
+                "none count: the key ring was damaged" if keys.get("source") == "closed" else said,
+            )
+        )
     spool = document.get("spool")
     if spool:
         kept = f", {_size(spool['bytes'])}" if isinstance(spool.get("bytes"), int) else ""
@@ -79,18 +101,23 @@ def facts(document: Mapping[str, Any], *, now: float) -> List[str]:
             lines += _quarantined(row) if isinstance(row, dict) else []
     skew = document.get("clock_skew_s")
     if skew is not None and abs(skew) >= 1:
-        lines.append(_row("clock", f"{span(abs(skew))} {'ahead of' if skew > 0 else 'behind'} the plane's"))
+        lines.append(
+            _row("clock", f"{span(abs(skew))} {'ahead of' if skew > 0 else 'behind'} the plane's")
+        )
     return lines
 
 
-def _quarantined(row: Mapping[str, Any]) -> List[str]:
+def _quarantined(row: Mapping[str, Any]) -> list[str]:
     """One artifact that the plane refused, why, and how to send it again."""
     why = ": ".join(word(row[name]) for name in ("status", "detail") if row.get(name) is not None)
     named = word(row.get("id"))
-    return [_row("", f"{named}, {word(row.get('kind'))}, refused: {why}"), _row("", f"  byteor-agent retry {named}")]
+    return [
+        _row("", f"{named}, {word(row.get('kind'))}, refused: {why}"),
+        _row("", f"  byteor-agent retry {named}"),
+    ]
 
 
-def problems(document: Mapping[str, Any]) -> List[str]:
+def problems(document: Mapping[str, Any]) -> list[str]:
     """Each with its code, its sentence and what to do."""
     found = document.get("problems") or []
     lines = [] if found else [_row("problems", "none")]
@@ -109,11 +136,13 @@ def _identity(identity: Mapping[str, Any], now: float) -> str:
     if identity.get("source") == "environment":
         return "from the environment: nothing is sealed here"
     expires = identity.get("expires_at")
-    until = f"its key ends {word(expires)}{_until(expires, now)}" if expires else "its key has no end"
+    until = (
+        f"its key ends {word(expires)}{_until(expires, now)}" if expires else "its key has no end"
+    )
     return f"enrolled {word(identity.get('enrolled_at'))}{since(identity.get('enrolled_at'), now)}; {until}"
 
 
-def _contact(document: Mapping[str, Any], now: float) -> Optional[str]:
+def _contact(document: Mapping[str, Any], now: float) -> str | None:
     loop = (document.get("loops") or {}).get("heartbeat")
     if not loop:
         return None
@@ -125,14 +154,18 @@ def _contact(document: Mapping[str, Any], now: float) -> Optional[str]:
 
 
 def _fetching(download: Mapping[str, Any]) -> str:
-    here, size = (value if isinstance(value := download.get(key), int) else 0 for key in ("bytes", "size"))
+    here, size = (
+        value if isinstance(value := download.get(key), int) else 0 for key in ("bytes", "size")
+    )
     percent = f" ({100 * here // size} %)" if size > 0 else ""
     return f"{word(download.get('deployment_id'))}, {_size(here)} of {_size(size)}{percent}"
 
 
 def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:
-    last, tried, due = (_seconds(loop.get(key)) for key in ("last_success_at", "last_attempt_at", "next_attempt_at"))
-    columns: Dict[str, str] = {
+    last, tried, due = (
+        _seconds(loop.get(key)) for key in ("last_success_at", "last_attempt_at", "next_attempt_at")
+    )
+    columns: dict[str, str] = {
         "success": f"{span(now - last)} ago" if last is not None else "never",
         "attempt": f"{span(now - tried)} ago" if tried is not None else "never",
         "next": _in(due - now) if due is not None else "-",
@@ -146,7 +179,7 @@ def word(value: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(value))[:LONGEST_WORD]
 
 
-def _seconds(value: object) -> Optional[float]:
+def _seconds(value: object) -> float | None:
     try:
         return from_rfc3339(value) if isinstance(value, str) else None
     except (ValueError, OverflowError):

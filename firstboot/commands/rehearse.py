@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import List, Tuple
 
 from firstboot.base import log
 from firstboot.base.errors import ByteorError, NoToken
@@ -19,10 +18,21 @@ def check_userdata(data: bytes, *, as_json: bool = False) -> int:
         form, missing, warnings = _judge(data)
     except ByteorError as error:
         if as_json:
-            print(json.dumps({"v": 1, "would_enroll": False, "problem": str(error), "hint": error.hint}, indent=1))
+            print(
+                json.dumps(
+                    {"v": 1, "would_enroll": False, "problem": str(error), "hint": error.hint},
+                    indent=1,
+                )
+            )
         raise
     if as_json:
-        document = {"v": 1, "would_enroll": True, "form": form, "left_to_the_image": missing, "warnings": warnings}
+        document = {
+            "v": 1,
+            "would_enroll": True,
+            "form": form,
+            "left_to_the_image": missing,
+            "warnings": warnings,
+        }
         print(json.dumps(document, indent=1))
         return 0
     if missing:
@@ -33,18 +43,23 @@ def check_userdata(data: bytes, *, as_json: bool = False) -> int:
     return 0
 
 
-def _judge(data: bytes) -> Tuple[str, List[str], List[str]]:
+def _judge(data: bytes) -> tuple[str, list[str], list[str]]:
     """Return the form, the keys that are left to the image, and warnings."""
     found = userdata.read(data, where="user data")
     values = parse(found.raw, where="user data", rank=Rank.USER_DATA) if found is not None else {}
     token = values.pop("enrollment_token", None)
     if found is None or token is None:
-        raise NoToken("this user data carries no enrollment token", hint="README: a comment block, write_files, byteor:")
+        raise NoToken(
+            "this user data carries no enrollment token",
+            hint="README: a comment block, write_files, byteor:",
+        )
     settings, _ = merge([Source(Rank.USER_DATA, "user data", values)], chosen=None)
     needed = ("api_base_url", "org_id", "project_id", "environment_id")
     warnings = []
     if found.form == "mapping":
-        warnings.append("cloud-init 24.2 and newer reports degraded for a byteor: mapping; a comment block costs nothing")
+        warnings.append(
+            "cloud-init 24.2 and newer reports degraded for a byteor: mapping; a comment block costs nothing"
+        )
     if len(data) > LONGEST_BYTES:
         warnings.append(f"it is larger than the {LONGEST_BYTES} bytes that some platforms allow")
     return found.form, [key for key in needed if getattr(settings, key) is None], warnings

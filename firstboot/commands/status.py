@@ -7,7 +7,8 @@ root can read is said to be unknown.
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from firstboot.base import files
 from firstboot.base.clock import Clock
@@ -21,21 +22,41 @@ from firstboot.provision.sources import Inputs
 
 # Step -> (the stable word of the JSON, the sentence for people)
 STATES = {
-    Step.SETTLE: ("enrolled", "enrolled; the last run was cut before it marked the token: the next one does"),
+    Step.SETTLE: (
+        "enrolled",
+        "enrolled; the last run was cut before it marked the token: the next one does",
+    ),
     Step.HAND_OFF: ("enrolled", "enrolled"),
     Step.ERASE: ("enrolled", "enrolled; a spent token is on this host: run or erase overwrites it"),
     Step.DONE: ("enrolled", "enrolled"),
     Step.PREPARE: ("token_waiting", "a token is here and was not presented yet"),
-    Step.ENROLL: ("enrolling", "enrolling: the token is being presented, with one key until an answer comes"),
+    Step.ENROLL: (
+        "enrolling",
+        "enrolling: the token is being presented, with one key until an answer comes",
+    ),
     Step.STOP_REFUSED: ("refused", "not enrolled: the plane refused the token"),
     Step.STOP_LOST: ("identity_lost", "not enrolled: the token is spent and the identity is gone"),
-    Step.STOP_PROBABLY_SPENT: ("probably_spent", "not enrolled: the token was probably spent by a lost answer"),
+    Step.STOP_PROBABLY_SPENT: (
+        "probably_spent",
+        "not enrolled: the token was probably spent by a lost answer",
+    ),
     Step.STOP_NO_TOKEN: ("no_token", "not enrolled: there is no token"),
     Step.STOP_FOREIGN: ("foreign", "the identity on this disk belongs to another host"),
     Step.STOP_UNREADABLE: ("unreadable", "the identity on this disk does not open"),
 }
 NEVER_RAN = "never_ran"  # the word of `agent.status`, which this folder must not import
-SHOWN = ("identity", "agent_id", "name", "plane", "enrolled_at", "expires_at", "token", "erasure", "problem", "hint")
+SHOWN = (
+    "identity",
+    "agent_id",
+    "name",
+    "plane",
+    "enrolled_at",
+    "expires_at",
+    "token",
+    "erasure",
+    "problem",
+    "hint",
+)
 
 
 def status(
@@ -43,7 +64,10 @@ def status(
 ) -> int:
     """Print the state, then how the agent is (its document, and that as lines for people); always 0 when it could be said."""
     document = describe(layout, inputs)
-    if document["state"] == "no_token" and (agent.get("identity") or {}).get("source") == ENVIRONMENT:
+    if (
+        document["state"] == "no_token"
+        and (agent.get("identity") or {}).get("source") == ENVIRONMENT
+    ):
         said = "the agent has its identity from its environment: nothing is enrolled or sealed here"
         document.update(state=ENVIRONMENT, summary=said, problem=None, hint=None)
     document["agent"] = agent
@@ -59,17 +83,24 @@ def status(
     return 0
 
 
-def describe(layout: Layout, inputs: Inputs) -> Dict[str, Any]:
+def describe(layout: Layout, inputs: Inputs) -> dict[str, Any]:
     """Return the document that ``status --json`` prints (README, "JSON")."""
-    document: Dict[str, Any] = dict.fromkeys(SHOWN)
+    document: dict[str, Any] = dict.fromkeys(SHOWN)
     document["v"] = 1
     try:
         view = look(layout, inputs, handed_off=True, read_only=True)
     except LocalFault as error:
-        document.update(state="unknown", summary="only root can say", problem=str(error), hint=error.hint)
+        document.update(
+            state="unknown", summary="only root can say", problem=str(error), hint=error.hint
+        )
         return document
     except ByteorError as error:
-        document.update(state="invalid", summary="not enrolled: settings are invalid", problem=str(error), hint=error.hint)
+        document.update(
+            state="invalid",
+            summary="not enrolled: settings are invalid",
+            problem=str(error),
+            hint=error.hint,
+        )
         return document
     step = next_step(view.facts)
     document["state"], document["summary"] = STATES[step]
@@ -79,7 +110,7 @@ def describe(layout: Layout, inputs: Inputs) -> Dict[str, Any]:
     if here is not None:
         document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url)
         document.update(enrolled_at=here.enrolled_at, expires_at=here.expires_at)
-    stop: Optional[ByteorError] = view.invalid
+    stop: ByteorError | None = view.invalid
     if step.name.startswith("STOP_"):
         stop = stop_error(step, view)
     ends = key_ends(here.expires_at, Clock().wall()) if here is not None else None
@@ -91,7 +122,7 @@ def describe(layout: Layout, inputs: Inputs) -> Dict[str, Any]:
     return document
 
 
-def _erasure(layout: Layout) -> Optional[str]:
+def _erasure(layout: Layout) -> str | None:
     try:
         receipt = files.read_json(layout.erasure)
     except LocalFault as error:
@@ -101,4 +132,6 @@ def _erasure(layout: Layout) -> Optional[str]:
     copies = receipt.get("copies")
     rows = [copy for copy in copies if isinstance(copy, dict)] if isinstance(copies, list) else []
     left = [copy.get("path") for copy in rows if copy.get("result") in ("remains", "pending")]
-    return f"last looked at {receipt.get('at')}" + (f", copies left in {', '.join(map(str, left))}" if left else "")
+    return f"last looked at {receipt.get('at')}" + (
+        f", copies left in {', '.join(map(str, left))}" if left else ""
+    )

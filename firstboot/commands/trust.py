@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 from firstboot.activate import chain, keyring
 from firstboot.activate.chain import Ring
@@ -52,10 +52,14 @@ def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
 def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[], bool]) -> int:
     """Set the ring aside and start over; `tell` makes a running agent ask for the keys at once, False if there is none."""
     if os.geteuid() != layout.owner:
-        raise LocalFault("only root may reset which signatures count", hint="sudo byteor-firstboot trust --reset")
+        raise LocalFault(
+            "only root may reset which signatures count", hint="sudo byteor-firstboot trust --reset"
+        )
     ring = chain.unanchored(settings, keyring.place_of(settings))
     files.make_directory(layout.activation, 0o755)
-    busy = TryAgain("an activation is in progress", hint="wait for it: byteor-agent deployments shows it")
+    busy = TryAgain(
+        "an activation is in progress", hint="wait for it: byteor-agent deployments shows it"
+    )
     with locks.locked(layout.activation / "lock", wait_s=LOCK_WAIT_S, busy=lambda: busy):
         kept_as = keeping.set_aside(layout.activation / "keyring.json", label="reset")
         keyring.save(layout, ring)
@@ -63,13 +67,27 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[
     told = tell()
     if as_json:
         aside = layout.shown(kept_as) if kept_as is not None else None
-        print(json.dumps({**_document(ring), "set_aside": aside, "agent_told": told}, indent=1, sort_keys=True))
+        print(
+            json.dumps(
+                {**_document(ring), "set_aside": aside, "agent_told": told},
+                indent=1,
+                sort_keys=True,
+            )
+        )
         return 0
     if kept_as is not None:
         print(f"the former key ring is kept as {layout.shown(kept_as)}")
-    first = "the first key set that a pinned key signed" if ring.pins else "the key sets of the plane's next answer over TLS"
+    first = (
+        "the first key set that a pinned key signed"
+        if ring.pins
+        else "the key sets of the plane's next answer over TLS"
+    )
     print(f"signatures count again from {first}; what is active stays active")
-    print("the agent asks for it now" if told else "the agent asks for it when it looks next: start it, or wait")
+    print(
+        "the agent asks for it now"
+        if told
+        else "the agent asks for it when it looks next: start it, or wait"
+    )
     return 0
 
 
@@ -77,35 +95,45 @@ def _empty_the_inbox(layout: Layout) -> None:
     """An answer from before the reset must not become the first one after it: the plane is to be asked again."""
     try:
         facts = os.stat(layout.inbox, follow_symlinks=False)
-        files.write_into(layout.inbox, KEY_SETS, EMPTY, mode=0o600, owner=(facts.st_uid, facts.st_gid))
+        files.write_into(
+            layout.inbox, KEY_SETS, EMPTY, mode=0o600, owner=(facts.st_uid, facts.st_gid)
+        )
     except FileNotFoundError:
         pass
     except LocalFault as error:
         log.warning(f"an older answer about signing keys may count once more: {error}")
 
 
-def _document(ring: Ring) -> Dict[str, Any]:
+def _document(ring: Ring) -> dict[str, Any]:
     """What ``--json`` prints (README, "JSON")."""
     refused = ring.refused
     return {
         "v": 1,
         **keyring.public(ring),
         "source": ring.source,
-        "refused": {"code": refused.code, "detail": refused.detail, "at": refused.at} if refused is not None else None,
+        "refused": {"code": refused.code, "detail": refused.detail, "at": refused.at}
+        if refused is not None
+        else None,
         "hint": keyring.RESET if refused is not None else None,
     }
 
 
-def _lines(ring: Ring) -> List[str]:
+def _lines(ring: Ring) -> list[str]:
     now = Clock().wall()
-    return [f"{key.kid} {_state(key, now)}" for key in ring.keys] or ["none: nothing that is signed is accepted yet"]
+    return [f"{key.kid} {_state(key, now)}" for key in ring.keys] or [
+        "none: nothing that is signed is accepted yet"
+    ]
 
 
 def _state(key: Key, now: float) -> str:
     if key.status != ACTIVE or key.not_after is None:
         return key.status
     ended = from_rfc3339(key.not_after) <= now
-    return f"{key.status}, ended {key.not_after}: nothing new is accepted" if ended else f"{key.status} until {key.not_after}"
+    return (
+        f"{key.status}, ended {key.not_after}: nothing new is accepted"
+        if ended
+        else f"{key.status} until {key.not_after}"
+    )
 
 
 def _plain(text: str) -> str:

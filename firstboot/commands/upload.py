@@ -12,9 +12,10 @@ import pwd
 import signal
 import stat
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, NoReturn, Optional, Tuple
+from typing import NoReturn
 
 from firstboot.agent.artifacts import cleaning, packing, spool
 from firstboot.agent.artifacts.spool import About, Added
@@ -58,7 +59,7 @@ def upload_test(layout: Layout) -> str:
     return waiting.wait(layout, added, before=before, limit_s=TEST_WAIT_S)
 
 
-def writer(layout: Layout) -> Optional[pwd.struct_passwd]:
+def writer(layout: Layout) -> pwd.struct_passwd | None:
     """Whom to become before the spool is touched, None for nobody; LocalFault for who may not use this host's spool.
 
     The agent's user owns its directory, which only root can have made; in a container that may be any user.
@@ -75,23 +76,26 @@ def writer(layout: Layout) -> Optional[pwd.struct_passwd]:
         return None
     account = accounts.of(owner)
     if os.geteuid() != 0:
-        raise LocalFault(f"only root and {account.pw_name} may use this host's spool", hint="run as root")
+        raise LocalFault(
+            f"only root and {account.pw_name} may use this host's spool", hint="run as root"
+        )
     return account
 
 
-def enter(layout: Layout, account: Optional[pwd.struct_passwd]) -> None:
+def enter(layout: Layout, account: pwd.struct_passwd | None) -> None:
     """Become that user, and make sure that the spool's directory is ours."""
     if account is not None:
         accounts.become(account)
     if layout.agent.exists() and layout.agent.stat().st_uid != os.geteuid():
         # What one user makes there the other could not open again.
         raise LocalFault(
-            f"{layout.shown(layout.agent)} belongs to user id {layout.agent.stat().st_uid}", hint="run as that user"
+            f"{layout.shown(layout.agent)} belongs to user id {layout.agent.stat().st_uid}",
+            hint="run as that user",
         )
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[Tuple[int, About]]:
+def _opened(path: Path, kind: str) -> Iterator[tuple[int, About]]:
     """An open file with what goes into the spool, and what is said of it."""
     name = redact(path.resolve().name if path.name in ("", "..") else path.name)[0]
     try:
@@ -100,7 +104,13 @@ def _opened(path: Path, kind: str) -> Iterator[Tuple[int, About]]:
         # Looked at before it is opened: opening a device does things.
         if not stat.S_ISREG(mode) and not directory:
             _not_a_file(path, packing.what(mode))
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_DIRECTORY if directory else 0)
+        flags = (
+            os.O_RDONLY
+            | os.O_NOFOLLOW
+            | os.O_NONBLOCK
+            | os.O_CLOEXEC
+            | (os.O_DIRECTORY if directory else 0)
+        )
         fd = os.open(path, flags)
     except OSError as error:
         files.fail("read", path, error)
@@ -108,7 +118,9 @@ def _opened(path: Path, kind: str) -> Iterator[Tuple[int, About]]:
         facts = os.fstat(fd)
         if directory:
             if kind != BUNDLE:
-                raise LocalFault(f"{path} is a directory", hint=f"only --kind {BUNDLE} is packed from one")
+                raise LocalFault(
+                    f"{path} is a directory", hint=f"only --kind {BUNDLE} is packed from one"
+                )
             with _packed(fd, name) as packed:
                 yield packed
             return
@@ -117,7 +129,9 @@ def _opened(path: Path, kind: str) -> Iterator[Tuple[int, About]]:
         if not facts.st_size:
             raise LocalFault(f"{path} is empty", hint="there is nothing to upload")
         if facts.st_size > LARGEST:
-            raise LocalFault(f"{path} is larger than {LARGEST >> 20} MiB", hint="an artifact has at most 64 MiB")
+            raise LocalFault(
+                f"{path} is larger than {LARGEST >> 20} MiB", hint="an artifact has at most 64 MiB"
+            )
         about = About(kind, name, facts.st_mtime)
         if kind != DIAGNOSTIC:
             yield fd, about
@@ -129,12 +143,16 @@ def _opened(path: Path, kind: str) -> Iterator[Tuple[int, About]]:
 
 
 def _not_a_file(path: Path, kind: str) -> NoReturn:
-    hint = "name the file that it leads to" if "link" in kind else "only a regular file can be an artifact"
+    hint = (
+        "name the file that it leads to"
+        if "link" in kind
+        else "only a regular file can be an artifact"
+    )
     raise LocalFault(f"{path} is {kind}, not a regular file", hint=hint)
 
 
 @contextmanager
-def _packed(directory: int, name: str) -> Iterator[Tuple[int, About]]:
+def _packed(directory: int, name: str) -> Iterator[tuple[int, About]]:
     held = spool.hold(b"")
     try:
         with os.fdopen(os.dup(held), "wb") as stream:
@@ -145,13 +163,22 @@ def _packed(directory: int, name: str) -> Iterator[Tuple[int, About]]:
             log.warning(f"left out: {row['part']} is {row['why']}")
         for part in packed.unseen:
             log.warning(f"not searched for secrets, as it is packed: {part}")
-        yield held, About(BUNDLE, name, packed.newest, spec_hash=packed.spec_hash, replaced=tuple(packed.replaced))
+        yield (
+            held,
+            About(
+                BUNDLE,
+                name,
+                packed.newest,
+                spec_hash=packed.spec_hash,
+                replaced=tuple(packed.replaced),
+            ),
+        )
     finally:
         os.close(held)
 
 
 @contextmanager
-def _cleaned(fd: int, facts: os.stat_result, about: About) -> Iterator[Tuple[int, About]]:
+def _cleaned(fd: int, facts: os.stat_result, about: About) -> Iterator[tuple[int, About]]:
     """A text without its secrets; anything else as it is."""
     with open(fd, "rb", closefd=False) as stream:
         data = stream.read(facts.st_size + 1)
@@ -165,7 +192,15 @@ def _cleaned(fd: int, facts: os.stat_result, about: About) -> Iterator[Tuple[int
     clean, kinds = found
     held = spool.hold(clean)
     try:
-        yield held, About(about.kind, about.name, about.captured_at, replaced=({"part": about.name, "kinds": kinds},))
+        yield (
+            held,
+            About(
+                about.kind,
+                about.name,
+                about.captured_at,
+                replaced=({"part": about.name, "kinds": kinds},),
+            ),
+        )
     finally:
         os.close(held)
 
@@ -176,7 +211,12 @@ def _in_force(layout: Layout, about: About) -> About:
     if current is None or about.spec_hash not in (None, current["spec_hash"]):
         return about
     return About(
-        about.kind, about.name, about.captured_at, current["deployment_id"], current["spec_hash"], about.replaced
+        about.kind,
+        about.name,
+        about.captured_at,
+        current["deployment_id"],
+        current["spec_hash"],
+        about.replaced,
     )
 
 

@@ -7,8 +7,9 @@ on disk, so it needs no root; the agent-list check takes an operator token, sinc
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Callable, List, Mapping, Optional
+from typing import Any, Callable
 
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
@@ -38,7 +39,7 @@ class Check:
     check: str
     result: str
     seen: str
-    advice: Optional[str] = None
+    advice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Asked:
     `upload` sends a test artifact, waits, and returns its id, or raises why the plane has not stored it.
     """
 
-    operator_token: Optional[Secret] = None
+    operator_token: Secret | None = None
     upload_test: bool = False
-    upload: Optional[Callable[[], str]] = None
+    upload: Callable[[], str] | None = None
 
 
 def verify(layout: Layout, asked: Asked, *, as_json: bool) -> int:
@@ -76,16 +77,25 @@ def verify(layout: Layout, asked: Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _listed(layout: Layout, token: Optional[Secret], document: Mapping[str, Any]) -> Check:
+def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -> Check:
     if token is None:
-        return Check(LISTED, NOT_CHECKED, "needs an operator token", "give one on stdin: verify --operator-token -")
+        return Check(
+            LISTED,
+            NOT_CHECKED,
+            "needs an operator token",
+            "give one on stdin: verify --operator-token -",
+        )
     if not token:
-        return Check(LISTED, NOT_CHECKED, "there is no token on stdin", "verify --operator-token - < FILE")
+        return Check(
+            LISTED, NOT_CHECKED, "there is no token on stdin", "verify --operator-token - < FILE"
+        )
     try:
         place, agent_id = _place(layout, document)
     except ByteorError as error:
         return Check(LISTED, FAILED, str(error), error.hint)
-    transport = Transport(ca_certificates=place.ca_certificates, proxy=place.proxy, no_proxy=place.no_proxy)
+    transport = Transport(
+        ca_certificates=place.ca_certificates, proxy=place.proxy, no_proxy=place.no_proxy
+    )
     try:
         with PlaneApi(place.api_base_url or "", transport) as api:
             listing = api.list_agents(
@@ -98,8 +108,17 @@ def _listed(layout: Layout, token: Optional[Secret], document: Mapping[str, Any]
         return Check(LISTED, FAILED, str(error), error.hint)
     for row in listing:
         if row.agent_id == agent_id:
-            return Check(LISTED, OK, f"{row.name or agent_id}, last heartbeat {row.last_heartbeat_at or 'never'}")
-    return Check(LISTED, FAILED, f"{agent_id} is not among {len(listing)} agents", "was the agent deleted at the plane?")
+            return Check(
+                LISTED,
+                OK,
+                f"{row.name or agent_id}, last heartbeat {row.last_heartbeat_at or 'never'}",
+            )
+    return Check(
+        LISTED,
+        FAILED,
+        f"{agent_id} is not among {len(listing)} agents",
+        "was the agent deleted at the plane?",
+    )
 
 
 def _place(layout: Layout, document: Mapping[str, Any]) -> tuple[Settings, str]:
@@ -121,7 +140,9 @@ def _place(layout: Layout, document: Mapping[str, Any]) -> tuple[Settings, str]:
     wanted = {**found, "agent_id": shown.get("agent_id")}
     missing = [name for name, value in wanted.items() if not isinstance(value, str)]
     if missing:
-        raise LocalFault(f"this host does not know {', '.join(missing)}", hint="byteor-firstboot status")
+        raise LocalFault(
+            f"this host does not know {', '.join(missing)}", hint="byteor-firstboot status"
+        )
     return replace(settings, **found), str(wanted["agent_id"])
 
 
@@ -130,7 +151,9 @@ PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
 
 def beating(document: Mapping[str, Any], *, now: float) -> Check:
     """The last accepted heartbeat is younger than two periods."""
-    broken: List[Mapping[str, Any]] = [p for p in document["problems"] if p["code"].startswith("agent_")]
+    broken: list[Mapping[str, Any]] = [
+        p for p in document["problems"] if p["code"].startswith("agent_")
+    ]
     loop = document["loops"].get("heartbeat") or {}
     period = loop.get("period_s")
     period = float(period) if isinstance(period, (int, float)) and period > 0 else DEFAULT_PERIOD_S
@@ -139,10 +162,18 @@ def beating(document: Mapping[str, Any], *, now: float) -> Check:
     except (ValueError, OverflowError):
         age = None
     if age is not None and age <= 2 * period:
-        return Check(BEATING, OK, f"the last one was accepted {span(age)} ago, one every {period:g} s")
+        return Check(
+            BEATING, OK, f"the last one was accepted {span(age)} ago, one every {period:g} s"
+        )
     cause = broken[0] if broken else {"detail": loop.get("problem"), "hint": loop.get("hint")}
-    seen = f"the last one was accepted {span(age)} ago" if age is not None else "no heartbeat was accepted yet"
-    return Check(BEATING, FAILED, f"{seen}: {cause['detail']}" if cause["detail"] else seen, cause["hint"])
+    seen = (
+        f"the last one was accepted {span(age)} ago"
+        if age is not None
+        else "no heartbeat was accepted yet"
+    )
+    return Check(
+        BEATING, FAILED, f"{seen}: {cause['detail']}" if cause["detail"] else seen, cause["hint"]
+    )
 
 
 def deployed(document: Mapping[str, Any], *, now: float) -> Check:
@@ -151,25 +182,48 @@ def deployed(document: Mapping[str, Any], *, now: float) -> Check:
     loop = document["loops"].get("deployments")
     if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
         seen = f"{verdict['deployment_id']}, sequence {verdict['sequence']}, {verdict['verdict']}"
-        return Check(DEPLOYED, FAILED, f"{seen}: {verdict['reason'] or verdict['code']}", "byteor-agent deployments")
+        return Check(
+            DEPLOYED,
+            FAILED,
+            f"{seen}: {verdict['reason'] or verdict['code']}",
+            "byteor-agent deployments",
+        )
     if current is not None:
         seen = f"{current['deployment_id']}, sequence {current['sequence']}, {current['state']}"
         return Check(DEPLOYED, OK if current["state"] == "active" else FAILED, seen)
     if loop is None:
-        return Check(DEPLOYED, NOT_CHECKED, "the agent has not looked for deployments", "byteor-agent status")
+        return Check(
+            DEPLOYED, NOT_CHECKED, "the agent has not looked for deployments", "byteor-agent status"
+        )
     if loop.get("problem"):
         return Check(DEPLOYED, FAILED, str(loop["problem"]), loop.get("hint"))
     if loop.get("last_success_at"):
         if verdict.get("verdict") == "waiting":
-            return Check(DEPLOYED, NOT_CHECKED, f"{verdict['deployment_id']} waits: {verdict['reason'] or verdict['code']}")
-        return Check(DEPLOYED, NOT_CHECKED, "the plane was asked and has assigned none", "assign one to this environment")
-    return Check(DEPLOYED, NOT_CHECKED, "the plane was not asked yet", "wait a minute, and verify again")
+            return Check(
+                DEPLOYED,
+                NOT_CHECKED,
+                f"{verdict['deployment_id']} waits: {verdict['reason'] or verdict['code']}",
+            )
+        return Check(
+            DEPLOYED,
+            NOT_CHECKED,
+            "the plane was asked and has assigned none",
+            "assign one to this environment",
+        )
+    return Check(
+        DEPLOYED, NOT_CHECKED, "the plane was not asked yet", "wait a minute, and verify again"
+    )
 
 
 def uploaded(asked: Asked) -> Check:
     """A small diagnostic went through the spool and the plane has it."""
     if not asked.upload_test:
-        return Check(UPLOADED, NOT_CHECKED, "it would leave an artifact at the plane", "verify --upload-test makes it")
+        return Check(
+            UPLOADED,
+            NOT_CHECKED,
+            "it would leave an artifact at the plane",
+            "verify --upload-test makes it",
+        )
     if asked.upload is None:
         return Check(UPLOADED, NOT_CHECKED, "this version of the agent does not upload artifacts")
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from threading import Event
-from typing import Any, Dict, Mapping, Optional
+from typing import Any
 
 from firstboot.agent.artifacts import stock
 from firstboot.agent.artifacts.spool import Added
@@ -25,7 +26,7 @@ def failures(layout: Layout) -> object:
     return (look(layout, Clock())["loops"].get("artifacts") or {}).get("failures")
 
 
-def wait(layout: Layout, added: Added, *, before: object, limit_s: Optional[float] = None) -> str:
+def wait(layout: Layout, added: Added, *, before: object, limit_s: float | None = None) -> str:
     """Return the id that the plane gave it. The artifact stays in the spool when this raises, or is interrupted.
 
     `before`: what `failures` said. Refused: it is in quarantine, or the plane refuses this agent's uploads. LocalFault: no
@@ -52,10 +53,14 @@ def wait(layout: Layout, added: Added, *, before: object, limit_s: Optional[floa
                     return artifact_id or "an artifact whose id was not kept"
             if monotonic() - seen_alive > min(AGENT_BACK_S, limit_s or AGENT_BACK_S):
                 raise LocalFault(
-                    f"the agent is not running; {added.id} stays in the spool", hint="systemctl status byteor-agent"
+                    f"the agent is not running; {added.id} stays in the spool",
+                    hint="systemctl status byteor-agent",
                 )
             if limit_s is not None and monotonic() - began > limit_s:
-                raise TryAgain(f"{added.id} was not uploaded within {limit_s:.0f} s", hint="byteor-agent status says why")
+                raise TryAgain(
+                    f"{added.id} was not uploaded within {limit_s:.0f} s",
+                    hint="byteor-agent status says why",
+                )
             pause.wait(POLL_S)
     except KeyboardInterrupt:
         shown.over()
@@ -70,13 +75,17 @@ def _raise_refusal(document: Mapping[str, Any], before: object) -> None:
     loop = document["loops"].get("artifacts") or {}
     if loop.get("outcome") == "refused" and loop.get("failures") != before:
         hint = loop.get("hint")
-        raise Refused(f"{loop.get('problem')}; it stays in the spool", hint=hint if isinstance(hint, str) else None)
+        raise Refused(
+            f"{loop.get('problem')}; it stays in the spool",
+            hint=hint if isinstance(hint, str) else None,
+        )
 
 
 def _refused(layout: Layout, entry_id: str) -> Refused:
     row = stock.refusal(layout.quarantine / entry_id)
     return Refused(
-        f"the plane refused {entry_id}: {reason(row)}", hint=f"it is kept; byteor-agent retry {entry_id} sends it again"
+        f"the plane refused {entry_id}: {reason(row)}",
+        hint=f"it is kept; byteor-agent retry {entry_id} sends it again",
     )
 
 
@@ -86,9 +95,11 @@ def reason(row: Mapping[str, Any]) -> str:
     return word(": ".join(said) or "no reason was kept")
 
 
-def _artifact_id(layout: Layout, sha256: str) -> Optional[str]:
+def _artifact_id(layout: Layout, sha256: str) -> str | None:
     try:
-        return next((row.artifact_id for row in stock.uploaded(layout) if row.sha256 == sha256), None)
+        return next(
+            (row.artifact_id for row in stock.uploaded(layout) if row.sha256 == sha256), None
+        )
     except Corrupt:
         return None
 
@@ -112,7 +123,11 @@ class _Shown:
             sent, size = progress["sent"], progress["size"]
             line = f"[{'#' * (BAR * sent // size):<{BAR}}] {sent / (1 << 20):.1f} of {size / (1 << 20):.1f} MiB"
         else:
-            before = sum(1 for other in stock.ids(layout.spool) if stock.number(other) < stock.number(entry_id))
+            before = sum(
+                1
+                for other in stock.ids(layout.spool)
+                if stock.number(other) < stock.number(entry_id)
+            )
             line = f"waiting, {before} before it" if before else "waiting"
         sys.stderr.write(f"\r{line:<{self._width}}")
         sys.stderr.flush()
@@ -125,11 +140,13 @@ class _Shown:
             self._width = 0
 
 
-def _progress(layout: Layout) -> Dict[str, Any]:
+def _progress(layout: Layout) -> dict[str, Any]:
     try:
         said = files.read_json(layout.upload_progress) or {}
     except LocalFault:
         return {}
     counts = [said.get(name) for name in ("sent", "size")]
-    whole = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+    whole = all(
+        isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts
+    )
     return said if whole and said["sent"] <= said["size"] else {}

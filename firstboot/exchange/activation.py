@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any
 
 from firstboot.base import files
 from firstboot.base.clock import from_rfc3339
@@ -28,7 +29,7 @@ class Wanted:
     """The bundle that is to be brought: exactly these bytes."""
 
     deployment_id: str
-    sequence: Optional[int]
+    sequence: int | None
     sha256: str
     size: int
 
@@ -37,26 +38,28 @@ class Wanted:
 class Verdict:
     """One line of the history, as far as the fetching depends on it."""
 
-    envelope_sha256: Optional[str]
+    envelope_sha256: str | None
     verdict: str
-    code: Optional[str]
-    keys_version: Optional[int]
-    deployment_id: Optional[str]
-    sequence: Optional[int]
+    code: str | None
+    keys_version: int | None
+    deployment_id: str | None
+    sequence: int | None
 
 
 @dataclass(frozen=True)
 class Decided:
     """What was answered to which request about which envelope, what is wanted, and the verdicts, oldest first."""
 
-    request: Optional[str] = None
-    envelope_sha256: Optional[str] = None
-    wanted: Optional[Wanted] = None
-    verdicts: Tuple[Verdict, ...] = ()
+    request: str | None = None
+    envelope_sha256: str | None = None
+    wanted: Wanted | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
-    def of(self, envelope_sha256: Optional[str]) -> Optional[Verdict]:
+    def of(self, envelope_sha256: str | None) -> Verdict | None:
         """The newest verdict about this envelope."""
-        return next((row for row in reversed(self.verdicts) if row.envelope_sha256 == envelope_sha256), None)
+        return next(
+            (row for row in reversed(self.verdicts) if row.envelope_sha256 == envelope_sha256), None
+        )
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,15 @@ class Activation:
     `keys_end`: when the last of the active keys ends, if each has an end. `fault`: if a file is damaged.
     """
 
-    deployment: Optional[Mapping[str, Any]] = None
-    signing_keys: Optional[Mapping[str, Any]] = None
-    last_verdict: Optional[Mapping[str, Any]] = None
-    keys_end: Optional[str] = None
-    fault: Optional[str] = None
+    deployment: Mapping[str, Any] | None = None
+    signing_keys: Mapping[str, Any] | None = None
+    last_verdict: Mapping[str, Any] | None = None
+    keys_end: str | None = None
+    fault: str | None = None
     shadowed: bool = False  # /etc/byteor/spec.kv is a file of somebody's, which a runtime reads in place of what is deployed
 
     @property
-    def signing_keys_version(self) -> Optional[int]:
+    def signing_keys_version(self) -> int | None:
         return self.signing_keys["version"] if self.signing_keys is not None else None
 
 
@@ -82,7 +85,7 @@ def read(layout: Layout) -> Activation:
     """Look at what is in force now."""
     faults = []
 
-    def mapping(name: str) -> Dict[str, Any]:
+    def mapping(name: str) -> dict[str, Any]:
         try:
             return _read(layout.activation / name)
         except LocalFault as error:
@@ -129,12 +132,12 @@ def keys_version(layout: Layout) -> int:
     return _number(ring.get("version")) or 0
 
 
-_Stamp = Tuple[int, int, int, int]
+_Stamp = tuple[int, int, int, int]
 # Read several times a minute, and written by rename a few times a year: parsing is most of what an idle agent would do.
-_parsed: Dict[Path, Tuple[_Stamp, Dict[str, Any]]] = {}
+_parsed: dict[Path, tuple[_Stamp, dict[str, Any]]] = {}
 
 
-def _read(path: Path) -> Dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """The mapping in a file, {} for none; not to be changed. LocalFault as `files.read_json`."""
     try:
         facts = os.lstat(path)
@@ -147,11 +150,20 @@ def _read(path: Path) -> Dict[str, Any]:
     return known[1]
 
 
-def _wanted(value: Any) -> Optional[Wanted]:
+def _wanted(value: Any) -> Wanted | None:
     if not isinstance(value, dict):
         return None
-    named, digest, size = value.get("deployment_id"), value.get("sha256"), _number(value.get("size"))
-    if not isinstance(named, str) or not IDENTIFIER.match(named) or not isinstance(digest, str) or not _DIGEST.match(digest):
+    named, digest, size = (
+        value.get("deployment_id"),
+        value.get("sha256"),
+        _number(value.get("size")),
+    )
+    if (
+        not isinstance(named, str)
+        or not IDENTIFIER.match(named)
+        or not isinstance(digest, str)
+        or not _DIGEST.match(digest)
+    ):
         return None
     return Wanted(named, _number(value.get("sequence")), digest, size) if size else None
 
@@ -167,29 +179,36 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
     )
 
 
-def _deployment(current: Any) -> Optional[Dict[str, Any]]:
+def _deployment(current: Any) -> dict[str, Any] | None:
     """The four members that a heartbeat carries, or None when they are not all of their shape."""
     if not isinstance(current, dict):
         return None
     named, sequence = current.get("deployment_id"), current.get("sequence")
     texts = [current.get("spec_hash"), current.get("state")]
-    if not isinstance(named, str) or not IDENTIFIER.match(named) or not all(isinstance(text, str) for text in texts):
+    if (
+        not isinstance(named, str)
+        or not IDENTIFIER.match(named)
+        or not all(isinstance(text, str) for text in texts)
+    ):
         return None
     if not isinstance(sequence, int) or isinstance(sequence, bool):
         return None
     return {"deployment_id": named, "sequence": sequence, "spec_hash": texts[0], "state": texts[1]}
 
 
-def _last(history: Any) -> Optional[Dict[str, Any]]:
+def _last(history: Any) -> dict[str, Any] | None:
     """The newest line of the history, None when there is none or it is damaged."""
     if not isinstance(history, list) or not history or not isinstance(history[-1], dict):
         return None
-    return {name: value if isinstance(value := history[-1].get(name), (str, int)) else None for name in _SHOWN}
+    return {
+        name: value if isinstance(value := history[-1].get(name), (str, int)) else None
+        for name in _SHOWN
+    }
 
 
-def _keys_end(keys: Any) -> Optional[str]:
+def _keys_end(keys: Any) -> str | None:
     """The end of the active key that ends last; None where one has no end, or nothing is active."""
-    ends: List[Tuple[float, str]] = []
+    ends: list[tuple[float, str]] = []
     for key in keys if isinstance(keys, list) else ():
         if isinstance(key, dict) and key.get("status") == "active":
             end = _text(key.get("not_after"))
@@ -200,9 +219,9 @@ def _keys_end(keys: Any) -> Optional[str]:
     return max(ends)[1] if ends else None
 
 
-def _text(value: Any) -> Optional[str]:
+def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _number(value: Any) -> Optional[int]:
+def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 from firstboot.base import files
 from firstboot.base.clock import from_rfc3339
@@ -33,7 +33,7 @@ SEALED, ENVIRONMENT = "sealed", "environment"
 EXPIRY_WARNING_S = 14 * 86400.0
 
 
-def key_ends(expires_at: Optional[str], now: float) -> Optional[str]:
+def key_ends(expires_at: str | None, now: float) -> str | None:
     """One sentence on the runtime key's end, from 14 days before it; None while nobody must act, or without a date."""
     try:
         left = from_rfc3339(expires_at or "") - now
@@ -54,23 +54,23 @@ class Handover:
     api_base_url: str
     agent_id: str
     api_key: Secret
-    proxy: Optional[Secret]
-    org_id: Optional[str]
-    project_id: Optional[str]
-    environment_id: Optional[str]
-    name: Optional[str]
-    enrolled_at: Optional[str]
-    expires_at: Optional[str]
-    scopes: Tuple[str, ...]
+    proxy: Secret | None
+    org_id: str | None
+    project_id: str | None
+    environment_id: str | None
+    name: str | None
+    enrolled_at: str | None
+    expires_at: str | None
+    scopes: tuple[str, ...]
     source: str = SEALED
 
-    def shown(self) -> Dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """What may be published in `status.json`: everything but the key and the proxy."""
         names = (*_TEXTS, "name", "expires_at", "source")
         return {**{name: getattr(self, name) for name in names}, "scopes": list(self.scopes)}
 
 
-def write(layout: Layout, handed: Handover, *, owner: Optional[files.Owner] = None) -> None:
+def write(layout: Layout, handed: Handover, *, owner: files.Owner | None = None) -> None:
     """Hand over, replacing what an agent left that never came to read it; `owner` is the agent's (uid, gid).
 
     The directory is the agent's own, so root follows nothing in it; it is made, 0755, where systemd has not done so.
@@ -86,7 +86,7 @@ def write(layout: Layout, handed: Handover, *, owner: Optional[files.Owner] = No
     files.write_into(layout.agent_run, layout.handover.name, data, mode=0o400, owner=owner)
 
 
-def take(layout: Layout) -> Optional[Handover]:
+def take(layout: Layout) -> Handover | None:
     """Return what was handed over and unlink it, None when nothing was; Corrupt (unlinked too) when it is damaged.
 
     LocalFault, and it stays, when it does not belong to the user who asks, or others could have read it: whoever put it
@@ -122,7 +122,3 @@ def _parse(data: bytes, layout: Layout) -> Handover:
         raise Corrupt(
             f"{layout.handover} is damaged", hint="systemctl restart byteor-agent makes a fresh one"
         ) from None
-
-
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from firstboot.base import files, log
 from firstboot.base.errors import LocalFault
@@ -21,7 +21,11 @@ MOST_KEPT = 1000
 
 
 def put(
-    layout: Layout, deployment_id: str, report: Dict[str, Any], *, diagnostic: Optional[Callable[[], bytes]] = None
+    layout: Layout,
+    deployment_id: str,
+    report: dict[str, Any],
+    *,
+    diagnostic: Callable[[], bytes] | None = None,
 ) -> None:
     """Add one report, durably; one that is there already (by `report_id`) stays as it is. `diagnostic` is asked once."""
     present = _listed(layout)
@@ -39,7 +43,9 @@ def put(
             files.write(path.with_suffix(".txt"), diagnostic(), mode=0o644)
         except LocalFault as error:  # the report matters more, and the way back most
             log.warning(f"there is no diagnostic: {error}")
-    files.write_json(path, {"v": VERSION, "deployment_id": deployment_id, "report": report}, mode=0o644)
+    files.write_json(
+        path, {"v": VERSION, "deployment_id": deployment_id, "report": report}, mode=0o644
+    )
 
 
 def prune(layout: Layout) -> None:
@@ -57,7 +63,7 @@ def prune(layout: Layout) -> None:
             files.remove(path)
 
 
-def _listed(layout: Layout) -> List[Tuple[int, Path]]:
+def _listed(layout: Layout) -> list[tuple[int, Path]]:
     try:
         found = [(_NAME.match(path.name), path) for path in layout.outcomes.iterdir()]
     except FileNotFoundError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from firstboot.base import files
@@ -19,39 +20,35 @@ VERSION = 1
 class Settings:
     """The mapping of contract 4.1, merged; what nobody set is None."""
 
-    api_base_url: Optional[str] = None
-    org_id: Optional[str] = None
-    project_id: Optional[str] = None
-    environment_id: Optional[str] = None
-    name: Optional[str] = None
-    ca_certificates: Optional[str] = None
-    proxy: Optional[Secret] = None
-    no_proxy: Tuple[str, ...] = ()
-    heartbeat_interval_s: Optional[float] = None
+    api_base_url: str | None = None
+    org_id: str | None = None
+    project_id: str | None = None
+    environment_id: str | None = None
+    name: str | None = None
+    ca_certificates: str | None = None
+    proxy: Secret | None = None
+    no_proxy: tuple[str, ...] = ()
+    heartbeat_interval_s: float | None = None
     seal: str = "auto"
-    signing_keys: Tuple[Mapping[str, str], ...] = ()
-    signing_keys_trust: Optional[str] = None
-    activation: Optional[Mapping[str, Any]] = None
-    key_sets: Tuple[Mapping[str, Any], ...] = ()  # the enrollment reply's, as envelopes; no setting of a source
+    signing_keys: tuple[Mapping[str, str], ...] = ()
+    signing_keys_trust: str | None = None
+    activation: Mapping[str, Any] | None = None
+    key_sets: tuple[
+        Mapping[str, Any], ...
+    ] = ()  # the enrollment reply's, as envelopes; no setting of a source
     # Keys that a source above the image's defaults gave: a later boot does not take them from there.
-    pinned: Tuple[str, ...] = field(default=(), compare=False)
+    pinned: tuple[str, ...] = field(default=(), compare=False)
 
 
-
-
-
-
-
-
-def has_password(proxy: Optional[Secret]) -> bool:
+def has_password(proxy: Secret | None) -> bool:
     return proxy is not None and urlsplit(proxy.reveal()).password is not None
 
 
-
-
-def freeze(settings: Settings) -> Dict[str, Any]:
+def freeze(settings: Settings) -> dict[str, Any]:
     """Return what ``settings.json`` (0644) holds: everything but a proxy with a password, which is sealed."""
-    proxy = None if settings.proxy is None or has_password(settings.proxy) else settings.proxy.reveal()
+    proxy = (
+        None if settings.proxy is None or has_password(settings.proxy) else settings.proxy.reveal()
+    )
     return {
         "v": VERSION,
         "api_base_url": settings.api_base_url,
@@ -76,7 +73,9 @@ def load(layout: Layout) -> Settings:
     """The settings that first boot froze on this host; LocalFault when it is not enrolled."""
     stored = files.read_json(layout.settings)
     if stored is None:
-        raise LocalFault("this host is not enrolled: there is no settings.json", hint="byteor-firstboot status")
+        raise LocalFault(
+            "this host is not enrolled: there is no settings.json", hint="byteor-firstboot status"
+        )
     return thaw(stored)
 
 
@@ -84,12 +83,27 @@ def thaw(stored: Mapping[str, Any]) -> Settings:
     """Read what `freeze` wrote, ignoring what it does not know; Corrupt when it is not that, or a key has another shape."""
     # Without these two the agent would fall to another plane's address, or to every certificate authority of the system.
     if stored.get("v") != VERSION or not {"api_base_url", "ca_certificates"} <= set(stored):
-        raise Corrupt("settings.json is damaged: it is not what first boot froze", hint="byteor-firstboot run freezes it again")
-    texts = ("api_base_url", "org_id", "project_id", "environment_id", "name", "ca_certificates", "signing_keys_trust")
+        raise Corrupt(
+            "settings.json is damaged: it is not what first boot froze",
+            hint="byteor-firstboot run freezes it again",
+        )
+    texts = (
+        "api_base_url",
+        "org_id",
+        "project_id",
+        "environment_id",
+        "name",
+        "ca_certificates",
+        "signing_keys_trust",
+    )
     for key in texts:
         if not isinstance(stored.get(key), (str, type(None))):
             raise Corrupt(f"settings.json is damaged: {key} is not a text")
-    interval, proxy, no_proxy = stored.get("heartbeat_interval_s"), stored.get("proxy"), stored.get("no_proxy") or []
+    interval, proxy, no_proxy = (
+        stored.get("heartbeat_interval_s"),
+        stored.get("proxy"),
+        stored.get("no_proxy") or [],
+    )
     if isinstance(interval, bool) or not isinstance(interval, (int, float, type(None))):
         raise Corrupt("settings.json is damaged: heartbeat_interval_s is not a number")
     keys, activation = stored.get("signing_keys") or [], stored.get("activation")

@@ -7,8 +7,9 @@ everybody. It is a record, never the authority: what is in force is what ``curre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any
 
 from firstboot.base import files, keeping, log
 from firstboot.base.errors import Corrupt
@@ -16,7 +17,13 @@ from firstboot.base.layout import Layout
 
 VERSION = 1
 KEPT_ROWS = 50
-ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = "active", "refused", "failed", "rolled_back", "waiting"
+ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = (
+    "active",
+    "refused",
+    "failed",
+    "rolled_back",
+    "waiting",
+)
 
 
 @dataclass(frozen=True)
@@ -25,15 +32,15 @@ class Row:
 
     verdict: str
     at: str
-    deployment_id: Optional[str] = None
-    sequence: Optional[int] = None
-    spec_hash: Optional[str] = None
-    payload_sha256: Optional[str] = None
-    envelope_sha256: Optional[str] = None
-    code: Optional[str] = None
-    reason: Optional[str] = None
-    keys_version: Optional[int] = None
-    report_id: Optional[str] = None  # of the last report of an activation
+    deployment_id: str | None = None
+    sequence: int | None = None
+    spec_hash: str | None = None
+    payload_sha256: str | None = None
+    envelope_sha256: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    keys_version: int | None = None
+    report_id: str | None = None  # of the last report of an activation
 
     def same_as(self, other: Row) -> bool:
         """True when both say the same, whenever it was said."""
@@ -48,21 +55,25 @@ _TEXTS = tuple(item.name for item in fields(Row) if item.name not in _NUMBERS)
 class Record:
     """The whole file. `directory` was put in force last and found healthy, `previous` before it; both are kept."""
 
-    request: Optional[str] = None
-    envelope_sha256: Optional[str] = None
-    wanted: Optional[Mapping[str, Any]] = None
-    current: Optional[Mapping[str, Any]] = None
-    directory: Optional[str] = None
-    previous: Optional[str] = None
-    history: Tuple[Row, ...] = field(default=())
+    request: str | None = None
+    envelope_sha256: str | None = None
+    wanted: Mapping[str, Any] | None = None
+    current: Mapping[str, Any] | None = None
+    directory: str | None = None
+    previous: str | None = None
+    history: tuple[Row, ...] = field(default=())
 
-    def of_payload(self, payload_sha256: str) -> Optional[Row]:
+    def of_payload(self, payload_sha256: str) -> Row | None:
         """The newest verdict about this payload."""
-        return next((row for row in reversed(self.history) if row.payload_sha256 == payload_sha256), None)
+        return next(
+            (row for row in reversed(self.history) if row.payload_sha256 == payload_sha256), None
+        )
 
-    def of_envelope(self, envelope_sha256: str) -> Optional[Row]:
+    def of_envelope(self, envelope_sha256: str) -> Row | None:
         """The newest verdict about this envelope."""
-        return next((row for row in reversed(self.history) if row.envelope_sha256 == envelope_sha256), None)
+        return next(
+            (row for row in reversed(self.history) if row.envelope_sha256 == envelope_sha256), None
+        )
 
     def with_row(self, row: Row) -> Record:
         """The same with one more verdict, unless the newest says just that."""
@@ -92,7 +103,7 @@ def peek(layout: Layout) -> Record:
 
 def save(layout: Layout, record: Record) -> None:
     """Replace the record durably."""
-    document: Dict[str, Any] = {
+    document: dict[str, Any] = {
         "v": VERSION,
         "answered": {"request": record.request, "envelope_sha256": record.envelope_sha256},
         "wanted": record.wanted,
@@ -102,8 +113,6 @@ def save(layout: Layout, record: Record) -> None:
         "history": [asdict(row) for row in record.history],
     }
     files.write_json(layout.activation / "deployments.json", document, mode=0o644)
-
-
 
 
 def _parse(stored: Mapping[str, Any]) -> Record:
@@ -122,26 +131,30 @@ def _parse(stored: Mapping[str, Any]) -> Record:
 
 
 def _row(value: Any) -> Row:
-    if not isinstance(value, dict) or not isinstance(value.get("verdict"), str) or not isinstance(value.get("at"), str):
+    if (
+        not isinstance(value, dict)
+        or not isinstance(value.get("verdict"), str)
+        or not isinstance(value.get("at"), str)
+    ):
         raise Corrupt("deployments.json is damaged: a verdict")
-    found: Dict[str, Any] = {name: _text(value.get(name)) for name in _TEXTS}
+    found: dict[str, Any] = {name: _text(value.get(name)) for name in _TEXTS}
     found.update({name: _number(value.get(name)) for name in _NUMBERS})
     return Row(**found)
 
 
-def _text(value: Any) -> Optional[str]:
+def _text(value: Any) -> str | None:
     if not isinstance(value, (str, type(None))):
         raise Corrupt("deployments.json is damaged: not a text")
     return value
 
 
-def _number(value: Any) -> Optional[int]:
+def _number(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, type(None))):
         raise Corrupt("deployments.json is damaged: not a number")
     return value
 
 
-def _mapping(value: Any) -> Optional[Mapping[str, Any]]:
+def _mapping(value: Any) -> Mapping[str, Any] | None:
     if not isinstance(value, (dict, type(None))):
         raise Corrupt("deployments.json is damaged: not a mapping")
     return value

@@ -26,9 +26,10 @@ import re
 import secrets
 import socket
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any
 
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
@@ -42,17 +43,46 @@ DAMAGED = "its fingerprint of a host is damaged"
 
 # The instance id comes from the platform's metadata service or DMI and no other instance gets it. The names are
 # cloud-init's classes without "DataSource" and without the stage ("Local"), in lower case.
-PLATFORMS = frozenset({
-    "akamai", "aliyun", "azure", "cloudcix", "cloudsigma", "cloudstack", "digitalocean", "ec2", "exoscale", "gce",
-    "hetzner", "ibmcloud", "nwcs", "openstack", "oracle", "rbxcloud", "scaleway", "smartos", "upcloud", "vultr",
-})
+PLATFORMS = frozenset(
+    {
+        "akamai",
+        "aliyun",
+        "azure",
+        "cloudcix",
+        "cloudsigma",
+        "cloudstack",
+        "digitalocean",
+        "ec2",
+        "exoscale",
+        "gce",
+        "hetzner",
+        "ibmcloud",
+        "nwcs",
+        "openstack",
+        "oracle",
+        "rbxcloud",
+        "scaleway",
+        "smartos",
+        "upcloud",
+        "vultr",
+    }
+)
 # What cloud-init's cloud-id file says where its name is not the class's.
 CLOUD_IDS = {"aws": "ec2"}
 # What cloud-init puts where the datasource gave no instance id (DEFAULT_IID and the like in its sources).
-NO_INSTANCE_IDS = frozenset({
-    "nocloud", "iid-datasource", "iid-datasource-none", "iid-dsconfigdrive", "iid-dsopenstack", "iid-dsopennebula",
-    "iid-dsovf", "iid-vmware-imc", "iid-qemufwcfg",
-})
+NO_INSTANCE_IDS = frozenset(
+    {
+        "nocloud",
+        "iid-datasource",
+        "iid-datasource-none",
+        "iid-dsconfigdrive",
+        "iid-dsopenstack",
+        "iid-dsopennebula",
+        "iid-dsovf",
+        "iid-vmware-imc",
+        "iid-qemufwcfg",
+    }
+)
 # Firmware defaults: all zeros, all ones, and the two that board vendors ship.
 NO_PRODUCT_UUIDS = frozenset(
     ("0" * 32, "f" * 32, "03000200040005000006000700080009", "00020003000400050006000700080009")
@@ -74,11 +104,11 @@ class HostFacts:
     `machine_id` is the file's content even when it is not `committed`: systemd-creds looks at no more than that.
     """
 
-    machine_id: Optional[str]
+    machine_id: str | None
     committed: bool
-    instance_id: Optional[str]
+    instance_id: str | None
     datasource: str  # "ec2", "nocloud", … or "unknown"
-    product_uuid: Optional[str]
+    product_uuid: str | None
 
 
 @dataclass(frozen=True)
@@ -107,11 +137,13 @@ def hostname(layout: Layout) -> str:
     return (written or socket.gethostname()).split(".")[0].strip() or "localhost"
 
 
-def fingerprint(facts: HostFacts) -> Dict[str, Any]:
+def fingerprint(facts: HostFacts) -> dict[str, Any]:
     """Return what binds a file to this host, for JSON: a fresh salt, hashes of the facts, the datasource's name."""
     salt = secrets.token_bytes(SALT_BYTES)
     known = _evidence(facts)
-    hashes = {name: _hashed(salt, name, value) for name, value in known.items() if value is not None}
+    hashes = {
+        name: _hashed(salt, name, value) for name, value in known.items() if value is not None
+    }
     return {"salt": salt.hex(), "datasource": facts.datasource, **hashes}
 
 
@@ -121,21 +153,31 @@ def compare(stored: Mapping[str, Any], facts: HostFacts) -> Verdict:
     if not isinstance(datasource, str):
         raise ValueError(DAMAGED)
     matches = {
-        name: _match(stored.get(name), value, salt=salt, name=name) for name, value in _evidence(facts).items()
+        name: _match(stored.get(name), value, salt=salt, name=name)
+        for name, value in _evidence(facts).items()
     }
     # Ids of two datasources are not comparable: one OpenStack instance has one id as "ec2", another as "openstack".
     assigned = datasource == facts.datasource and datasource in PLATFORMS
-    return foreign(matches["machine_id"], matches["instance_id"], matches["product_uuid"], platform_assigned=assigned)
+    return foreign(
+        matches["machine_id"],
+        matches["instance_id"],
+        matches["product_uuid"],
+        platform_assigned=assigned,
+    )
 
 
-def foreign(machine_id: Match, instance_id: Match, product_uuid: Match, *, platform_assigned: bool) -> Verdict:
+def foreign(
+    machine_id: Match, instance_id: Match, product_uuid: Match, *, platform_assigned: bool
+) -> Verdict:
     """The rule in the module's docstring."""
     if machine_id is Match.DIFFERENT:
         return Verdict(True, "the machine-id is not the one that it was sealed for")
     if instance_id is not Match.DIFFERENT:
         return Verdict(False)
     if platform_assigned:
-        return Verdict(True, "the platform gave this instance another id than the one that it was sealed for")
+        return Verdict(
+            True, "the platform gave this instance another id than the one that it was sealed for"
+        )
     if product_uuid is Match.DIFFERENT:
         return Verdict(True, "instance id and product UUID are not the ones that it was sealed for")
     return Verdict(False)
@@ -150,7 +192,7 @@ def same_machine_id(stored: Mapping[str, Any], facts: HostFacts) -> bool:
         return False
 
 
-def _evidence(facts: HostFacts) -> Dict[str, Optional[str]]:
+def _evidence(facts: HostFacts) -> dict[str, str | None]:
     return {
         "machine_id": facts.machine_id if facts.committed else None,
         "instance_id": facts.instance_id,
@@ -170,7 +212,7 @@ def _hashed(salt: bytes, name: str, value: str) -> str:
     return hmac.new(salt, f"{name}\0{value}".encode(), hashlib.sha256).hexdigest()
 
 
-def _match(stored: object, value: Optional[str], *, salt: bytes, name: str) -> Match:
+def _match(stored: object, value: str | None, *, salt: bytes, name: str) -> Match:
     if stored is not None and not isinstance(stored, str):
         raise ValueError(DAMAGED)
     if stored is None or value is None:
@@ -179,7 +221,7 @@ def _match(stored: object, value: Optional[str], *, salt: bytes, name: str) -> M
     return Match.SAME if same else Match.DIFFERENT
 
 
-def _text(path: Path) -> Optional[str]:
+def _text(path: Path) -> str | None:
     try:
         data = files.read(path, limit=FACT_LIMIT)
     except LocalFault:
@@ -192,9 +234,11 @@ def _real(layout: Layout, path: Path) -> Path:
     return Path(os.path.realpath(path)) if layout.is_host else path
 
 
-def _machine_id(layout: Layout) -> Optional[str]:
+def _machine_id(layout: Layout) -> str | None:
     text = _text(_real(layout, layout.machine_id)) or ""
-    return text if re.fullmatch("[0-9a-f]{32}", text) else None  # else empty, "uninitialized" or damaged: machine-id(5)
+    return (
+        text if re.fullmatch("[0-9a-f]{32}", text) else None
+    )  # else empty, "uninitialized" or damaged: machine-id(5)
 
 
 def _laid_over(path: Path) -> bool:
@@ -209,7 +253,7 @@ def _laid_over(path: Path) -> bool:
     return any(line.split(b" ")[4:5] == [os.fsencode(path)] for line in mounts.splitlines())
 
 
-def _instance_id(layout: Layout) -> Optional[str]:
+def _instance_id(layout: Layout) -> str | None:
     text = _text(layout.cloud_run / ".instance-id") or _text(layout.cloud / "data" / "instance-id")
     return None if text is None or text.lower() in NO_INSTANCE_IDS else text
 
@@ -217,13 +261,15 @@ def _instance_id(layout: Layout) -> Optional[str]:
 def _datasource(layout: Layout) -> str:
     described = _text(layout.path("/var/lib/cloud/instance/datasource", follow=True)) or ""
     if described.startswith("DataSource"):
-        name = described.split(":")[0][len("DataSource"):].lower()
+        name = described.split(":")[0][len("DataSource") :].lower()
         return re.sub("(local|net)$", "", name) or "unknown"
-    cloud_id = (_text(_real(layout, layout.path("/run/cloud-init/cloud-id", follow=True))) or "unknown").lower()
+    cloud_id = (
+        _text(_real(layout, layout.path("/run/cloud-init/cloud-id", follow=True))) or "unknown"
+    ).lower()
     return CLOUD_IDS.get(cloud_id, cloud_id)
 
 
-def _product_uuid(text: Optional[str]) -> Optional[str]:
+def _product_uuid(text: str | None) -> str | None:
     try:
         value = uuid.UUID(text or "")
     except ValueError:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from typing import Any, Dict, Mapping, NoReturn, Optional
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from firstboot.base.errors import Corrupt
 
@@ -42,7 +43,7 @@ def seal(plain: bytes, *, key: bytes, purpose: str, header: Mapping[str, Any]) -
     return bound + f'"nonce": "{nonce.hex()}",\n"sealed": "{sealed.hex()}"}}\n'.encode("ascii")
 
 
-def unverified_header(sealed: bytes) -> Dict[str, Any]:
+def unverified_header(sealed: bytes) -> dict[str, Any]:
     """Return the header that nothing vouches for yet: good for choosing a key and for refusing, for no more."""
     try:
         header = json.loads(_parts(sealed)["header"])
@@ -57,7 +58,9 @@ def open(sealed: bytes, *, key: bytes, purpose: str) -> bytes:
 
     parts = _parts(sealed)
     try:
-        nonce, content = (bytes.fromhex(parts[name].decode("ascii")) for name in ("nonce", "sealed"))
+        nonce, content = (
+            bytes.fromhex(parts[name].decode("ascii")) for name in ("nonce", "sealed")
+        )
         plain: bytes = _cipher(key).decrypt(nonce, content, parts["bound"])
     except (InvalidTag, ValueError) as error:
         _fail(error)
@@ -70,7 +73,7 @@ def _parts(sealed: bytes) -> re.Match[bytes]:
     return _FORMAT.fullmatch(sealed) or _fail()
 
 
-def _fail(error: Optional[Exception] = None) -> NoReturn:
+def _fail(error: Exception | None = None) -> NoReturn:
     raise Corrupt("the sealed file does not open: it was changed, or its key is another") from error
 
 

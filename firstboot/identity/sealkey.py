@@ -19,8 +19,8 @@ import os
 import re
 import secrets
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
 
 from firstboot.base import files, log
 from firstboot.base.errors import Corrupt, LocalFault
@@ -34,7 +34,10 @@ CREDENTIAL_NAME = "byteor-sealing-key"
 OLDEST_SYSTEMD = 250  # the first with systemd-creds
 CREDS_TIMEOUT_S = 60  # 0.15 s as a rule; a starved guest's first use also makes the host's secret
 # Nothing of the caller's environment reaches systemd-creds: $SYSTEMD_CREDENTIAL_SECRET would name another secret.
-CREDS_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+CREDS_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C",
+}
 
 
 def choose(layout: Layout, seal: str, *, facts: HostFacts) -> str:
@@ -51,7 +54,7 @@ def choose(layout: Layout, seal: str, *, facts: HostFacts) -> str:
     return FILE
 
 
-def obtain(layout: Layout, seal: str) -> Tuple[str, bytes]:
+def obtain(layout: Layout, seal: str) -> tuple[str, bytes]:
     """Return (provider, key), made durable if there was none; Corrupt when the one that exists is not usable.
 
     With "auto" a `systemd-creds` that is there and does not work costs a warning and means a key file.
@@ -93,7 +96,9 @@ def only_what_is_there() -> Iterator[None]:
         yield
     except LocalFault as error:
         cause = error.__cause__
-        if isinstance(error, Corrupt) or (isinstance(cause, OSError) and cause.errno != errno.ELOOP):
+        if isinstance(error, Corrupt) or (
+            isinstance(cause, OSError) and cause.errno != errno.ELOOP
+        ):
             raise
         raise Corrupt(str(error), hint=error.hint) from error
 
@@ -111,7 +116,9 @@ def _fetch_file_key(layout: Layout) -> bytes:
 def _fetch_host_key(layout: Layout) -> bytes:
     path = layout.sealing_cred
     if not layout.is_host:
-        raise Corrupt("it is sealed with the systemd secret of that system, which opens only when that system runs")
+        raise Corrupt(
+            "it is sealed with the systemd secret of that system, which opens only when that system runs"
+        )
     with only_what_is_there():
         stored = files.read_json(path)
     if stored is None:
@@ -122,7 +129,8 @@ def _fetch_host_key(layout: Layout) -> bytes:
     if not same_machine_id(host, host_facts(layout)):
         raise Corrupt(f"its key {path} was made under another machine-id")
     code, key, said = _systemd_creds(
-        ["decrypt", f"--name={CREDENTIAL_NAME}", "-", "-"], "".join(credential.split()).encode("utf-8", "replace")
+        ["decrypt", f"--name={CREDENTIAL_NAME}", "-", "-"],
+        "".join(credential.split()).encode("utf-8", "replace"),
     )
     if code or len(key) != KEY_BYTES:
         raise Corrupt(f"systemd-creds does not open its key {path}: {said}")
@@ -135,7 +143,10 @@ def _make_host_key(layout: Layout, facts: HostFacts) -> bytes:
         ["encrypt", "--with-key=host", f"--name={CREDENTIAL_NAME}", "-", "-"], key
     )
     if code:
-        raise LocalFault(f"systemd-creds does not encrypt: {said}", hint="seal: file in /etc/byteor/firstboot.yaml")
+        raise LocalFault(
+            f"systemd-creds does not encrypt: {said}",
+            hint="seal: file in /etc/byteor/firstboot.yaml",
+        )
     try:
         base64.b64decode(b"".join(credential.split()), validate=True)
     except binascii.Error as error:
@@ -148,7 +159,7 @@ def _make_host_key(layout: Layout, facts: HostFacts) -> bytes:
     return key
 
 
-def _systemd_creds(arguments: List[str], stdin: bytes) -> Tuple[int, bytes, str]:
+def _systemd_creds(arguments: list[str], stdin: bytes) -> tuple[int, bytes, str]:
     """Return (exit code, stdout, last line of stderr); LocalFault when it cannot run or does not end."""
     try:
         done = subprocess.run(
@@ -162,7 +173,8 @@ def _systemd_creds(arguments: List[str], stdin: bytes) -> Tuple[int, bytes, str]
     except (OSError, subprocess.TimeoutExpired) as error:
         # `from None`: the time-out's exception carries what was written so far, which may be the key.
         raise LocalFault(
-            f"cannot run systemd-creds: {type(error).__name__}", hint="it is part of systemd, from version 250 on"
+            f"cannot run systemd-creds: {type(error).__name__}",
+            hint="it is part of systemd, from version 250 on",
         ) from None
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
     return done.returncode, done.stdout, lines[-1] if lines else f"exit code {done.returncode}"
@@ -174,5 +186,5 @@ def _systemd_version() -> int:
         code, out, _ = _systemd_creds(["--version"], b"")
     except LocalFault:
         return 0
-    found: Optional[re.Match[bytes]] = re.match(rb"systemd (\d+)", out)
+    found: re.Match[bytes] | None = re.match(rb"systemd (\d+)", out)
     return int(found.group(1)) if found and not code else 0

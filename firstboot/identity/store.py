@@ -13,9 +13,10 @@ import enum
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from firstboot.base import files, keeping, log
 from firstboot.base.documents import optional_text, text
@@ -28,8 +29,19 @@ from firstboot.identity import sealkey
 from firstboot.identity.host import host_facts, hostname
 
 __all__ = [
-    "Identity", "Look", "State", "drop_unused_key", "fingerprint", "hostname", "look", "probe_sealing", "rebind", "required",
-    "same_host", "save", "set_aside",
+    "Identity",
+    "Look",
+    "State",
+    "drop_unused_key",
+    "fingerprint",
+    "hostname",
+    "look",
+    "probe_sealing",
+    "rebind",
+    "required",
+    "same_host",
+    "save",
+    "set_aside",
 ]
 
 PURPOSE = "byteor identity"
@@ -57,13 +69,13 @@ class Identity:
     project_id: str
     environment_id: str
     agent_id: str
-    name: Optional[str]
+    name: str | None
     api_key: Secret
-    scopes: Tuple[str, ...]
-    expires_at: Optional[str]
+    scopes: tuple[str, ...]
+    expires_at: str | None
     enrolled_at: str
-    proxy: Optional[Secret] = None
-    idempotency_key: Optional[str] = None  # of the intent that this is the answer to
+    proxy: Secret | None = None
+    idempotency_key: str | None = None  # of the intent that this is the answer to
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Look:
     """`identity` when the state is HERE; `why`, a clause that can follow a colon, when it is FOREIGN or UNREADABLE."""
 
     state: State
-    identity: Optional[Identity] = None
+    identity: Identity | None = None
     why: str = ""
     unbound: bool = False  # sealed before the machine-id was committed to the disk, which it is now
 
@@ -94,7 +106,9 @@ def look(layout: Layout) -> Look:
             return Look(State.FOREIGN, why=verdict.why)
         key = sealkey.fetch(layout, str(header.get("provider")))
         opened = _from_content(envelope.open(sealed, key=key, purpose=PURPOSE))
-        return Look(State.HERE, opened, unbound=facts.committed and "machine_id" not in _host(header))
+        return Look(
+            State.HERE, opened, unbound=facts.committed and "machine_id" not in _host(header)
+        )
     except (Corrupt, ValueError) as error:
         return Look(State.UNREADABLE, why=str(error))
 
@@ -105,9 +119,14 @@ def required(layout: Layout) -> Identity:
     if seen.state is State.NONE:
         raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
     if seen.state is State.FOREIGN:
-        raise Foreign(f"the identity on this disk belongs to another host: {seen.why}", hint="byteor-firstboot status")
+        raise Foreign(
+            f"the identity on this disk belongs to another host: {seen.why}",
+            hint="byteor-firstboot status",
+        )
     if seen.identity is None:
-        raise LocalFault(f"the sealed identity does not open: {seen.why}", hint="byteor-firstboot status")
+        raise LocalFault(
+            f"the sealed identity does not open: {seen.why}", hint="byteor-firstboot status"
+        )
     return seen.identity
 
 
@@ -125,7 +144,9 @@ def save(layout: Layout, identity: Identity, *, seal: str) -> None:
 def rebind(layout: Layout, seen: Look) -> None:
     """Seal again what was sealed under a machine-id that nobody had committed yet, so that a clone is told from now on."""
     if seen.unbound and seen.identity is not None:
-        save(layout, seen.identity, seal=sealkey.FILE)  # without a committed machine-id there was no other provider
+        save(
+            layout, seen.identity, seal=sealkey.FILE
+        )  # without a committed machine-id there was no other provider
         log.info("the identity is bound to the machine-id, which is committed now")
 
 
@@ -164,7 +185,7 @@ def set_aside(layout: Layout) -> None:
         keeping.move_into(path, target)
 
 
-def fingerprint(layout: Layout) -> Dict[str, Any]:
+def fingerprint(layout: Layout) -> dict[str, Any]:
     """Return what binds a file to this host, for JSON; the intent carries one too."""
     return hostfacts.fingerprint(host_facts(layout))
 
@@ -177,7 +198,7 @@ def same_host(layout: Layout, taken: Mapping[str, Any]) -> bool:
         return False
 
 
-def _key(layout: Layout, seal: str) -> Tuple[str, bytes]:
+def _key(layout: Layout, seal: str) -> tuple[str, bytes]:
     """`sealkey.obtain`; a damaged key that nothing is sealed with must not stop an enrollment for ever."""
     _keep_foreign_secret(layout, seal)
     try:
@@ -212,7 +233,7 @@ def _keep_foreign_secret(layout: Layout, seal: str) -> None:
         files.write(layout.set_aside / f"{layout.systemd_secret.name}.{mark}", secret, mode=0o400)
 
 
-def _host(header: Dict[str, Any]) -> Dict[str, Any]:
+def _host(header: dict[str, Any]) -> dict[str, Any]:
     host = header.get("host")
     if not isinstance(host, dict):
         raise Corrupt("the sealed file names no host")
@@ -254,7 +275,9 @@ def _from_content(plain: bytes) -> Identity:
     try:
         document = json.loads(plain)
         if document["v"] != CONTENT_VERSION:
-            raise Corrupt(f"its content has version {document['v']}, and this program knows {CONTENT_VERSION}")
+            raise Corrupt(
+                f"its content has version {document['v']}, and this program knows {CONTENT_VERSION}"
+            )
         proxy = optional_text(document.get("proxy"))
         return Identity(
             **{name: text(document[name]) for name in _TEXTS},

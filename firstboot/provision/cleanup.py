@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Iterable, List
+from collections.abc import Iterable
 
 from firstboot.base import locks, log
 from firstboot.base.clock import Clock
@@ -38,13 +38,16 @@ def erase_tokens(
     )
     for copy in receipt.copies:
         if copy.result == "kept":
-            log.warning(f"the token stays in {copy.path}: it was given with --token-file", hint="remove it: it is spent")
+            log.warning(
+                f"the token stays in {copy.path}: it was given with --token-file",
+                hint="remove it: it is spent",
+            )
     say = log.notice if receipt.copies else log.debug
     say("looked for copies of the token", **receipt.summary())
     return receipt
 
 
-def _served_again(view: View) -> List[str]:
+def _served_again(view: View) -> list[str]:
     """Sources of a spent token that overwriting cannot reach, as sentences for the receipt."""
     return [
         f"{source.where} is served again by systemd at every boot"
@@ -53,12 +56,19 @@ def _served_again(view: View) -> List[str]:
     ]
 
 
-def _kept(layout: Layout, view: View) -> List[Copy]:
+def _kept(layout: Layout, view: View) -> list[Copy]:
     """The file given with --token-file, which is its owner's and left as it is."""
     return [
-        Copy(layout.shown(source.path.resolve()), {"raw": 1}, "kept", "given with --token-file: its owner's, left as it is")
+        Copy(
+            layout.shown(source.path.resolve()),
+            {"raw": 1},
+            "kept",
+            "given with --token-file: its owner's, left as it is",
+        )
         for source, token in view.found.tokens
-        if source.rank is Rank.TOKEN_FILE and source.path and view.marks.classify(token) is TokenClass.SPENT
+        if source.rank is Rank.TOKEN_FILE
+        and source.path
+        and view.marks.classify(token) is TokenClass.SPENT
     ]
 
 
@@ -73,9 +83,13 @@ def erase_again(layout: Layout, inputs: Inputs, *, refused: bool, as_json: bool)
         with locks.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
             view = look(layout, inputs, tolerant=True)
             classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
-            receipt = erase_tokens(layout, view, view.tokens(*classes), now=Clock().wall(), refused=refused)
+            receipt = erase_tokens(
+                layout, view, view.tokens(*classes), now=Clock().wall(), refused=refused
+            )
     except _Busy:
-        log.notice("another byteor-firstboot is at work: nothing was erased now, the next boot looks again")
+        log.notice(
+            "another byteor-firstboot is at work: nothing was erased now, the next boot looks again"
+        )
         return 0
     if as_json:
         print(json.dumps(receipt.to_json(), indent=1, sort_keys=True))

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Optional
 
 from firstboot.identity.store import State
 from firstboot.provision.tokens import TokenClass
@@ -35,7 +34,9 @@ class IntentState(enum.Enum):
 
     NONE = "none"
     OURS = "ours"  # for this token and this host: its key may be used again
-    OTHER = "other"  # durable, but for another token or host, or ended by a refusal after a lost answer
+    OTHER = (
+        "other"  # durable, but for another token or host, or ended by a refusal after a lost answer
+    )
 
 
 class Step(enum.Enum):
@@ -60,7 +61,7 @@ class Facts:
     """All that the decision rests on; the later ones say what this run and this boot have done already."""
 
     identity: State
-    token: Optional[TokenClass]
+    token: TokenClass | None
     intent: IntentState
     settled: bool = True  # False: the identity that is here was answered to the durable intent
     handed_off: bool = False

@@ -44,7 +44,9 @@ class Meaning(enum.Enum):
     """What one answer to request 1 means for first boot."""
 
     ENROLLED = "enrolled"
-    MALFORMED = "malformed"  # a success without a usable id or key: repeated with the same key, for a while
+    MALFORMED = (
+        "malformed"  # a success without a usable id or key: repeated with the same key, for a while
+    )
     TRANSIENT = "transient"
     REFUSED = "refused"
     ASK_WITHOUT_NAME = "ask without name"  # 400 or 422 to a host name: once more with an empty body
@@ -58,7 +60,9 @@ def meaning(answer: Answer, intent: Intent) -> Meaning:
         if answer.enrolled is not None:
             return Meaning.ENROLLED
         return Meaning.MALFORMED if answer.is_json else Meaning.TRANSIENT
-    refusing = status in REFUSING or (status == 409 and problem is not None and problem.code in REFUSING_CODES)
+    refusing = status in REFUSING or (
+        status == 409 and problem is not None and problem.code in REFUSING_CODES
+    )
     if not answer.is_json or not refusing:
         return Meaning.TRANSIENT
     if intent.unanswered and (status in SPENT_AFTER_LOSS or status == 409):
@@ -68,7 +72,9 @@ def meaning(answer: Answer, intent: Intent) -> Meaning:
     return Meaning.REFUSED
 
 
-def present(api: PlaneApi, layout: Layout, intent: Intent, *, settings: Settings, token: Secret) -> Answer:
+def present(
+    api: PlaneApi, layout: Layout, intent: Intent, *, settings: Settings, token: Secret
+) -> Answer:
     """Send the intent once to the environment that `settings` name; TryAgain when no answer came."""
     if not intent.unanswered:
         replace(intent, unanswered=True).save(layout)
@@ -85,7 +91,9 @@ def present(api: PlaneApi, layout: Layout, intent: Intent, *, settings: Settings
         if not error.maybe_arrived and not intent.unanswered:
             intent.save(layout)
         raise
-    if not intent.unanswered and (answer.status in NOTHING_HAPPENED or meaning(answer, intent) is Meaning.REFUSED):
+    if not intent.unanswered and (
+        answer.status in NOTHING_HAPPENED or meaning(answer, intent) is Meaning.REFUSED
+    ):
         intent.save(layout)
     return answer
 
@@ -108,10 +116,18 @@ def malformed_for_good(answer: Answer) -> Refused:
 
 def transient(answer: Answer) -> TryAgain:
     """An answer that says nothing about the token."""
-    what = f"the plane answered {answer.status}" if answer.is_json else (
-        f"something answered {answer.status} with {answer.media_type or 'no media type'}, not the plane's JSON"
+    what = (
+        f"the plane answered {answer.status}"
+        if answer.is_json
+        else (
+            f"something answered {answer.status} with {answer.media_type or 'no media type'}, not the plane's JSON"
+        )
     )
-    hint = None if answer.is_json else "a proxy or a captive portal stands between this host and the plane"
+    hint = (
+        None
+        if answer.is_json
+        else "a proxy or a captive portal stands between this host and the plane"
+    )
     return TryAgain(what, retry_after=answer.retry_after, hint=hint)
 
 
@@ -124,5 +140,7 @@ def refusal(answer: Answer, intent: Intent, *, lost: bool) -> Refused:
             hint=f"look for {intent.name} in the agent list, delete it, mint a new token, provide it and run again",
         )
     code = answer.problem.code if answer.problem is not None else None
-    advice = ADVICE.get(code if answer.status == 409 and code is not None else answer.status, ADVICE[answer.status])
+    advice = ADVICE.get(
+        code if answer.status == 409 and code is not None else answer.status, ADVICE[answer.status]
+    )
     return Refused(f"the plane refused the token: {answer.status}{said}", hint=advice)

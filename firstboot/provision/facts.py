@@ -7,7 +7,6 @@ without an identity (exit 4), never one whose identity opens here: a typo at the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import FrozenSet, Optional, Tuple
 
 from firstboot.base import files
 from firstboot.base.errors import ByteorError, Foreign, LocalFault, NoToken, Refused
@@ -31,18 +30,20 @@ class View:
     facts: Facts
     found: Found
     seen: Look
-    intent: Optional[Intent]
+    intent: Intent | None
     marks: Marks
     boot_id: str
-    invalid: Optional[ByteorError] = None  # sources that a host with an identity does without
+    invalid: ByteorError | None = None  # sources that a host with an identity does without
 
     @property
     def settings(self) -> Settings:
         return self.found.settings
 
-    def tokens(self, *classes: TokenClass) -> Tuple[Secret, ...]:
+    def tokens(self, *classes: TokenClass) -> tuple[Secret, ...]:
         """Every token in any source, chosen or not, that is of one of `classes`."""
-        return tuple(token for _, token in self.found.tokens if self.marks.classify(token) in classes)
+        return tuple(
+            token for _, token in self.found.tokens if self.marks.classify(token) in classes
+        )
 
 
 def look(
@@ -52,7 +53,7 @@ def look(
     again: bool = False,
     reenrolling: bool = False,
     handed_off: bool = False,
-    tried: Optional[FrozenSet[Secret]] = None,
+    tried: frozenset[Secret] | None = None,
     tolerant: bool = False,
     read_only: bool = False,
 ) -> View:
@@ -84,7 +85,9 @@ def look(
     return View(facts, found, seen, stored, marks, boot_id, found.fault)
 
 
-def _intent_state(layout: Layout, intent: Optional[Intent], token: Optional[Secret], marks: Marks) -> IntentState:
+def _intent_state(
+    layout: Layout, intent: Intent | None, token: Secret | None, marks: Marks
+) -> IntentState:
     if intent is None:
         return IntentState.NONE
     ours = (
@@ -96,15 +99,21 @@ def _intent_state(layout: Layout, intent: Optional[Intent], token: Optional[Secr
     return IntentState.OURS if ours else IntentState.OTHER
 
 
-def _came_from(seen: Look, intent: Optional[Intent]) -> bool:
+def _came_from(seen: Look, intent: Intent | None) -> bool:
     """True when the identity that is here was the answer to the durable intent (a crash came before the mark)."""
-    return intent is not None and seen.identity is not None and seen.identity.idempotency_key == intent.key
+    return (
+        intent is not None
+        and seen.identity is not None
+        and seen.identity.idempotency_key == intent.key
+    )
 
 
 def stop_error(step: Step, view: View) -> ByteorError:
     """Return the error that ends a run at `step`: its exit code, one sentence, and what to do."""
     name = view.intent.name if view.intent is not None else "this host"
-    if view.seen.identity is not None:  # only reenroll stops with an identity here: it must not speak as if none were
+    if (
+        view.seen.identity is not None
+    ):  # only reenroll stops with an identity here: it must not speak as if none were
         return NoToken(
             f"reenroll needs a fresh token; this host stays enrolled as {view.seen.identity.agent_id}",
             hint="mint a new token for this environment, provide it and run byteor-firstboot reenroll",

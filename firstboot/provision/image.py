@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Optional
 
 from firstboot.base import log
 from firstboot.base.errors import ByteorError
@@ -21,13 +20,13 @@ from firstboot.provision.schema import merge
 from firstboot.provision.sources import Inputs, image
 
 
-def settings_of(layout: Layout, *, config: Optional[Path]) -> Settings:
+def settings_of(layout: Layout, *, config: Path | None) -> Settings:
     """The settings of the file `config`, or of the image's defaults; Invalid and LocalFault as for `byteor-firstboot run`."""
     source = image(layout, Inputs(config=config))
     return merge([source] if source is not None else [], chosen=None)[0]
 
 
-def in_force(layout: Layout, *, config: Optional[Path]) -> Settings:
+def in_force(layout: Layout, *, config: Path | None) -> Settings:
     """What first boot froze; where nothing is frozen, as in a container, or with `config`: the file that the agent reads."""
     image_is_there = (config or layout.image_defaults).exists()
     if config is None and (layout.settings.exists() or not image_is_there):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Optional
+from typing import Any
 
 from firstboot.base import files, keeping, log
 from firstboot.base.errors import Corrupt
@@ -28,25 +28,42 @@ class Intent:
     name: str
     token_mark: str
     token_length: int
-    host: Dict[str, Any]
-    unanswered: bool = False  # an attempt went out whose answer never came: it may have spent the token
-    ended: bool = False  # refused: the key is not used again; kept only to name the agent that may exist
+    host: dict[str, Any]
+    unanswered: bool = (
+        False  # an attempt went out whose answer never came: it may have spent the token
+    )
+    ended: bool = (
+        False  # refused: the key is not used again; kept only to name the agent that may exist
+    )
 
     @classmethod
     def new(
-        cls, *, body: Dict[str, str], name: str, token_mark: str, token_length: int, host: Dict[str, Any]
+        cls,
+        *,
+        body: dict[str, str],
+        name: str,
+        token_mark: str,
+        token_length: int,
+        host: dict[str, Any],
     ) -> Intent:
         """Decide on an enrollment with a key of its own."""
         text = json.dumps(body, sort_keys=True)
         key = str(uuid.uuid4())
-        return cls(key=key, body=text, name=name, token_mark=token_mark, token_length=token_length, host=host)
+        return cls(
+            key=key,
+            body=text,
+            name=name,
+            token_mark=token_mark,
+            token_length=token_length,
+            host=host,
+        )
 
     def save(self, layout: Layout) -> None:
         """Make it durable (LocalFault if the disk does not take it: then nothing may be presented)."""
         files.write_json(layout.intent, {"v": VERSION, **asdict(self)})
 
 
-def load(layout: Layout, *, repair: bool = True) -> Optional[Intent]:
+def load(layout: Layout, *, repair: bool = True) -> Intent | None:
     """Return the intent on disk, None when there is none; a damaged one is said, and set aside if `repair`."""
     try:
         value = files.read_json(layout.intent)
@@ -62,7 +79,7 @@ def wipe(layout: Layout) -> None:
     files.wipe(layout.intent)
 
 
-def _parse(value: Dict[str, Any], layout: Layout) -> Intent:
+def _parse(value: dict[str, Any], layout: Layout) -> Intent:
     shapes = {
         "key": str,
         "body": str,
@@ -73,6 +90,8 @@ def _parse(value: Dict[str, Any], layout: Layout) -> Intent:
         "unanswered": bool,
         "ended": bool,
     }
-    if value["v"] != VERSION or any(not isinstance(value.get(field), kind) for field, kind in shapes.items()):
+    if value["v"] != VERSION or any(
+        not isinstance(value.get(field), kind) for field, kind in shapes.items()
+    ):
         raise Corrupt(f"{layout.intent} is damaged: not an intent of version {VERSION}")
     return Intent(**{field: value[field] for field in shapes})

@@ -14,8 +14,8 @@ import gzip
 import io
 import re
 import zlib
+from collections.abc import Iterator
 from email.message import Message
-from typing import Iterator, List, Optional
 
 from firstboot.base.errors import Invalid
 
@@ -26,11 +26,15 @@ PARTS_LIMIT = 1000
 LINES_LIMIT = 300_000  # the standard library's parser costs microseconds a line
 BOUNDARIES_LIMIT = 5000  # lines that begin with two dashes: each may be a part
 NESTED_LIMIT = 32  # every open multipart is asked about every line
-HEADER_LIMIT = 2000  # bytes of one Content-Type, folded lines included: its parameters cost quadratic time
+HEADER_LIMIT = (
+    2000  # bytes of one Content-Type, folded lines included: its parameters cost quadratic time
+)
 
 _HEAD = 4096  # bytes, as cloud-init looks
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{32,}={0,2}\s*")
-_CONTENT_TYPE = re.compile(rb"(?:^|[\r\n])content-type:([^\r\n]*(?:\r?\n?[ \t][^\r\n]*)*)", re.IGNORECASE)
+_CONTENT_TYPE = re.compile(
+    rb"(?:^|[\r\n])content-type:([^\r\n]*(?:\r?\n?[ \t][^\r\n]*)*)", re.IGNORECASE
+)
 
 
 class Unpacking:
@@ -58,19 +62,21 @@ class Unpacking:
             self.charge(len(part))
             yield from self.parts(part, depth + 1)
 
-    def _unpacked(self, data: bytes) -> Optional[List[bytes]]:
+    def _unpacked(self, data: bytes) -> list[bytes] | None:
         """What is inside `data`, or None when it is not packed."""
         if data.startswith(GZIP):
             plain = gunzip(data, limit=self._left)
             if plain is None:
-                raise Invalid(f"{self.where} begins like gzip and does not unpack", hint="compress it again")
+                raise Invalid(
+                    f"{self.where} begins like gzip and does not unpack", hint="compress it again"
+                )
             return [plain]
         encoded = b"".join(data.split()) if _BASE64.match(data) else b""
         if encoded and len(encoded) % 4 == 0 and _BASE64.fullmatch(encoded):
             return [base64.b64decode(encoded)]
         return self._mime(data) if _looks_like_mime(data) else None
 
-    def _mime(self, data: bytes) -> Optional[List[bytes]]:
+    def _mime(self, data: bytes) -> list[bytes] | None:
         self._bound(data)
         try:
             message = email.message_from_bytes(data, policy=email.policy.compat32)
@@ -86,7 +92,10 @@ class Unpacking:
 
     def _bound(self, data: bytes) -> None:
         """Refuse, before it is parsed, what the standard library's parser would take minutes for."""
-        if data.count(b"\n") + data.count(b"\r") > 2 * LINES_LIMIT or data.count(b"\n") > LINES_LIMIT:
+        if (
+            data.count(b"\n") + data.count(b"\r") > 2 * LINES_LIMIT
+            or data.count(b"\n") > LINES_LIMIT
+        ):
             raise Invalid(f"{self.where} is MIME of more than {LINES_LIMIT} lines")
         if data.count(b"\n--") + data.count(b"\r--") > BOUNDARIES_LIMIT:
             raise Invalid(f"{self.where} has more than {PARTS_LIMIT} parts")
@@ -117,7 +126,7 @@ def _payload(part: Message) -> bytes:
     return payload if isinstance(payload, bytes) else b""
 
 
-def gunzip(data: bytes, *, limit: int) -> Optional[bytes]:
+def gunzip(data: bytes, *, limit: int) -> bytes | None:
     """Unpack every member, up to one byte more than `limit`; None when it is damaged, cut or no gzip at all."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:

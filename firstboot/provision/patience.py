@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from threading import Event
-from typing import Optional
 
 from firstboot.base import log
 from firstboot.base.clock import Backoff, Clock, rng
@@ -16,16 +15,20 @@ SAY_WHY_EVERY_S = 180.0
 class Patience:
     """The transient failures of one run; without a limit it lasts as long as the plane is away."""
 
-    def __init__(self, clock: Clock, *, limit_s: Optional[float]) -> None:
+    def __init__(self, clock: Clock, *, limit_s: float | None) -> None:
         self._clock, self._limit_s = clock, limit_s
         self._started = clock.monotonic()
         self._backoff, self._chance = Backoff(BASE_S, CAP_S), rng()
-        self._said: Optional[str] = None
+        self._said: str | None = None
         self._said_at = 0.0
 
-    def wait(self, error: TryAgain, *, pause_s: Optional[float] = None) -> None:
+    def wait(self, error: TryAgain, *, pause_s: float | None = None) -> None:
         """Wait after `error`, `pause_s` or else with full jitter; raise it when the limit is reached."""
-        delay = pause_s if pause_s is not None else self._backoff.next_delay(self._chance, error.retry_after)
+        delay = (
+            pause_s
+            if pause_s is not None
+            else self._backoff.next_delay(self._chance, error.retry_after)
+        )
         now = self._clock.monotonic()
         if self._limit_s is not None:
             left = self._limit_s - (now - self._started)

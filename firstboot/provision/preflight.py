@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable
 
 import firstboot
 from firstboot.api.client import PlaneApi
@@ -74,17 +74,17 @@ def command(layout: Layout, inputs: Inputs, *, as_json: bool) -> int:
     """``byteor-firstboot preflight``: make every check, one line each; the first failure's error decides the exit code."""
     found = gather(layout, inputs, classify=Marks.load(layout).classify)
     settings = found.settings
-    checks: Tuple[Tuple[str, Callable[[], None]], ...] = (
+    checks: tuple[tuple[str, Callable[[], None]], ...] = (
         ("settings", lambda: require_complete(settings)),
         ("state directory", lambda: check_disk(layout)),
         ("clock", lambda: check_clock(Clock())),
         ("sealing", lambda: _check_sealing(layout, settings)),
         ("control plane", lambda: _reach_plane(settings)),
     )
-    failed: Optional[ByteorError] = None
-    rows: List[Dict[str, Optional[str]]] = []
+    failed: ByteorError | None = None
+    rows: list[dict[str, str | None]] = []
     for name, check in checks:
-        row: Dict[str, Optional[str]] = {"check": name, "result": "ok", "problem": None, "hint": None}
+        row: dict[str, str | None] = {"check": name, "result": "ok", "problem": None, "hint": None}
         try:
             check()
         except ByteorError as error:

@@ -8,8 +8,8 @@ is sealed, durable and read back before the token is erased.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ContextManager, Optional
 
 from firstboot.api.client import Answer
 from firstboot.api.messages import enrollment_body
@@ -46,13 +46,15 @@ class Options:
 
     again: bool = False  # present a refused token although this boot did
     reenroll: bool = False  # replace the identity that is here
-    give_up_after: Optional[float] = None  # seconds of transient failure; None: never
+    give_up_after: float | None = None  # seconds of transient failure; None: never
 
 
 def run(layout: Layout, inputs: Inputs, options: Options) -> int:
     """The whole of first boot; returns 0 or raises the error whose exit code says what stopped it."""
     preflight.make_state(layout)
-    busy = TryAgain("another run is at work", hint="wait for it, or look at journalctl -u byteor-firstboot")
+    busy = TryAgain(
+        "another run is at work", hint="wait for it, or look at journalctl -u byteor-firstboot"
+    )
     with locks.locked(layout.run_lock, wait_s=RUN_LOCK_WAIT_S, busy=lambda: busy):
         return FirstBoot(layout, inputs, options).run()
 
@@ -60,18 +62,20 @@ def run(layout: Layout, inputs: Inputs, options: Options) -> int:
 class FirstBoot:
     """One run: what it has done already, beside what is on disk."""
 
-    def __init__(self, layout: Layout, inputs: Inputs, options: Options, *, clock: Optional[Clock] = None) -> None:
+    def __init__(
+        self, layout: Layout, inputs: Inputs, options: Options, *, clock: Clock | None = None
+    ) -> None:
         self._layout = layout
         self._inputs = inputs
         self._options = options
         self._clock = clock or Clock()
         self._patience = Patience(self._clock, limit_s=options.give_up_after)
         self._malformed = 0
-        self._reached: Optional[str] = None  # the base URL that preflight has reached
+        self._reached: str | None = None  # the base URL that preflight has reached
         self._handed_off = False
         self._replaced = False
         self._tried: set[Secret] = set()
-        self._receipt: Optional[Receipt] = None
+        self._receipt: Receipt | None = None
 
     def run(self) -> int:
         """Take steps until one ends the run."""
@@ -114,8 +118,10 @@ class FirstBoot:
             self._enroll(view)
         return False
 
-    def _lock(self) -> ContextManager[None]:
-        busy = LocalFault("identity/lock is held by another process", hint="look for a hanging byteor-firstboot")
+    def _lock(self) -> AbstractContextManager[None]:
+        busy = LocalFault(
+            "identity/lock is held by another process", hint="look for a hanging byteor-firstboot"
+        )
         return locks.locked(self._layout.lock, wait_s=STEP_LOCK_WAIT_S, busy=lambda: busy)
 
     def _look(self) -> View:
@@ -161,7 +167,10 @@ class FirstBoot:
         if former is None or not former.unanswered:
             return fresh
         if former.token_mark != fresh.token_mark:
-            log.warning("an earlier enrollment was never answered: look for its agent in the list", name=former.name)
+            log.warning(
+                "an earlier enrollment was never answered: look for its agent in the list",
+                name=former.name,
+            )
             return fresh
         return replace(fresh, unanswered=True)
 
@@ -169,7 +178,9 @@ class FirstBoot:
         token, intent = self._token(view), self._intent(view)
         log.info("presenting the token", name=intent.name)
         with preflight.plane(view.settings) as api:
-            answer = enrollment.present(api, self._layout, intent, settings=view.settings, token=token)
+            answer = enrollment.present(
+                api, self._layout, intent, settings=view.settings, token=token
+            )
         meaning = enrollment.meaning(answer, intent)
         log.debug("answered", status=answer.status, meaning=meaning.value)
         if meaning is Meaning.TRANSIENT:
@@ -178,7 +189,9 @@ class FirstBoot:
             if self._malformed >= len(MALFORMED_PAUSES_S):
                 raise enrollment.malformed_for_good(answer)
             self._malformed += 1
-            raise enrollment.MalformedSuccess(answer, pause_s=MALFORMED_PAUSES_S[self._malformed - 1])
+            raise enrollment.MalformedSuccess(
+                answer, pause_s=MALFORMED_PAUSES_S[self._malformed - 1]
+            )
         with self._lock():
             # Sources may say something else by now; the answer is to what was presented. The intent must be the same.
             stored = intents.load(self._layout)
@@ -190,7 +203,9 @@ class FirstBoot:
                 # Another body means another key; the refusal proves that the first one enrolled nothing.
                 self._new_intent(view, nameless=True).save(self._layout)
             else:
-                raise self._refused(view, answer, stored, token, lost=meaning is Meaning.PROBABLY_SPENT)
+                raise self._refused(
+                    view, answer, stored, token, lost=meaning is Meaning.PROBABLY_SPENT
+                )
 
     def _seal(self, view: View, answer: Answer, intent: Intent) -> None:
         found = view.settings
@@ -213,7 +228,9 @@ class FirstBoot:
         # The reply's key sets replace those of an enrollment before: they are this environment's.
         frozen_settings = replace(found, key_sets=reply.signing_keys)
         if found.heartbeat_interval_s is None and reply.heartbeat_interval_s is not None:
-            frozen_settings = replace(frozen_settings, heartbeat_interval_s=reply.heartbeat_interval_s)
+            frozen_settings = replace(
+                frozen_settings, heartbeat_interval_s=reply.heartbeat_interval_s
+            )
         files.write_json(self._layout.settings, frozen.freeze(frozen_settings), mode=0o644)
         store.save(self._layout, fresh, seal=found.seal)
         back = store.look(self._layout)
@@ -231,10 +248,14 @@ class FirstBoot:
     def _settle(self, view: View) -> None:
         """The identity is sealed and read back: its token is spent, and the intent has done its work."""
         intent = self._intent(view)
-        view.marks.put_mark(intent.token_mark, intent.token_length, TokenClass.SPENT, boot_id=view.boot_id)
+        view.marks.put_mark(
+            intent.token_mark, intent.token_length, TokenClass.SPENT, boot_id=view.boot_id
+        )
         intents.wipe(self._layout)
 
-    def _refused(self, view: View, answer: Answer, intent: Intent, token: Secret, *, lost: bool) -> Refused:
+    def _refused(
+        self, view: View, answer: Answer, intent: Intent, token: Secret, *, lost: bool
+    ) -> Refused:
         """Record the refusal (it ends the intent) and return the error that says it."""
         view.marks.put(token, TokenClass.REFUSED, boot_id=view.boot_id)
         if intent.unanswered:
@@ -253,7 +274,9 @@ class FirstBoot:
             systemd.start(AGENT_UNIT, restart=self._options.reenroll and self._replaced)
             log.info("handed off", unit=AGENT_UNIT)
         else:
-            log.info("handed off: byteor-agent run is to be started here, since there is no systemd")
+            log.info(
+                "handed off: byteor-agent run is to be started here, since there is no systemd"
+            )
         self._handed_off = True
 
     def _refreeze(self, view: View) -> None:
@@ -266,7 +289,9 @@ class FirstBoot:
             log.warning(str(error), kept_as=keeping.set_aside(self._layout.settings))
             stored = base = None
         if base is None:
-            base = frozen.Settings(here.api_base_url, here.org_id, here.project_id, here.environment_id)
+            base = frozen.Settings(
+                here.api_base_url, here.org_id, here.project_id, here.environment_id
+            )
         fresh = frozen.freeze(settings.refreeze(base, view.found.image))
         if fresh != stored:
             files.write_json(self._layout.settings, fresh, mode=0o644)
@@ -282,10 +307,14 @@ class FirstBoot:
         for warning in view.found.warnings:
             log.warning(warning)
         if view.facts.token in (TokenClass.FRESH, TokenClass.REFUSED):
-            log.warning("a token was found and not used: this host is enrolled", hint="byteor-firstboot reenroll")
+            log.warning(
+                "a token was found and not used: this host is enrolled",
+                hint="byteor-firstboot reenroll",
+            )
         if self._receipt is not None and self._receipt.remaining:
             raise NotErased(
-                "enrolled, but a copy of the token could not be erased: " + ", ".join(self._receipt.remaining),
+                "enrolled, but a copy of the token could not be erased: "
+                + ", ".join(self._receipt.remaining),
                 hint="mend its cause and run byteor-firstboot erase",
             )
         return True

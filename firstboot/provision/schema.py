@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import enum
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import yaml
 
@@ -17,7 +18,17 @@ from firstboot.exchange.settings import Settings, freeze, has_password, thaw
 from firstboot.provision.shapes import CHECKS
 
 __all__ = [
-    "CHECKS", "Rank", "Settings", "Source", "freeze", "load_yaml", "merge", "parse", "refreeze", "require_complete", "thaw",
+    "CHECKS",
+    "Rank",
+    "Settings",
+    "Source",
+    "freeze",
+    "load_yaml",
+    "merge",
+    "parse",
+    "refreeze",
+    "require_complete",
+    "thaw",
 ]
 
 YAML_LIMIT = 1 << 20
@@ -25,7 +36,9 @@ DEPTH_LIMIT = 32
 NODE_LIMIT = 20_000
 LONGEST_NUMBER = 64  # characters; a longer one takes quadratic time
 COLLECTIONS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
-SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "timestamp"))
+SCALARS = frozenset(
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "timestamp")
+)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -49,11 +62,11 @@ class Source:
     rank: Rank
     where: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    token: Optional[Secret] = None
-    path: Optional[Path] = None
+    token: Secret | None = None
+    path: Path | None = None
 
 
-def compose(data: bytes, *, where: str) -> Optional[yaml.Node]:
+def compose(data: bytes, *, where: str) -> yaml.Node | None:
     """Return the node tree of one YAML document (None when empty); Invalid, naming a line and never quoting one."""
     if len(data) > YAML_LIMIT:
         raise Invalid(f"{where} is larger than {YAML_LIMIT} bytes of YAML")
@@ -62,7 +75,9 @@ def compose(data: bytes, *, where: str) -> Optional[yaml.Node]:
         depth = 0
         # Before composing, which recurses: an event stream does not.
         for event in yaml.parse(text, Loader=_Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+                event, yaml.CollectionEndEvent
+            )
             if depth > DEPTH_LIMIT:
                 raise Invalid(f"{where} is nested more than {DEPTH_LIMIT} levels deep")
         return yaml.compose(text, Loader=_Loader)
@@ -89,14 +104,14 @@ def plain(node: yaml.Node, *, where: str) -> Any:
     return _plain(node, where, budget, 0)
 
 
-def _plain(node: yaml.Node, where: str, budget: List[int], depth: int) -> Any:
+def _plain(node: yaml.Node, where: str, budget: list[int], depth: int) -> Any:
     budget[0] -= 1
     if budget[0] < 0 or depth > DEPTH_LIMIT:
         raise Invalid(f"{where} holds more than {NODE_LIMIT} values")
     if isinstance(node, yaml.CollectionNode) and node.tag not in COLLECTIONS:
         raise Invalid(f"{where} holds a value of a kind that is not plain YAML")
     if isinstance(node, yaml.MappingNode):
-        found: Dict[Any, Any] = {}
+        found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = _plain(key_node, where, budget, depth + 1)
             if not isinstance(key, str):
@@ -124,14 +139,26 @@ def _scalar(node: yaml.Node, where: str) -> Any:
 def _shown(key: str) -> str:
     """A key for a message, or why it is not there: one that may be a token's text (long, and no words) is not quoted."""
     words = re.fullmatch(r"[a-z]{1,14}(?:[_.-][a-z]{1,14})*", key) and len(key) <= 40
-    return f" {key}" if words or re.fullmatch(r"[A-Za-z_.-]{1,15}", key) else " (not shown: it may be a secret)"
+    return (
+        f" {key}"
+        if words or re.fullmatch(r"[A-Za-z_.-]{1,15}", key)
+        else " (not shown: it may be a secret)"
+    )
 
 
 IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation"})
-ROUTING = ("api_base_url", "org_id", "project_id", "environment_id", "ca_certificates", "proxy", "no_proxy")
+ROUTING = (
+    "api_base_url",
+    "org_id",
+    "project_id",
+    "environment_id",
+    "ca_certificates",
+    "proxy",
+    "no_proxy",
+)
 
 
-def parse(raw: Any, *, where: str, rank: Rank) -> Dict[str, Any]:
+def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
     """Check one mapping; Invalid names `where`, the key and what is expected, never a value."""
     if raw is None:
         return {}
@@ -141,7 +168,10 @@ def parse(raw: Any, *, where: str, rank: Rank) -> Dict[str, Any]:
     for key, value in raw.items():
         if key not in CHECKS:
             near = difflib.get_close_matches(key, CHECKS, n=1, cutoff=0.4)
-            raise Invalid(f"{where} has an unknown key{_shown(key)}", hint=f"did you mean {near[0]}?" if near else None)
+            raise Invalid(
+                f"{where} has an unknown key{_shown(key)}",
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
         if key in IMAGE_ONLY and rank is not Rank.IMAGE:
             raise Invalid(f"{where}: {key} may stand in /etc/byteor/firstboot.yaml only")
         if key == "enrollment_token" and rank is Rank.IMAGE:
@@ -152,15 +182,17 @@ def parse(raw: Any, *, where: str, rank: Rank) -> Dict[str, Any]:
             inner = str(error).startswith(".")
             raise Invalid(f"{where}: {key}{'' if inner else ' '}{error}") from None
     if rank is Rank.IMAGE and has_password(found.get("proxy")):
-        raise Invalid(f"{where}: proxy must not hold a password here: the file is readable by everybody")
+        raise Invalid(
+            f"{where}: proxy must not hold a password here: the file is readable by everybody"
+        )
     return found
 
 
-def merge(sources: Sequence[Source], *, chosen: Optional[Source]) -> Tuple[Settings, Tuple[str, ...]]:
+def merge(sources: Sequence[Source], *, chosen: Source | None) -> tuple[Settings, tuple[str, ...]]:
     """Merge by rank; routing comes from `chosen` or from the environment and the image beneath it (one-source rule)."""
-    values: Dict[str, Any] = {}
-    given: Dict[str, Rank] = {}
-    ignored: List[Tuple[str, Source]] = []
+    values: dict[str, Any] = {}
+    given: dict[str, Rank] = {}
+    ignored: list[tuple[str, Source]] = []
     for source in sorted(sources, key=lambda source: source.rank):
         # By rank and not by identity: the two systemd credentials are one source.
         trusted = chosen is None or source.rank in (chosen.rank, Rank.ENVIRONMENT, Rank.IMAGE)
@@ -186,7 +218,8 @@ def require_complete(settings: Settings) -> None:
     missing = [key for key in needed if getattr(settings, key) is None]
     if missing:
         raise Invalid(
-            f"settings are missing: {', '.join(missing)}", hint="set them beside the token, or in /etc/byteor/firstboot.yaml"
+            f"settings are missing: {', '.join(missing)}",
+            hint="set them beside the token, or in /etc/byteor/firstboot.yaml",
         )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
 from firstboot.base import systemd
@@ -16,7 +17,9 @@ from firstboot.base.secret import Secret
 
 _NO_ARGUMENT = re.compile("[\0\ud800-\udfff]")  # of a program: execve knows neither
 LONGEST_UNIT = 255  # characters; systemd's own limit
-_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]*\.(service|target|socket|path|timer|mount|slice|scope)")
+_UNIT = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]*\.(service|target|socket|path|timer|mount|slice|scope)"
+)
 
 
 def _text(value: Any) -> str:
@@ -46,7 +49,9 @@ def _url(value: Any) -> str:
 def _pem(value: Any) -> str:
     text = _text(value)
     if "PRIVATE KEY" in text:
-        raise ValueError("must be certificates alone, without a private key: everybody can read settings.json")
+        raise ValueError(
+            "must be certificates alone, without a private key: everybody can read settings.json"
+        )
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError, TypeError):  # TypeError: not ASCII
@@ -58,7 +63,9 @@ def _proxy(value: Any) -> Secret:
     try:
         parts = urlsplit(_text(value))
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = usable and re.fullmatch(r"[!-~]+", value) is not None  # urlsplit drops line ends without a word
+        usable = (
+            usable and re.fullmatch(r"[!-~]+", value) is not None
+        )  # urlsplit drops line ends without a word
     except ValueError:
         usable = False
     if not usable:
@@ -66,7 +73,7 @@ def _proxy(value: Any) -> Secret:
     return Secret(value)
 
 
-def _texts(value: Any) -> Tuple[str, ...]:
+def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError("must be a list of texts")
     return tuple(value)
@@ -89,14 +96,22 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return check
 
 
-def _keys(value: Any) -> Tuple[Mapping[str, str], ...]:
+def _keys(value: Any) -> tuple[Mapping[str, str], ...]:
     if not isinstance(value, list):
         raise ValueError("must be a list of {kid, public_key}")
     for key in value:
-        if not isinstance(key, dict) or set(key) != {"kid", "public_key"} or not all(map(_is_text, key.values())):
+        if (
+            not isinstance(key, dict)
+            or set(key) != {"kid", "public_key"}
+            or not all(map(_is_text, key.values()))
+        ):
             raise ValueError("must be a list of {kid, public_key}")
-        if not IDENTIFIER.match(key["kid"]) or not re.fullmatch(r"[A-Za-z0-9_-]{43}", key["public_key"]):
-            raise ValueError("must name each key by an id, with the base64url of its 32 bytes (43 characters)")
+        if not IDENTIFIER.match(key["kid"]) or not re.fullmatch(
+            r"[A-Za-z0-9_-]{43}", key["public_key"]
+        ):
+            raise ValueError(
+                "must name each key by an id, with the base64url of its 32 bytes (43 characters)"
+            )
     if len({key["kid"] for key in value}) != len(value):
         raise ValueError("must name each kid once")
     return tuple(value)
@@ -113,16 +128,23 @@ def _unit(value: Any) -> str:
     return str(value)
 
 
-def _argv(value: Any) -> Tuple[str, ...]:
+def _argv(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise ValueError("must be a list of texts: a command and its arguments")
     if not value[0] or any(map(_NO_ARGUMENT.search, value)):
-        raise ValueError("must begin with a command, and have neither NUL nor half a character in it")
+        raise ValueError(
+            "must begin with a command, and have neither NUL nor half a character in it"
+        )
     return tuple(value)
 
 
 def _activation(value: Any) -> Mapping[str, Any]:
-    checks: Dict[str, Callable[[Any], Any]] = {"unit": _unit, "command": _argv, "health": _argv, "window_s": _window}
+    checks: dict[str, Callable[[Any], Any]] = {
+        "unit": _unit,
+        "command": _argv,
+        "health": _argv,
+        "window_s": _window,
+    }
     if not isinstance(value, dict) or not set(value) <= set(checks):
         raise ValueError("must be a mapping of unit, command, health, window_s")
     found = {}
@@ -140,14 +162,14 @@ def _window(value: Any) -> float:
     return float(value)
 
 
-def _token(value: Any) -> Optional[Secret]:
+def _token(value: Any) -> Secret | None:
     text = _text(value)
     if not re.fullmatch(r"[!-~]{16,4096}", text):
         raise ValueError("must be 16 to 4096 visible ASCII characters")
     return None if set(text) == {"x"} else Secret(text)  # all x is what erasing leaves behind
 
 
-CHECKS: Dict[str, Callable[[Any], Any]] = {
+CHECKS: dict[str, Callable[[Any], Any]] = {
     "enrollment_token": _token,
     "api_base_url": _url,
     "org_id": _identifier,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Optional
 
 from firstboot.base import files
 from firstboot.base.errors import ByteorError, Invalid, LocalFault
@@ -25,11 +26,11 @@ USER_DATA_LIMIT = 32 << 20
 class Inputs:
     """What the caller hands in; `stdin` is what ``--token-file -`` read, once."""
 
-    config: Optional[Path] = None
-    token_file: Optional[str] = None
-    stdin: Optional[bytes] = None
+    config: Path | None = None
+    token_file: str | None = None
+    stdin: bytes | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
-    credentials: Optional[Path] = None
+    credentials: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Found:
     """All sources merged; `tokens` is every token seen anywhere, with its source; `image` the image's own values."""
 
     settings: Settings = field(default_factory=Settings)
-    token: Optional[Secret] = None
-    source: Optional[Source] = None
-    tokens: Tuple[Tuple[Source, Secret], ...] = ()
-    warnings: Tuple[str, ...] = ()
+    token: Secret | None = None
+    source: Source | None = None
+    tokens: tuple[tuple[Source, Secret], ...] = ()
+    warnings: tuple[str, ...] = ()
     image: Mapping[str, Any] = field(default_factory=dict)
-    fault: Optional[ByteorError] = None  # what `gather` would have raised
+    fault: ByteorError | None = None  # what `gather` would have raised
 
 
 def gather(
@@ -52,8 +53,8 @@ def gather(
 
     Not `strict`: that fault is part of what was found, for a host that has its identity and only erases.
     """
-    sources: List[Source] = []
-    broken: List[Tuple[Rank, ByteorError]] = []
+    sources: list[Source] = []
+    broken: list[tuple[Rank, ByteorError]] = []
     for rank, read in _readers(layout, inputs):
         try:
             source = read()
@@ -64,7 +65,7 @@ def gather(
             sources.append(source)
     chosen = _choose(sources, classify)
     warnings = []
-    serious: Optional[ByteorError] = None
+    serious: ByteorError | None = None
     for rank, fault in broken:
         # A broken place below the token's cannot redirect it, and may be beyond anybody's reach on this host.
         # One of the same rank is the same source (the two credentials).
@@ -86,7 +87,7 @@ def gather(
     )
 
 
-def _choose(sources: List[Source], classify: Callable[[Secret], TokenClass]) -> Optional[Source]:
+def _choose(sources: list[Source], classify: Callable[[Secret], TokenClass]) -> Source | None:
     holding = [source for source in sources if source.token is not None]
     for kind in (TokenClass.FRESH, TokenClass.REFUSED, TokenClass.SPENT):
         for source in sorted(holding, key=lambda source: source.rank):
@@ -98,17 +99,22 @@ def _choose(sources: List[Source], classify: Callable[[Secret], TokenClass]) -> 
 Reader = Callable[[], Optional[Source]]
 
 
-def _readers(layout: Layout, inputs: Inputs) -> Iterator[Tuple[Rank, Reader]]:
+def _readers(layout: Layout, inputs: Inputs) -> Iterator[tuple[Rank, Reader]]:
     yield Rank.TOKEN_FILE, lambda: _token_file(layout, inputs)
     yield Rank.CREDENTIAL, lambda: _bare_credential(inputs)
     yield Rank.CREDENTIAL, lambda: _mapping_credential(inputs)
     yield Rank.DROP_PLACE, lambda: _drop_place(layout)
     if not layout.is_host or _cloud_init_ran(layout):
-        yield Rank.USER_DATA, lambda: _stored(layout, Rank.USER_DATA, "user data", ("user-data.txt",))
+        yield (
+            Rank.USER_DATA,
+            lambda: _stored(layout, Rank.USER_DATA, "user data", ("user-data.txt",)),
+        )
         # In cloud-init's own order of precedence.
         yield (
             Rank.VENDOR_DATA,
-            lambda: _stored(layout, Rank.VENDOR_DATA, "vendor data", ("vendor-data2.txt", "vendor-data.txt")),
+            lambda: _stored(
+                layout, Rank.VENDOR_DATA, "vendor data", ("vendor-data2.txt", "vendor-data.txt")
+            ),
         )
     yield (
         Rank.ETC_TOKEN,
@@ -123,7 +129,7 @@ def _readers(layout: Layout, inputs: Inputs) -> Iterator[Tuple[Rank, Reader]]:
     yield Rank.IMAGE, lambda: image(layout, inputs)
 
 
-def _bare(data: Optional[bytes], rank: Rank, where: str, path: Optional[Path]) -> Optional[Source]:
+def _bare(data: bytes | None, rank: Rank, where: str, path: Path | None) -> Source | None:
     if data is None:
         return None
     try:
@@ -134,19 +140,19 @@ def _bare(data: Optional[bytes], rank: Rank, where: str, path: Optional[Path]) -
     return Source(rank, where, {}, values.get("enrollment_token"), path)
 
 
-def _mapping(data: Optional[bytes], rank: Rank, where: str, path: Optional[Path]) -> Optional[Source]:
+def _mapping(data: bytes | None, rank: Rank, where: str, path: Path | None) -> Source | None:
     if data is None:
         return None
     return _source(load_yaml(data, where=where), rank, where, path)
 
 
-def _source(raw: Any, rank: Rank, where: str, path: Optional[Path]) -> Source:
+def _source(raw: Any, rank: Rank, where: str, path: Path | None) -> Source:
     values = parse(raw, where=where, rank=rank)
     token = values.pop("enrollment_token", None)
     return Source(rank, where, values, token, path)
 
 
-def _token_file(layout: Layout, inputs: Inputs) -> Optional[Source]:
+def _token_file(layout: Layout, inputs: Inputs) -> Source | None:
     if inputs.token_file is None:
         return None
     if inputs.token_file == "-":
@@ -158,21 +164,28 @@ def _token_file(layout: Layout, inputs: Inputs) -> Optional[Source]:
     return _bare(data, Rank.TOKEN_FILE, str(path), path)
 
 
-def _bare_credential(inputs: Inputs) -> Optional[Source]:
+def _bare_credential(inputs: Inputs) -> Source | None:
     if inputs.credentials is None:
         return None
     path = inputs.credentials / "byteor.enrollment-token"
-    return _bare(files.read(path, limit=TOKEN_LIMIT), Rank.CREDENTIAL, "credential byteor.enrollment-token", path)
+    return _bare(
+        files.read(path, limit=TOKEN_LIMIT),
+        Rank.CREDENTIAL,
+        "credential byteor.enrollment-token",
+        path,
+    )
 
 
-def _mapping_credential(inputs: Inputs) -> Optional[Source]:
+def _mapping_credential(inputs: Inputs) -> Source | None:
     if inputs.credentials is None:
         return None
     path = inputs.credentials / "byteor.firstboot"
-    return _mapping(files.read(path, limit=YAML_LIMIT), Rank.CREDENTIAL, "credential byteor.firstboot", path)
+    return _mapping(
+        files.read(path, limit=YAML_LIMIT), Rank.CREDENTIAL, "credential byteor.firstboot", path
+    )
 
 
-def _drop_place(layout: Layout) -> Optional[Source]:
+def _drop_place(layout: Layout) -> Source | None:
     path = layout.drop_place
     if not files.check_private_directory(path.parent, owner=layout.owner):
         return None
@@ -182,10 +195,12 @@ def _drop_place(layout: Layout) -> Optional[Source]:
 
 def _cloud_init_ran(layout: Layout) -> bool:
     """True when cloud-init's network stage ran in this boot: its files on tmpfs say so, the instance link does not."""
-    return (layout.cloud_run / ".instance-id").exists() or (layout.cloud_run / "instance-data.json").exists()
+    return (layout.cloud_run / ".instance-id").exists() or (
+        layout.cloud_run / "instance-data.json"
+    ).exists()
 
 
-def _stored(layout: Layout, rank: Rank, where: str, names: Tuple[str, ...]) -> Optional[Source]:
+def _stored(layout: Layout, rank: Rank, where: str, names: tuple[str, ...]) -> Source | None:
     """Read what cloud-init stored: as received, then (``.i``) with what `#include` fetched and archives held."""
     for name in [name + suffix for name in names for suffix in ("", ".i")]:
         path = layout.path(f"/var/lib/cloud/instance/{name}")
@@ -196,14 +211,14 @@ def _stored(layout: Layout, rank: Rank, where: str, names: Tuple[str, ...]) -> O
     return None
 
 
-def _environment(inputs: Inputs) -> Optional[Source]:
+def _environment(inputs: Inputs) -> Source | None:
     address = inputs.environ.get("BYTEOR_API_BASE_URL")
     if not address:
         return None
     return _source({"api_base_url": address}, Rank.ENVIRONMENT, "BYTEOR_API_BASE_URL", None)
 
 
-def image(layout: Layout, inputs: Inputs) -> Optional[Source]:
+def image(layout: Layout, inputs: Inputs) -> Source | None:
     """Read the image's defaults, or the file that stands in for them; Invalid or LocalFault when they are broken."""
     path = inputs.config or layout.image_defaults
     # realpath and not resolve(): the latter raises a RuntimeError of its own for a loop of links before Python 3.13.

@@ -10,7 +10,7 @@ import enum
 import hashlib
 import hmac
 import secrets
-from typing import Any, Dict, FrozenSet, Optional, Tuple
+from typing import Any
 
 from firstboot.base import files, keeping, log
 from firstboot.base.errors import Corrupt
@@ -29,7 +29,7 @@ class TokenClass(enum.Enum):
     SPENT = "spent"
 
 
-def _checked(stored: Dict[str, Any]) -> Tuple[bytes, Dict[str, Dict[str, Any]]]:
+def _checked(stored: dict[str, Any]) -> tuple[bytes, dict[str, dict[str, Any]]]:
     """Return key and marks; one of the errors of damaged data otherwise."""
     key = bytes.fromhex(stored["key"])
     if stored["v"] != VERSION or len(key) != KEY_BYTES:
@@ -45,7 +45,7 @@ def _checked(stored: Dict[str, Any]) -> Tuple[bytes, Dict[str, Dict[str, Any]]]:
 class Marks:
     """The marks of this host, read once; every `put` is durable before it returns."""
 
-    def __init__(self, layout: Layout, key: bytes, marks: Dict[str, Dict[str, Any]]) -> None:
+    def __init__(self, layout: Layout, key: bytes, marks: dict[str, dict[str, Any]]) -> None:
         self._layout, self._key, self._marks = layout, key, marks
 
     @classmethod
@@ -61,7 +61,10 @@ class Marks:
             return cls(layout, *_checked(stored))
         except (Corrupt, KeyError, ValueError, TypeError, AttributeError):
             aside = keeping.set_aside(layout.marks) if repair else None
-            log.warning("marks.json is damaged: tokens that were spent or refused look fresh again", kept_as=aside)
+            log.warning(
+                "marks.json is damaged: tokens that were spent or refused look fresh again",
+                kept_as=aside,
+            )
             return cls(layout, secrets.token_bytes(KEY_BYTES), {})
 
     def mark(self, token: Secret) -> str:
@@ -74,20 +77,24 @@ class Marks:
         found = self._marks.get(self.mark(token))
         return TokenClass(found["class"]) if found else TokenClass.FRESH
 
-    def presented_in(self, token: Secret) -> Optional[str]:
+    def presented_in(self, token: Secret) -> str | None:
         found = self._marks.get(self.mark(token))
         return found.get("boot_id") if found else None
 
-    def put(self, token: Secret, kind: TokenClass, *, boot_id: Optional[str]) -> None:
+    def put(self, token: Secret, kind: TokenClass, *, boot_id: str | None) -> None:
         self.put_mark(self.mark(token), len(token.reveal()), kind, boot_id=boot_id)
 
-    def put_mark(self, mark: str, length: int, kind: TokenClass, *, boot_id: Optional[str]) -> None:
+    def put_mark(self, mark: str, length: int, kind: TokenClass, *, boot_id: str | None) -> None:
         self._marks[mark] = {"class": kind.value, "length": length, "boot_id": boot_id}
-        files.write_json(self._layout.marks, {"v": VERSION, "key": self._key.hex(), "marks": self._marks})
+        files.write_json(
+            self._layout.marks, {"v": VERSION, "key": self._key.hex(), "marks": self._marks}
+        )
 
-    def lengths(self, *classes: TokenClass) -> FrozenSet[int]:
+    def lengths(self, *classes: TokenClass) -> frozenset[int]:
         wanted = {kind.value for kind in classes}
-        return frozenset(int(mark["length"]) for mark in self._marks.values() if mark["class"] in wanted)
+        return frozenset(
+            int(mark["length"]) for mark in self._marks.values() if mark["class"] in wanted
+        )
 
     def recognises(self, candidate: bytes, *classes: TokenClass) -> bool:
         found = self._marks.get(self._mark(candidate))

@@ -6,8 +6,6 @@ process. A foreign or unreadable identity is not handed over: the agent then doe
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
-
 from firstboot.base import accounts, files
 from firstboot.base.layout import Layout
 from firstboot.exchange import handover, settings
@@ -16,7 +14,9 @@ from firstboot.identity import store
 
 def unseal(layout: Layout) -> int:
     """Write the hand-over file; the error says why there is nothing to hand over (exit 3, 7 or 8)."""
-    files.remove(layout.handover)  # one that no agent took must not outlive the identity that it came from
+    files.remove(
+        layout.handover
+    )  # one that no agent took must not outlive the identity that it came from
     here = store.required(layout)
     handover.write(
         layout,
@@ -39,7 +39,7 @@ def unseal(layout: Layout) -> int:
     return 0
 
 
-def _agent(layout: Layout) -> Optional[Tuple[int, int]]:
+def _agent(layout: Layout) -> tuple[int, int] | None:
     if not layout.is_host:
         return None
     user = accounts.agent()

@@ -15,8 +15,9 @@ import base64
 import binascii
 import posixpath
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 import yaml
 
@@ -30,12 +31,15 @@ COPIES_LIMIT = 8  # the same mapping may stand in several places
 ARCHIVE_LIMIT = 100  # parts of one cloud-config-archive
 UTF8_MARK = b"\xef\xbb\xbf"
 
-_BLOCK = re.compile(rb"^#byteor-firstboot:[ \t]*(?:\r?\n|\Z)((?:#  [^\n]*(?:\n|\Z))*)", re.MULTILINE)
+_BLOCK = re.compile(
+    rb"^#byteor-firstboot:[ \t]*(?:\r?\n|\Z)((?:#  [^\n]*(?:\n|\Z))*)", re.MULTILINE
+)
 _ONE_LINE = re.compile(rb"^#byteor-firstboot:[ \t]*\{", re.MULTILINE)
 _ESCAPED = re.compile(rb"#[ \t]*(?:" + "|".join(CHECKS).encode() + rb")[ \t]*:")
 # Our key or our path on a line that is no comment. Within one line: `\s` would run on and cost quadratic time.
 _OURS = re.compile(
-    rb"^(?![ \t]*#)[^\n]*?(?:byteor[\"']?[ \t]*:|\?[ \t]*[\"']?byteor|byteor-firstboot/+settings\.yaml)", re.MULTILINE
+    rb"^(?![ \t]*#)[^\n]*?(?:byteor[\"']?[ \t]*:|\?[ \t]*[\"']?byteor|byteor-firstboot/+settings\.yaml)",
+    re.MULTILINE,
 )
 _NO_YAML = (b"#!", b"#cloud-boothook", b"#include", b"#part-handler")
 _JINJA = re.compile(rb"##[ \t]*template:[^\n]*\n")
@@ -49,20 +53,25 @@ class Found:
     raw: Any
 
 
-def read(data: bytes, *, where: str) -> Optional[Found]:
+def read(data: bytes, *, where: str) -> Found | None:
     """Return what `data` carries for us, None for nothing; Invalid when it is broken or carries two different mappings."""
     unpacking = Unpacking(where)
-    found: List[Found] = []
+    found: list[Found] = []
     for part in unpacking.parts(data):
         for one in _in_part(part, unpacking):
             if one.raw is not None:
                 found.append(one)
             if len(found) > COPIES_LIMIT:
-                raise Invalid(f"{where} carries more than {COPIES_LIMIT} settings for byteor-firstboot", hint="keep one")
+                raise Invalid(
+                    f"{where} carries more than {COPIES_LIMIT} settings for byteor-firstboot",
+                    hint="keep one",
+                )
     if not found:
         return None
     if any(other.raw != found[0].raw for other in found[1:]):
-        raise Invalid(f"{where} carries two different settings for byteor-firstboot", hint="keep one of them")
+        raise Invalid(
+            f"{where} carries two different settings for byteor-firstboot", hint="keep one of them"
+        )
     return found[0]
 
 
@@ -70,12 +79,13 @@ def _in_part(part: bytes, unpacking: Unpacking) -> Iterator[Found]:
     if b"byteor" not in part:
         return
     where = unpacking.where
-    part = part[len(UTF8_MARK):] if part.startswith(UTF8_MARK) else part
+    part = part[len(UTF8_MARK) :] if part.startswith(UTF8_MARK) else part
     blocks = False
     for match in _BLOCK.finditer(part):
         if _ESCAPED.match(part, match.end()):
             raise Invalid(
-                f"a line of the comment block in {where} is not part of it", hint="begin each line with # and two spaces"
+                f"a line of the comment block in {where} is not part of it",
+                hint="begin each line with # and two spaces",
             )
         lines = [line[1:].rstrip(b"\r") for line in match.group(1).split(b"\n") if line]
         if lines:
@@ -86,7 +96,11 @@ def _in_part(part: bytes, unpacking: Unpacking) -> Iterator[Found]:
             f"the comment block in {where} must begin on the line after its marker",
             hint="#byteor-firstboot: alone on a line, then lines that begin with # and two spaces",
         )
-    body = _JINJA.sub(b"", part.lstrip(), count=1) if part.lstrip().startswith(b"##") else part.lstrip()
+    body = (
+        _JINJA.sub(b"", part.lstrip(), count=1)
+        if part.lstrip().startswith(b"##")
+        else part.lstrip()
+    )
     if body.startswith(b"#cloud-config-archive"):
         yield from _in_archive(part, unpacking)
     elif not body.startswith(_NO_YAML) and _OURS.search(part):
@@ -114,7 +128,9 @@ def _in_archive(part: bytes, unpacking: Unpacking) -> Iterator[Found]:
         if isinstance(content, yaml.ScalarNode):
             text = _bytes(content, unpacking.where)
             unpacking.charge(len(text))
-            if not text.lstrip().startswith(b"#cloud-config-archive"):  # nested ones are not unpacked
+            if not text.lstrip().startswith(
+                b"#cloud-config-archive"
+            ):  # nested ones are not unpacked
                 yield from _in_part(text, unpacking)
 
 
@@ -133,7 +149,11 @@ def _in_cloud_config(part: bytes, where: str) -> Iterator[Found]:
 def _in_entry(entry: yaml.Node, where: str) -> Iterator[Found]:
     fields = _fields(entry)
     path, content = fields.get("path"), fields.get("content")
-    if not isinstance(path, yaml.ScalarNode) or posixpath.normpath(path.value) != DROP_PLACE or content is None:
+    if (
+        not isinstance(path, yaml.ScalarNode)
+        or posixpath.normpath(path.value) != DROP_PLACE
+        or content is None
+    ):
         return
     where = f"the content of {DROP_PLACE} in {where}"
     if not isinstance(content, yaml.ScalarNode):
@@ -143,7 +163,7 @@ def _in_entry(entry: yaml.Node, where: str) -> Iterator[Found]:
     yield Found("write_files", _mapping(_decoded(_bytes(content, where), named, where), where))
 
 
-def _fields(node: yaml.Node) -> Dict[str, yaml.Node]:
+def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
     """The entries of a mapping by their text keys; keys of other shapes are none of ours."""
     entries = node.value if isinstance(node, yaml.MappingNode) else []
     return {key.value: value for key, value in entries if isinstance(key, yaml.ScalarNode)}

@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable
 
 from tests.bench import idle, interpreters, peers, transfers
 from tests.bench.boots import Boots
@@ -51,9 +51,18 @@ class Bench:
             memory = f"{last.rss_mib:.1f} MiB ({last.anonymous_mib:.1f} anonymous)"
             self.row("agent idle: RSS", name, memory, "<= 30, aim 27 on Debian")
             spans = f"{minutes} x {minute_s:.0f} s"
-            self.row(f"agent idle: CPU a minute, {spans}", name, middle(cpu, unit=" ms", digits=1), "<= 8 ms")
-            self.row("agent idle: context switches a minute", name, middle(switches, digits=0), "<= 16")
-            self.row("agent idle: threads, descriptors", name, f"{last.threads}, {last.descriptors}")
+            self.row(
+                f"agent idle: CPU a minute, {spans}",
+                name,
+                middle(cpu, unit=" ms", digits=1),
+                "<= 8 ms",
+            )
+            self.row(
+                "agent idle: context switches a minute", name, middle(switches, digits=0), "<= 16"
+            )
+            self.row(
+                "agent idle: threads, descriptors", name, f"{last.threads}, {last.descriptors}"
+            )
 
     def peers(self) -> None:
         for name, seen in peers.idle(self._scratch, min(60.0, self._chosen.window)):
@@ -62,27 +71,53 @@ class Bench:
                 continue
             begin, end = seen
             scale = 60.0 / min(60.0, self._chosen.window)
-            self.row("peer idle: RSS", name, f"{end.rss_mib:.1f} MiB ({end.anonymous_mib:.1f} anonymous)")
-            self.row("peer idle: CPU a minute", name, f"{(end.cpu_s - begin.cpu_s) * 1000 * scale:.1f} ms")
-            self.row("peer idle: context switches a minute", name, f"{(end.switches - begin.switches) * scale:.0f}")
+            self.row(
+                "peer idle: RSS", name, f"{end.rss_mib:.1f} MiB ({end.anonymous_mib:.1f} anonymous)"
+            )
+            self.row(
+                "peer idle: CPU a minute",
+                name,
+                f"{(end.cpu_s - begin.cpu_s) * 1000 * scale:.1f} ms",
+            )
+            self.row(
+                "peer idle: context switches a minute",
+                name,
+                f"{(end.switches - begin.switches) * scale:.0f}",
+            )
 
     def start(self) -> None:
         for interpreter in self._all:
             found = [
-                idle.started(interpreter, self._plane, self._scratch / f"start-{interpreter.name}-{turn}")
+                idle.started(
+                    interpreter, self._plane, self._scratch / f"start-{interpreter.name}-{turn}"
+                )
                 for turn in range(self._chosen.runs)
             ]
             agent = [each["agent"] for each in found]
-            self.row("agent start until the first beat: CPU", interpreter.name, middle(agent, unit=" s"), "<= 0.45 s")
+            self.row(
+                "agent start until the first beat: CPU",
+                interpreter.name,
+                middle(agent, unit=" s"),
+                "<= 0.45 s",
+            )
             unseal = [each["unseal"] for each in found]
-            self.row("  its pre-start step, unseal: CPU", interpreter.name, middle(unseal, unit=" s"))
+            self.row(
+                "  its pre-start step, unseal: CPU", interpreter.name, middle(unseal, unit=" s")
+            )
 
     def beats(self) -> None:
         count = 10_000 if self._chosen.full else self._chosen.beats
         for interpreter in self._all:
-            found = idle.many_beats(interpreter, self._plane, self._scratch / f"beats-{interpreter.name}", count)
+            found = idle.many_beats(
+                interpreter, self._plane, self._scratch / f"beats-{interpreter.name}", count
+            )
             cost = f"{found['cpu_ms']:.2f} ms"
-            self.row(f"one beat ({found['beats']:.0f}, period 5 ms): CPU", interpreter.name, cost, "<= 2 ms")
+            self.row(
+                f"one beat ({found['beats']:.0f}, period 5 ms): CPU",
+                interpreter.name,
+                cost,
+                "<= 2 ms",
+            )
             grown = f"{found['growth'] * 100:+.1f} % to {found['rss_mib']:.1f} MiB"
             self.row("  growth of RSS over these", interpreter.name, grown, "<= 5 % over 10,000")
 
@@ -93,28 +128,58 @@ class Bench:
             name = interpreter.name
             first, again, bare = (costs[f"{work} {name}"] for work in ("first", "again", "python"))
             self._against("first boot", name, first, to=costs["script"], reach="<= 7 x")
-            self.row("boot of an enrolled host: CPU", name, middle([c.cpu_s for c in again], unit=" s"), "<= 0.25 s")
-            self.row("  an interpreter that does nothing: CPU", name, middle([c.cpu_s for c in bare], unit=" s", digits=3))
+            self.row(
+                "boot of an enrolled host: CPU",
+                name,
+                middle([c.cpu_s for c in again], unit=" s"),
+                "<= 0.25 s",
+            )
+            self.row(
+                "  an interpreter that does nothing: CPU",
+                name,
+                middle([c.cpu_s for c in bare], unit=" s", digits=3),
+            )
         if shutil.which("cloud-init") is None:
             self.row("first boot", "cloud-init", "not installed", "ours <= 0.6 x")
 
     def transfer(self) -> None:
-        for work, reach, mib in (("download", "<= 1.2 x", self._chosen.bundle), ("upload", "<= 1.25 x", 64)):
-            measure: Callable[..., Dict[str, List[Cost]]] = getattr(transfers, work)
+        for work, reach, mib in (
+            ("download", "<= 1.2 x", self._chosen.bundle),
+            ("upload", "<= 1.25 x", 64),
+        ):
+            measure: Callable[..., dict[str, list[Cost]]] = getattr(transfers, work)
             title = f"{work}, {mib} MiB, hashed"
             costs = measure(self._all, self._scratch / work, mib=mib, runs=self._chosen.runs)
             self._against(title, "curl && openssl", costs["curl"])
             for interpreter in self._all:
-                self._against(title, interpreter.name, costs[interpreter.name], to=costs["curl"], reach=reach)
-                rss = middle([cost.rss_mib for cost in costs[interpreter.name]], unit=" MiB", digits=1)
+                self._against(
+                    title, interpreter.name, costs[interpreter.name], to=costs["curl"], reach=reach
+                )
+                rss = middle(
+                    [cost.rss_mib for cost in costs[interpreter.name]], unit=" MiB", digits=1
+                )
                 self.row("  growth of RSS", interpreter.name, rss, "flat")
                 alone = [cost.wall_s for cost in costs[f"{interpreter.name}, whole"]]
-                self.row("  with the interpreter's start: wall", interpreter.name, middle(alone, unit=" s", digits=3))
+                self.row(
+                    "  with the interpreter's start: wall",
+                    interpreter.name,
+                    middle(alone, unit=" s", digits=3),
+                )
 
-    def _against(self, work: str, who: str, costs: List[Cost], *, to: List[Cost] | None = None, reach: str = "") -> None:
+    def _against(
+        self,
+        work: str,
+        who: str,
+        costs: list[Cost],
+        *,
+        to: list[Cost] | None = None,
+        reach: str = "",
+    ) -> None:
         wall = middle([cost.wall_s for cost in costs], unit=" s", digits=3)
         if to is not None:
-            ratio = statistics.median(cost.wall_s for cost in costs) / statistics.median(cost.wall_s for cost in to)
+            ratio = statistics.median(cost.wall_s for cost in costs) / statistics.median(
+                cost.wall_s for cost in to
+            )
             wall = f"{ratio:.2f} x, {wall}"
         self.row(f"{work}: wall", who, wall, reach)
         self.row(f"{work}: CPU", who, middle([cost.cpu_s for cost in costs], unit=" s"))
@@ -124,12 +189,28 @@ WORKS = ("boot", "start", "beats", "transfer", "idle", "peers")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tests/bench/run", description="What first boot and the agent cost, in one run.")
-    parser.add_argument("--full", action="store_true", help="idle for ten minutes, and 10,000 beats")
-    parser.add_argument("--window", type=float, default=60.0, metavar="SECONDS", help="idle for so long (60)")
-    parser.add_argument("--beats", type=int, default=1000, metavar="N", help="beats to take the cost of one from (1000)")
-    parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each whole process (7)")
-    parser.add_argument("--bundle", type=int, default=1024, metavar="MIB", help="size of the download (1024)")
+    parser = argparse.ArgumentParser(
+        prog="tests/bench/run", description="What first boot and the agent cost, in one run."
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="idle for ten minutes, and 10,000 beats"
+    )
+    parser.add_argument(
+        "--window", type=float, default=60.0, metavar="SECONDS", help="idle for so long (60)"
+    )
+    parser.add_argument(
+        "--beats",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="beats to take the cost of one from (1000)",
+    )
+    parser.add_argument(
+        "--runs", type=int, default=7, metavar="N", help="runs of each whole process (7)"
+    )
+    parser.add_argument(
+        "--bundle", type=int, default=1024, metavar="MIB", help="size of the download (1024)"
+    )
     parser.add_argument("--only", action="append", choices=WORKS, help="only this; may be repeated")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:

@@ -1,19 +1,20 @@
-"""First boot, and the boot of a host that is enrolled, as whole processes beside a shell script of the same steps."""
+"""First boot, and the boot of a host that is enrolled, as whole processes beside a shell script of
+the same steps.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 from pathlib import Path
-from typing import Dict, List
 
 from tests.bench.interpreters import Interpreter
 from tests.bench.processes import Cost, alternating, whole
 from tests.controlplane import ControlPlane
 from tests.integration.host import Host
 
-# The same durable steps, as somebody would write them without us: intent, request, seal, overwrite, sync after each.
-# openssl enc knows no GCM: the sealing is a yardstick of cost, not an equal.
+# The same durable steps, as somebody would write them without us: intent, request, seal, overwrite,
+# sync after each. openssl enc knows no GCM: the sealing is a yardstick of cost, not an equal.
 SCRIPT = r"""
 set -eu
 root=$1 url=$2 ca=$3
@@ -57,26 +58,47 @@ class Boots:
 
     def _script(self) -> Cost:
         host, plane = self._fresh(), self._plane
-        place = f"orgs/{plane.org_id}/projects/{plane.project_id}/environments/{plane.environment_id}"
+        place = (
+            f"orgs/{plane.org_id}/projects/{plane.project_id}/environments/{plane.environment_id}"
+        )
         url = f"{plane.base_url}/api/v1/{place}/agents"
-        return whole(["sh", "-c", SCRIPT, "script", str(host.root), url, str(plane.ca_path), f"edge-{host.root.name}"])
+        return whole(
+            [
+                "sh",
+                "-c",
+                SCRIPT,
+                "script",
+                str(host.root),
+                url,
+                str(plane.ca_path),
+                f"edge-{host.root.name}",
+            ]
+        )
 
     def _first(self, interpreter: Interpreter) -> Cost:
         command = interpreter.command("byteor-firstboot", "run", "--root", str(self._fresh().root))
         return whole(command, env=interpreter.env())
 
     def _again(self, interpreter: Interpreter, host: Host) -> Cost:
-        return whole(interpreter.command("byteor-firstboot", "run", "--root", str(host.root)), env=interpreter.env())
+        return whole(
+            interpreter.command("byteor-firstboot", "run", "--root", str(host.root)),
+            env=interpreter.env(),
+        )
 
-    def measure(self, interpreters: List[Interpreter], *, runs: int) -> Dict[str, List[Cost]]:
+    def measure(self, interpreters: list[Interpreter], *, runs: int) -> dict[str, list[Cost]]:
         """`script`; for each interpreter `first NAME` and `again NAME`."""
         self._plane.reset()
         host = self._fresh()
-        whole([*interpreters[0].command("byteor-firstboot", "run", "--root", str(host.root))], env=interpreters[0].env())
+        whole(
+            [*interpreters[0].command("byteor-firstboot", "run", "--root", str(host.root))],
+            env=interpreters[0].env(),
+        )
         works = {"script": self._script}
         for interpreter in interpreters:
             works[f"first {interpreter.name}"] = lambda it=interpreter: self._first(it)  # type: ignore[misc]
             works[f"again {interpreter.name}"] = lambda it=interpreter: self._again(it, host)  # type: ignore[misc]
-            works[f"python {interpreter.name}"] = lambda it=interpreter: whole([it.python, "-c", "pass"], env=it.env())  # type: ignore[misc]
+            works[f"python {interpreter.name}"] = lambda it=interpreter: whole(
+                [it.python, "-c", "pass"], env=it.env()
+            )  # type: ignore[misc]
         os.sync()
         return alternating(works, runs=runs)

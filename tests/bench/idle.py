@@ -1,4 +1,6 @@
-"""The resident agent: start, idling for a window, the cost of a beat and what ten thousand of them leave behind."""
+"""The resident agent: start, idling for a window, the cost of a beat and what ten thousand of them
+leave behind.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import contextlib
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 from tests.bench.interpreters import Interpreter
 from tests.bench.processes import Usage, usage
@@ -15,7 +18,8 @@ from tests.controlplane import ControlPlane
 from tests.integration.host import Host
 
 FAST_PERIOD_S = 0.005
-# The resident process with another default period, and nothing else changed: the plane and the settings name none.
+# The resident process with another default period, and nothing else changed: the plane and the
+# settings name none.
 _FAST = f"from firstboot.agent import supervisor\nsupervisor.DEFAULT_PERIOD_S = {FAST_PERIOD_S}"
 
 
@@ -35,7 +39,12 @@ def running(interpreter: Interpreter, host: Host, *, before: str = "") -> Iterat
     """The agent's process id, while it runs."""
     command = interpreter.command("byteor-agent", "run", "--root", str(host.root), before=before)
     process = subprocess.Popen(
-        command, env=interpreter.env(), cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=interpreter.env(),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         yield process.pid
@@ -48,7 +57,9 @@ def beats(plane: ControlPlane) -> int:
     return sum(int(agent["heartbeats"]) for agent in plane.agents())
 
 
-def wait_for_beats(plane: ControlPlane, count: int, *, limit_s: float = 600.0, every_s: float = 0.02) -> None:
+def wait_for_beats(
+    plane: ControlPlane, count: int, *, limit_s: float = 600.0, every_s: float = 0.02
+) -> None:
     until = time.monotonic() + limit_s
     while beats(plane) < count:
         if time.monotonic() > until:
@@ -56,7 +67,7 @@ def wait_for_beats(plane: ControlPlane, count: int, *, limit_s: float = 600.0, e
         time.sleep(every_s)
 
 
-def window(pid: int, minutes: int, *, minute_s: float = 60.0) -> List[Usage]:
+def window(pid: int, minutes: int, *, minute_s: float = 60.0) -> list[Usage]:
     """What the process used by the end of each minute; the first entry is the beginning."""
     seen = [usage(pid)]
     for _ in range(minutes):
@@ -65,8 +76,10 @@ def window(pid: int, minutes: int, *, minute_s: float = 60.0) -> List[Usage]:
     return seen
 
 
-def started(interpreter: Interpreter, plane: ControlPlane, directory: Path) -> Dict[str, float]:
-    """CPU seconds until the plane accepted the first beat: of the agent, and of `unseal`, its child without systemd."""
+def started(interpreter: Interpreter, plane: ControlPlane, directory: Path) -> dict[str, float]:
+    """CPU seconds until the plane accepted the first beat: of the agent, and of `unseal`, its child
+    without systemd.
+    """
     plane.reset()
     host = enrolled(directory, plane)
     with running(interpreter, host, before=_FAST) as pid:
@@ -75,8 +88,12 @@ def started(interpreter: Interpreter, plane: ControlPlane, directory: Path) -> D
     return {"agent": used.cpu_s, "unseal": used.children_s}
 
 
-def many_beats(interpreter: Interpreter, plane: ControlPlane, directory: Path, count: int) -> Dict[str, float]:
-    """CPU ms of one beat, and memory before and after `count` of them, at a period of 5 ms instead of 30 s."""
+def many_beats(
+    interpreter: Interpreter, plane: ControlPlane, directory: Path, count: int
+) -> dict[str, float]:
+    """CPU ms of one beat, and memory before and after `count` of them, at a period of 5 ms instead
+    of 30 s.
+    """
     plane.reset()
     host = enrolled(directory, plane)
     with running(interpreter, host, before=_FAST) as pid:

@@ -1,4 +1,6 @@
-"""A TLS server that is never the bottleneck of a transfer: GET sends zeros, POST reads and forgets. A process of its own."""
+"""A TLS server that is never the bottleneck of a transfer: GET sends zeros, POST reads and forgets.
+A process of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ def _serve(sock: ssl.SSLSocket, size: int, buffer: bytearray) -> None:
         head += got
     head, _, rest = head.partition(b"\r\n\r\n")
     if head.startswith(b"GET"):
-        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/gzip\r\nETag: \"1\"\r\nConnection: close\r\n"
-                     b"Content-Length: %d\r\n\r\n" % size)
+        sock.sendall(
+            b'HTTP/1.1 200 OK\r\nContent-Type: application/gzip\r\nETag: "1"\r\nConnection: close\r\n'
+            b"Content-Length: %d\r\n\r\n" % size
+        )
         for _ in range(size // len(PIECE)):
             sock.sendall(PIECE)
         return
@@ -36,8 +40,11 @@ def _serve(sock: ssl.SSLSocket, size: int, buffer: bytearray) -> None:
         if not got:
             return
         left -= got
-    sock.sendall(b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-                 % len(REPLY) + REPLY)
+    sock.sendall(
+        b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        % len(REPLY)
+        + REPLY
+    )
 
 
 def _connection(raw: socket.socket, context: ssl.SSLContext, size: int) -> None:
@@ -49,9 +56,13 @@ def _connection(raw: socket.socket, context: ssl.SSLContext, size: int) -> None:
 
 
 def main() -> None:
-    """``python -m tests.bench.servers DIRECTORY SIZE``: prints its port and serves until it is ended."""
+    """``python -m tests.bench.servers DIRECTORY SIZE``: prints its port and serves until it is
+    ended.
+    """
     directory, size = Path(sys.argv[1]), int(sys.argv[2])
-    context = tls.Certificates(tls.load_ca(directory), tls.names_for("127.0.0.1"), fault=lambda: None).context
+    context = tls.Certificates(
+        tls.load_ca(directory), tls.names_for("127.0.0.1"), fault=lambda: None
+    ).context
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
         while True:

@@ -1,4 +1,6 @@
-"""A bundle fetched, and an artifact sent, beside curl and openssl doing the same; both against one fast TLS server."""
+"""A bundle fetched, and an artifact sent, beside curl and openssl doing the same; both against one
+fast TLS server.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,15 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, List
 
 from tests.bench.interpreters import Interpreter
 from tests.bench.processes import Cost, alternating, whole
 from tests.controlplane import tls
 
-# What the deployments loop does with a bundle that the activator wants: to the hash, to the file, durable, renamed.
+# What the deployments loop does with a bundle that the activator wants: to the hash, to the file,
+# durable, renamed.
 _DOWNLOAD = """
 import json, sys, time
 from pathlib import Path
@@ -62,7 +65,9 @@ def _server(directory: Path, mib: int) -> Iterator[str]:
     tls.load_ca(directory)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.servers", str(directory), str(mib << 20)],
-        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
     )
     assert process.stdout is not None
     try:
@@ -74,38 +79,59 @@ def _server(directory: Path, mib: int) -> Iterator[str]:
 
 
 def _beside(
-    interpreters: List[Interpreter], code: str, arguments: List[str], *, curl: str, runs: int
-) -> Dict[str, List[Cost]]:
+    interpreters: list[Interpreter], code: str, arguments: list[str], *, curl: str, runs: int
+) -> dict[str, list[Cost]]:
     """`curl` and each interpreter; the interpreter's own start stands apart, as ``NAME, whole``.
 
-    The code writes what it cost to the path in its last argument; what grows by it stands in place of the largest RSS.
+    The code writes what it cost to the path in its last argument; what grows by it stands in place
+    of the largest RSS.
     """
     report = Path(arguments[-1])
-    whole_costs: Dict[str, List[Cost]] = {f"{interpreter.name}, whole": [] for interpreter in interpreters}
+    whole_costs: dict[str, list[Cost]] = {
+        f"{interpreter.name}, whole": [] for interpreter in interpreters
+    }
 
     def inner(interpreter: Interpreter) -> Cost:
         costs = whole([interpreter.python, "-c", code, *arguments], env=interpreter.env())
         whole_costs[f"{interpreter.name}, whole"].append(costs)
         return Cost(*json.loads(report.read_text()))
 
-    works = {interpreter.name: functools.partial(inner, interpreter) for interpreter in interpreters}
-    found = alternating({"curl": lambda: whole(["sh", "-ec", curl, "sh", *arguments]), **works}, runs=runs)
+    works = {
+        interpreter.name: functools.partial(inner, interpreter) for interpreter in interpreters
+    }
+    found = alternating(
+        {"curl": lambda: whole(["sh", "-ec", curl, "sh", *arguments]), **works}, runs=runs
+    )
     return {**found, **{name: costs[1:] for name, costs in whole_costs.items()}}
 
 
-def download(interpreters: List[Interpreter], directory: Path, *, mib: int, runs: int) -> Dict[str, List[Cost]]:
+def download(
+    interpreters: list[Interpreter], directory: Path, *, mib: int, runs: int
+) -> dict[str, list[Cost]]:
     """TLS, hash, write; ours also looks for room and makes it durable."""
     digest = hashlib.sha256()
     for _ in range(mib):
         digest.update(bytes(1 << 20))
     with _server(directory, mib) as base:
         (directory / "var/lib/byteor/agent/inbox").mkdir(parents=True)
-        arguments = [base, str(directory / "ca.pem"), str(directory), digest.hexdigest(), str(directory / "report")]
-        curl = 'curl -sS --fail --cacert "$2" -o "$3/got" "$1/bundle" && openssl dgst -sha256 "$3/got"'
-        return _beside(interpreters, _DOWNLOAD.replace("SIZE", str(mib << 20)), arguments, curl=curl, runs=runs)
+        arguments = [
+            base,
+            str(directory / "ca.pem"),
+            str(directory),
+            digest.hexdigest(),
+            str(directory / "report"),
+        ]
+        curl = (
+            'curl -sS --fail --cacert "$2" -o "$3/got" "$1/bundle" && openssl dgst -sha256 "$3/got"'
+        )
+        return _beside(
+            interpreters, _DOWNLOAD.replace("SIZE", str(mib << 20)), arguments, curl=curl, runs=runs
+        )
 
 
-def upload(interpreters: List[Interpreter], directory: Path, *, mib: int, runs: int) -> Dict[str, List[Cost]]:
+def upload(
+    interpreters: list[Interpreter], directory: Path, *, mib: int, runs: int
+) -> dict[str, list[Cost]]:
     """Hash, multipart, TLS."""
     with _server(directory, mib) as base:
         artifact, report, digest = directory / "artifact", directory / "report", hashlib.sha256()
@@ -113,7 +139,13 @@ def upload(interpreters: List[Interpreter], directory: Path, *, mib: int, runs: 
             for _ in range(mib):
                 file.write(b"\x5a" * (1 << 20))
                 digest.update(b"\x5a" * (1 << 20))
-        arguments = [base, str(directory / "ca.pem"), str(artifact), digest.hexdigest(), str(report)]
+        arguments = [
+            base,
+            str(directory / "ca.pem"),
+            str(artifact),
+            digest.hexdigest(),
+            str(report),
+        ]
         curl = (
             'openssl dgst -sha256 "$3" && curl -sS --fail --cacert "$2" -o /dev/null -H "Expect:"'
             ' -F \'metadata={"kind":"snapshot"};type=application/json\' -F "file=@$3" "$1/api/v1/agents/agt_1/artifacts"'

@@ -1,4 +1,6 @@
-"""Guests for tests: roots and the Debian package once a session, one network, and on a failure what the guests say."""
+"""Guests for tests: roots and the Debian package once a session, one network, and on a failure what
+the guests say.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ from .guest import Guest, GuestError
 from .network import Link, Network
 
 TOP = Path(__file__).resolve().parents[2]
-# A guest that was booted by a fixture belongs to several tests: whatever fails, every guest that is up is shown.
+# A guest that was booted by a fixture belongs to several tests: whatever fails, every guest that is
+# up is shown.
 _UP: list[Guest] = []
 _JOURNAL_LINES = "60"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Guests are skipped without root, loudly; as root they must not be: what is missing is an error then."""
+    """Guests are skipped without root, loudly; as root they must not be: what is missing is an
+    error then.
+    """
     if os.geteuid() == 0:
         return
     for item in items:
@@ -37,7 +42,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and item.get_closest_marker("boot"):
         for guest in _UP:
             try:
-                report.sections.append((f"journal of {guest.name}", guest.journal("-b", "-n", _JOURNAL_LINES)))
+                report.sections.append(
+                    (f"journal of {guest.name}", guest.journal("-b", "-n", _JOURNAL_LINES))
+                )
             except (GuestError, subprocess.SubprocessError, OSError) as error:
                 report.sections.append((f"journal of {guest.name}", f"not to be had: {error}"))
 
@@ -56,7 +63,9 @@ def base(suite: str) -> Path:
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Debian package, as ``image-build/build-deb`` builds it from this checkout, or the one that GUEST_PACKAGE names."""
+    """The Debian package, as ``image-build/build-deb`` builds it from this checkout, or the one
+    that GUEST_PACKAGE names.
+    """
     if "GUEST_PACKAGE" in os.environ:
         return Path(os.environ["GUEST_PACKAGE"])
     directory = tmp_path_factory.mktemp("package")
@@ -65,7 +74,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def image(base: Path, package: Path, tmp_path_factory: pytest.TempPathFactory, suite: str) -> Iterator[Sequence[Path]]:
+def image(
+    base: Path, package: Path, tmp_path_factory: pytest.TempPathFactory, suite: str
+) -> Iterator[Sequence[Path]]:
     """The lower directories of a guest whose image has our package installed."""
     directory = tmp_path_factory.mktemp(f"image-{suite}")
     yield roots.install_package(package, lowers=[base], directory=directory).stack
@@ -80,14 +91,28 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def new_guest(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Guest]]:
-    """Make guests that have a link to the plane's address; all of them are gone when the module's tests are done."""
+def new_guest(
+    network: Network, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Guest]]:
+    """Make guests that have a link to the plane's address; all of them are gone when the module's
+    tests are done.
+    """
     made: list[Guest] = []
 
     def make(
-        name: str, lowers: Sequence[Path] = (), *, layer: roots.Layer | None = None, link: Link | None = None
+        name: str,
+        lowers: Sequence[Path] = (),
+        *,
+        layer: roots.Layer | None = None,
+        link: Link | None = None,
     ) -> Guest:
-        guest = Guest(name, lowers, tmp_path_factory.mktemp(name), link=link or network.new_link(), layer=layer)
+        guest = Guest(
+            name,
+            lowers,
+            tmp_path_factory.mktemp(name),
+            link=link or network.new_link(),
+            layer=layer,
+        )
         made.append(guest)
         _UP.append(guest)
         return guest

@@ -1,9 +1,10 @@
 """A metadata service as EC2's, which hands the same user data to every boot that asks.
 
-cloud-init's EC2 datasource never trusts its cache: it fetches the user data again at every boot, so a token that was
-erased is back. Use it in a ``with`` block; ``seeds.ec2`` points a guest at ``url``. Session tokens (IMDSv2) are given
-and checked, but optional, as on an instance with ``HttpTokens=optional``: cloud-init asks for one only where the
-firmware says "Amazon", and a container cannot say so.
+cloud-init's EC2 datasource never trusts its cache: it fetches the user data again at every boot, so
+a token that was erased is back. Use it in a ``with`` block; ``seeds.ec2`` points a guest at
+``url``. Session tokens (IMDSv2) are given and checked, but optional, as on an instance with
+``HttpTokens=optional``: cloud-init asks for one only where the firmware says "Amazon", and a
+container cannot say so.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class MetadataService:
         return False
 
     def answer(self, path: str) -> bytes | None:
-        """The body for ``/<version>/…``, or None for what an instance like this one does not have."""
+        """The body for ``/<version>/…``, or None for what an instance like this one does not
+        have.
+        """
         _, _, rest = path.lstrip("/").partition("/")
         kind, _, below = rest.partition("/")
         if kind == "user-data":

@@ -35,7 +35,9 @@ class Unit:
 
 
 def ordering_cycles(console: str) -> list[str]:
-    """The console's lines about ordering cycles; systemd reports those before the journal runs: nowhere else."""
+    """The console's lines about ordering cycles; systemd reports those before the journal runs:
+    nowhere else.
+    """
     return [line for line in console.splitlines() if "ordering cycle" in line.lower()]
 
 

@@ -1,4 +1,5 @@
-"""One guest: boot it under systemd-nspawn on an overlay, ask it, stop it, and boot the same disk again.
+"""One guest: boot it under systemd-nspawn on an overlay, ask it, stop it, and boot the same disk
+again.
 
     with Network() as network:
         link = network.new_link()
@@ -9,8 +10,8 @@
         print(boot.cloud_status, boot.failed_units, ordering_cycles(boot.console))
         guest.close()
 
-Commands run in the guest by nsenter: without a machined on this machine there is nothing that ``machinectl shell``
-could talk to.
+Commands run in the guest by nsenter: without a machined on this machine there is nothing that
+``machinectl shell`` could talk to.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class Guest:
             self.symlink(f"/etc/systemd/system/{unit}", "/dev/null")
 
     def read(self, path: str) -> bytes:
-        """A file of the guest's root, links followed by nobody: links of a guest lead into this machine's own files."""
+        """A file of the guest's root, links followed by nobody: links of a guest lead into this
+        machine's own files.
+        """
         target = self.root / path.lstrip("/")
         if target.is_symlink():
             raise GuestError(f"{path} is a symbolic link in the guest")
@@ -99,7 +102,9 @@ class Guest:
     # -- up and down
 
     def start(self) -> None:
-        """Power on; returns when the guest's first process runs. ``wait_until_up`` waits for the rest."""
+        """Power on; returns when the guest's first process runs. ``wait_until_up`` waits for the
+        rest.
+        """
         if self._process is not None:
             raise GuestError(f"{self.name} is up already")
         _quiet_nspawn()
@@ -134,7 +139,9 @@ class Guest:
     def look(self) -> Boot:
         """What this boot has come to by now."""
         status = self.run("cloud-init", "status", "--long", check=False)
-        failed = self.run("systemctl", "list-units", "--failed", "--no-legend", "--plain", "--full").stdout
+        failed = self.run(
+            "systemctl", "list-units", "--failed", "--no-legend", "--plain", "--full"
+        ).stdout
         return Boot(
             seconds=self._took,
             console=self.console(),
@@ -157,12 +164,16 @@ class Guest:
         """An orderly power-off; at the deadline the guest is killed, and that is an error."""
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGTERM)  # systemd-nspawn passes it on as a request to power off
+        self._process.send_signal(
+            signal.SIGTERM
+        )  # systemd-nspawn passes it on as a request to power off
         try:
             self._process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise GuestError(self._report(f"{self.name} did not power off within {STOP_DEADLINE_S:.0f} s")) from None
+            raise GuestError(
+                self._report(f"{self.name} did not power off within {STOP_DEADLINE_S:.0f} s")
+            ) from None
         self._process, self._leader = None, 0
 
     def kill(self) -> None:
@@ -177,7 +188,9 @@ class Guest:
         self._process, self._leader = None, 0
 
     def close(self) -> None:
-        """Kill the guest if it is up, and unmount its disk; the upper directory stays for whoever wants to look."""
+        """Kill the guest if it is up, and unmount its disk; the upper directory stays for whoever
+        wants to look.
+        """
         self.kill()
         roots.unmount(self.root)
 
@@ -196,7 +209,9 @@ class Guest:
             capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
         )  # fmt: skip
         if check and done.returncode != 0:
-            raise GuestError(f"{' '.join(command)} ended {done.returncode} in {self.name}:\n{done.stdout}{done.stderr}")
+            raise GuestError(
+                f"{' '.join(command)} ended {done.returncode} in {self.name}:\n{done.stdout}{done.stderr}"
+            )
         return done
 
     def unit(self, name: str) -> Unit:
@@ -206,14 +221,20 @@ class Guest:
 
     def journal(self, *arguments: str) -> str:
         """The journal of this boot, or what ``arguments`` ask for, as a person reads it."""
-        return self.run("journalctl", "--no-pager", "--output=short-monotonic", *(arguments or ("-b",))).stdout
+        return self.run(
+            "journalctl", "--no-pager", "--output=short-monotonic", *(arguments or ("-b",))
+        ).stdout
 
     def console(self) -> str:
         """This boot's console without its colours."""
         return without_escapes(self.consoles[-1].read_text(errors="replace"))
 
-    def wait_for(self, look: Callable[[], _Seen], what: str, *, timeout: float, every: float = 0.05) -> _Seen:
-        """Return the first true thing that ``look`` returns; at the deadline an error with the console's end."""
+    def wait_for(
+        self, look: Callable[[], _Seen], what: str, *, timeout: float, every: float = 0.05
+    ) -> _Seen:
+        """Return the first true thing that ``look`` returns; at the deadline an error with the
+        console's end.
+        """
         deadline = time.monotonic() + timeout
         while True:
             seen = look()
@@ -221,17 +242,20 @@ class Guest:
                 return seen
             if self._process is not None and self._process.poll() is not None:
                 code, self._process, self._leader = self._process.returncode, None, 0
-                raise GuestError(self._report(f"{self.name} ended with {code} while we waited for {what}"))
+                raise GuestError(
+                    self._report(f"{self.name} ended with {code} while we waited for {what}")
+                )
             if time.monotonic() > deadline:
                 raise GuestError(self._report(f"{self.name}: waited {timeout:.0f} s for {what}"))
             time.sleep(every)
 
     def scan(self, secret: str) -> Findings:
-        """Every copy of ``secret`` that this running guest has: disk, memory file systems, processes, journal,
+        """Every copy of ``secret`` that this running guest has: disk, memory file systems,
+        processes, journal,
         consoles.
 
-        The disk is searched where the guest writes, in its upper directory: a secret that was made after the lower
-        directories cannot be in those.
+        The disk is searched where the guest writes, in its upper directory: a secret that was made
+        after the lower directories cannot be in those.
         """
         found = scan_tree(self.layer.upper, secret, prefix="")
         for mount in self._memory_mounts():
@@ -240,7 +264,9 @@ class Guest:
         exported = self.directory / "journal.export"
         with open(exported, "wb") as output:  # every boot's, decompressed, binary fields in full
             command = self._entered(("journalctl", "--output=export", "--all"))
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, check=True, timeout=120)
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, check=True, timeout=120
+            )
         found.add(scan_file(exported, secret, place="journal"))
         for console in self.consoles:
             found.add(scan_file(console, secret, place=console.name))
@@ -274,7 +300,9 @@ class Guest:
                 children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
+            numbers = next(
+                line for line in status.splitlines() if line.startswith("NSpid:")
+            ).split()[1:]
             comm = Path(f"/proc/{process}/comm").read_text().strip()
             if len(numbers) > 1 and numbers[-1] == "1" and comm == "systemd":
                 return process
@@ -293,14 +321,23 @@ class Guest:
             if right.split()[0] in _IN_MEMORY and not point.startswith(("/proc", "/sys")):
                 mounts.append(point)
         # a mount below another one is entered with that one
-        return [point for point in sorted(set(mounts)) if not any(point.startswith(f"{other}/") for other in mounts)]
+        return [
+            point
+            for point in sorted(set(mounts))
+            if not any(point.startswith(f"{other}/") for other in mounts)
+        ]
 
     def _report(self, problem: str) -> str:
         return f"{problem}; its console ended:\n" + "\n".join(self.console().splitlines()[-30:])
 
 
 def _quiet_nspawn() -> None:
-    """A memory file system where systemd-nspawn keeps its sockets; on a disk it complains at every end of a guest."""
+    """A memory file system where systemd-nspawn keeps its sockets; on a disk it complains at every
+    end of a guest.
+    """
     _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
     if not _NSPAWN_RUN.is_mount():
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0755", "tmpfs", str(_NSPAWN_RUN)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0755", "tmpfs", str(_NSPAWN_RUN)],
+            check=True,
+        )

@@ -1,4 +1,5 @@
-"""What this machine needs before it can boot guests: checked, named with the exact command, installed when asked.
+"""What this machine needs before it can boot guests: checked, named with the exact command,
+installed when asked.
 
 ``python3 -m tests.boot.host`` says what is missing, with ``--install`` it is installed (root).
 """
@@ -38,8 +39,18 @@ def missing_packages() -> list[str]:
 
 
 def install_line(packages: list[str]) -> list[str]:
-    """The exact command that installs ``packages``, waiting for another apt rather than failing beside it."""
-    return ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *packages]
+    """The exact command that installs ``packages``, waiting for another apt rather than failing
+    beside it.
+    """
+    return [
+        "apt-get",
+        "install",
+        "-y",
+        "--no-install-recommends",
+        "-o",
+        "DPkg::Lock::Timeout=300",
+        *packages,
+    ]
 
 
 def why_not() -> str | None:
@@ -72,7 +83,9 @@ def install() -> None:
 
 
 def mirror() -> str:
-    """The Debian mirror that this machine's apt is configured for; it is written nowhere but into cached roots."""
+    """The Debian mirror that this machine's apt is configured for; it is written nowhere but into
+    cached roots.
+    """
     line_format = "$(ORIGIN)|$(COMPONENT)|$(CODENAME)|$(SITE)"
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", line_format, "Created-By: Packages"],
@@ -80,7 +93,8 @@ def mirror() -> str:
     ).stdout  # fmt: skip
     for line in listed.splitlines():
         origin, component, codename, site = line.split("|")
-        # bookworm-updates and bookworm-security are other trees; a base root comes from the release itself
+        # bookworm-updates and bookworm-security are other trees; a base root comes from the release
+        # itself
         if origin == "Debian" and component == "main" and "-" not in codename:
             return site
     raise CannotBoot("apt knows no Debian mirror with component main: run apt-get update")

@@ -1,4 +1,5 @@
-"""A guest with our package: what its user data says, and how far it has come, seen from the plane and on the host.
+"""A guest with our package: what its user data says, and how far it has come, seen from the plane
+and on the host.
 
 The one place in which the boot tests know the reference control plane's words.
 """
@@ -57,7 +58,9 @@ def beats(plane: ControlPlane, agent_id: str) -> list[Mapping[str, Any]]:
 
 
 def objections(plane: ControlPlane) -> list[str]:
-    """What the plane has against this host's requests: breaches of the contract, and of its openapi.yaml."""
+    """What the plane has against this host's requests: breaches of the contract, and of its
+    openapi.yaml.
+    """
     breaches = [f"{breach['rule']}: {breach['detail']}" for breach in plane.violations()]
     return breaches + complaints(plane.requests())
 
@@ -65,15 +68,23 @@ def objections(plane: ControlPlane) -> list[str]:
 def wait_for_agent(guest: Guest, plane: ControlPlane, *, agents: int = 1) -> str:
     """Wait until the plane lists ``agents`` agents; the id of the newest."""
     guest.wait_for(
-        lambda: len(plane.agents()) >= agents, "the plane to list an agent", timeout=ENROLL_DEADLINE_S, every=0.2
+        lambda: len(plane.agents()) >= agents,
+        "the plane to list an agent",
+        timeout=ENROLL_DEADLINE_S,
+        every=0.2,
     )
     return str(plane.agents()[-1]["agent_id"])
 
 
-def wait_for_beat(guest: Guest, plane: ControlPlane, agent_id: str, *, after: int = 0) -> Mapping[str, Any]:
+def wait_for_beat(
+    guest: Guest, plane: ControlPlane, agent_id: str, *, after: int = 0
+) -> Mapping[str, Any]:
     """Wait for a beat beyond the first ``after`` ones; the newest."""
     guest.wait_for(
-        lambda: len(beats(plane, agent_id)) > after, f"beat {after + 1}", timeout=4 * PERIOD_S + 30, every=0.2
+        lambda: len(beats(plane, agent_id)) > after,
+        f"beat {after + 1}",
+        timeout=4 * PERIOD_S + 30,
+        every=0.2,
     )
     return beats(plane, agent_id)[-1]
 
@@ -81,14 +92,21 @@ def wait_for_beat(guest: Guest, plane: ControlPlane, agent_id: str, *, after: in
 def wait_until_ended(guest: Guest, unit: str) -> None:
     """Wait until a unit's process has ended, well or not."""
     guest.wait_for(
-        lambda: guest.unit(unit)["ActiveState"] in ("inactive", "failed"), f"{unit} to end", timeout=60, every=0.25
+        lambda: guest.unit(unit)["ActiveState"] in ("inactive", "failed"),
+        f"{unit} to end",
+        timeout=60,
+        every=0.25,
     )
 
 
 def ours(guest: Guest) -> list[str]:
-    """What our commands wrote into this boot's journal, without systemd's own lines about their units."""
+    """What our commands wrote into this boot's journal, without systemd's own lines about their
+    units.
+    """
     identifiers = ("--identifier=byteor-firstboot", "--identifier=byteor-agent")
-    return guest.run("journalctl", "-b", "--no-pager", "--output=cat", *identifiers).stdout.splitlines()
+    return guest.run(
+        "journalctl", "-b", "--no-pager", "--output=cat", *identifiers
+    ).stdout.splitlines()
 
 
 def failed(boot: Boot) -> list[str]:

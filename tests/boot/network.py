@@ -1,8 +1,9 @@
-"""The addresses of one session of guests, all on this machine: one for the control plane, one link per guest.
+"""The addresses of one session of guests, all on this machine: one for the control plane, one link
+per guest.
 
-A guest has a veth link of its own whose other end lies here, and reaches the plane's address, which lies on the
-loopback interface, through it. Nothing is routed further. Sessions take different third octets of 10.77.0.0/16, held by
-a file lock, so that several can run at once.
+A guest has a veth link of its own whose other end lies here, and reaches the plane's address, which
+lies on the loopback interface, through it. Nothing is routed further. Sessions take different third
+octets of 10.77.0.0/16, held by a file lock, so that several can run at once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _LINK_DEADLINE_S = 20.0
 
 @dataclass(frozen=True)
 class Link:
-    """One guest's link: the machine name that names the interface, and the addresses at its two ends."""
+    """One guest's link: the machine name that names the interface, and the addresses at its two
+    ends.
+    """
 
     machine: str
     here: str
@@ -40,7 +43,9 @@ class Link:
         deadline = time.monotonic() + _LINK_DEADLINE_S
         while not Path("/sys/class/net", self.interface).exists():
             if time.monotonic() > deadline:
-                raise host.CannotBoot(f"{self.interface} did not appear within {_LINK_DEADLINE_S:.0f} s")
+                raise host.CannotBoot(
+                    f"{self.interface} did not appear within {_LINK_DEADLINE_S:.0f} s"
+                )
             time.sleep(0.02)
         _ip("address", "replace", f"{self.here}/30", "dev", self.interface)
         _ip("link", "set", self.interface, "up")
@@ -61,7 +66,11 @@ class Network:
         """Addresses for one more guest; they stay its own through its reboots."""
         number = next(self._guests)
         prefix = f"10.77.{self._octet}"
-        return Link(f"byteor{self._octet}g{number}"[:12], f"{prefix}.{4 * number + 1}", f"{prefix}.{4 * number + 2}")
+        return Link(
+            f"byteor{self._octet}g{number}"[:12],
+            f"{prefix}.{4 * number + 1}",
+            f"{prefix}.{4 * number + 2}",
+        )
 
     def close(self) -> None:
         """Give the addresses back."""

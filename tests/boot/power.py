@@ -1,8 +1,10 @@
-"""Power cuts: a small ext4 whose every write is recorded, and the disk as a cut at any moment would leave it.
+"""Power cuts: a small ext4 whose every write is recorded, and the disk as a cut at any moment would
+leave it.
 
-QEMU's `blklogwrites` records beneath a loop mount (real-disk.md, section 7; the format is Linux's dm-log-writes). A device
-may hold back or reorder what was written after the last flush: `cuts` gives each prefix of the writes, and at each flush the
-disk with every second write since the one before missing.
+QEMU's `blklogwrites` records beneath a loop mount (real-disk.md, section 7; the format is Linux's
+dm-log-writes). A device may hold back or reorder what was written after the last flush: `cuts`
+gives each prefix of the writes, and at each flush the disk with every second write since the one
+before missing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Write:
 
 @dataclass(frozen=True)
 class Cut:
-    """A disk as a power cut leaves it: after the first `writes` entries, some of the last ones lost if `torn`."""
+    """A disk as a power cut leaves it: after the first `writes` entries, some of the last ones lost
+    if `torn`.
+    """
 
     image: Path
     writes: int
@@ -42,7 +46,9 @@ class Cut:
 
 
 class Disk:
-    """One file system in a file; `recorded` mounts it and notes each write, `mounted` mounts one that a cut left."""
+    """One file system in a file; `recorded` mounts it and notes each write, `mounted` mounts one
+    that a cut left.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._image, self._base = directory / "disk.img", directory / "base.img"
@@ -50,7 +56,9 @@ class Disk:
         self._image.touch()
         with self._image.open("r+b") as stream:
             stream.truncate(SIZE)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", str(self._image)], check=True)
+        subprocess.run(
+            ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", str(self._image)], check=True
+        )
 
     @property
     def image(self) -> Path:
@@ -68,7 +76,12 @@ class Disk:
             "driver=blklogwrites,node-name=lw,file=f,log=l",
         ]
         export = f"fuse,id=e,node-name=lw,mountpoint={self._export},writable=on"
-        command = [DAEMON, *(part for drive in drives for part in ("--blockdev", drive)), "--export", export]
+        command = [
+            DAEMON,
+            *(part for drive in drives for part in ("--blockdev", drive)),
+            "--export",
+            export,
+        ]
         with subprocess.Popen(command) as daemon:
             try:
                 deadline = time.monotonic() + START_DEADLINE_S
@@ -101,7 +114,9 @@ class Disk:
         return found
 
     def cuts(self, scratch: Path, *, every: int = 1) -> Iterator[Cut]:
-        """Each state that a cut may leave, one in `every`; the image is replaced for the next one."""
+        """Each state that a cut may leave, one in `every`; the image is replaced for the next
+        one.
+        """
         state = bytearray(self._base.read_bytes())
         settled = bytes(state)  # what a device has promised to hold
         since: list[Write] = []

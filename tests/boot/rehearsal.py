@@ -42,20 +42,34 @@ class Teller(Protocol):
 
 
 def rehearse(story: Teller, *, suite: str = SUITE) -> None:
-    """Tell one first boot from the image to the second boot; ``RehearsalFailed`` says what was wrong."""
+    """Tell one first boot from the image to the second boot; ``RehearsalFailed`` says what was
+    wrong.
+    """
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="byteor-rehearsal-", dir="/var/tmp")))
+        scratch = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="byteor-rehearsal-", dir="/var/tmp")
+            )
+        )
         network = stack.enter_context(Network())
 
         story.step(f"A Debian image ({suite}) with our package in it")
         image = _image(scratch, suite)
         story.took()
 
-        story.step("The reference control plane, a one-time token, and user data with it in a comment block")
+        story.step(
+            "The reference control plane, a one-time token, and user data with it in a comment block"
+        )
         plane = stack.enter_context(ControlPlane(scratch / "plane", host=network.plane_address))
         token = hosts.mint(plane)
         text = seeds.user_data(hosts.settings(plane, token), body={"hostname": NAME})
-        story.say("\n".join(line for line in text.replace(token, f"{token[:8]}…").splitlines() if "#    " not in line))
+        story.say(
+            "\n".join(
+                line
+                for line in text.replace(token, f"{token[:8]}…").splitlines()
+                if "#    " not in line
+            )
+        )
         story.took()
 
         guest = Guest(NAME, image, scratch / "guest", link=network.new_link())
@@ -67,7 +81,9 @@ def rehearse(story: Teller, *, suite: str = SUITE) -> None:
 
 def _image(scratch: Path, suite: str) -> tuple[Path, ...]:
     base = roots.base_root(suite)
-    subprocess.run([str(TOP / "image-build/build-deb"), str(scratch)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [str(TOP / "image-build/build-deb"), str(scratch)], check=True, stdout=subprocess.DEVNULL
+    )
     deb = next(scratch.glob("*.deb"))
     return roots.install_package(deb, lowers=[base], directory=scratch / "image").stack
 
@@ -80,7 +96,9 @@ def _first_boot(story: Teller, guest: Guest, plane: ControlPlane, token: str) ->
     hosts.wait_for_beat(guest, plane, agent_id)
     hosts.wait_until_ended(guest, hosts.FIRSTBOOT)
     agent = plane.agents()[0]
-    story.say(f"the plane shows agent {agent_id} ({agent['name']}), heartbeats accepted: {agent['heartbeats']}")
+    story.say(
+        f"the plane shows agent {agent_id} ({agent['name']}), heartbeats accepted: {agent['heartbeats']}"
+    )
     story.took()
 
     story.step("What the host says")
@@ -103,7 +121,9 @@ def _second_boot(story: Teller, guest: Guest, plane: ControlPlane, token: str) -
     before = len(hosts.beats(plane, agent_id))
     guest.reboot()
     beat = hosts.wait_for_beat(guest, plane, agent_id, after=before)
-    story.say(f"beat {beat['sequence']} of the same agent; tokens presented in all: {len(hosts.enrollments(plane))}")
+    story.say(
+        f"beat {beat['sequence']} of the same agent; tokens presented in all: {len(hosts.enrollments(plane))}"
+    )
     _check_boot(story, guest)
     _check_gone(story, guest.scan(token))
     if len(hosts.enrollments(plane)) != 1 or hosts.objections(plane):
@@ -115,7 +135,9 @@ def _second_boot(story: Teller, guest: Guest, plane: ControlPlane, token: str) -
 def _check_boot(story: Teller, guest: Guest) -> None:
     boot = guest.look()
     failed = hosts.failed(boot)
-    story.say(f"cloud-init {boot.cloud_status.splitlines()[0]}, failed units: {', '.join(failed) or 'none'}")
+    story.say(
+        f"cloud-init {boot.cloud_status.splitlines()[0]}, failed units: {', '.join(failed) or 'none'}"
+    )
     if boot.cloud_status_code or failed or ordering_cycles(boot.console):
         raise RehearsalFailed(boot.cloud_status + "\n".join(ordering_cycles(boot.console)))
 

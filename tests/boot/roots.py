@@ -1,8 +1,8 @@
 """Base roots, built once and cached outside the checkout, and overlay layers above them.
 
-A cached base is never written to again: every guest, and every package installed for a session, lies in an upper
-directory of its own. So a fresh root costs nothing, and an upper directory holds exactly what that layer or that boot
-wrote.
+A cached base is never written to again: every guest, and every package installed for a session,
+lies in an upper directory of its own. So a fresh root costs nothing, and an upper directory holds
+exactly what that layer or that boot wrote.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PACKAGES = (
 )  # fmt: skip
 # resolved is a package of its own from bookworm on
 _PACKAGES_SINCE_BOOKWORM = ("systemd-resolved",)
-# With /usr/share/locale left out, cloud-init's locale module fails and the status is `error` unless the locale is
-# C.UTF-8 already. The second and third line of the hook make the root a root before its first boot: no machine-id, no
-# host keys.
+# With /usr/share/locale left out, cloud-init's locale module fails and the status is `error` unless
+# the locale is C.UTF-8 already. The second and third line of the hook make the root a root before
+# its first boot: no machine-id, no host keys.
 _HOOK = (
     'echo LANG=C.UTF-8 > "$1/etc/default/locale";'
     'echo "locale: C.UTF-8" > "$1/etc/cloud/cloud.cfg.d/99_locale.cfg";'
@@ -58,10 +58,11 @@ def _recipe(suite: str) -> list[str]:
 
 
 def base_root(suite: str) -> Path:
-    """The cached, never-booted root of ``suite``; built from the configured mirror if it is not there (about a minute).
+    """The cached, never-booted root of ``suite``; built from the configured mirror if it is not
+    there (about a minute).
 
-    The name carries a hash of the recipe, so a changed recipe makes a new root. Two processes that want the same root
-    wait for each other.
+    The name carries a hash of the recipe, so a changed recipe makes a new root. Two processes that
+    want the same root wait for each other.
     """
     host.require()
     recipe = _recipe(suite)
@@ -80,7 +81,9 @@ def base_root(suite: str) -> Path:
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False,
                 )  # fmt: skip
             if built.returncode != 0:
-                raise host.CannotBoot(f"mmdebstrap ended {built.returncode} for {suite}; its output is in {log}")
+                raise host.CannotBoot(
+                    f"mmdebstrap ended {built.returncode} for {suite}; its output is in {log}"
+                )
             building.rename(root)
     return root
 
@@ -144,27 +147,33 @@ def mounted(layer: Layer) -> Iterator[Path]:
 
 
 def run_in(root: Path, *command: str) -> str:
-    """Run ``command`` in a root that is not booted, without a network; its output, and an error that shows it."""
+    """Run ``command`` in a root that is not booted, without a network; its output, and an error
+    that shows it.
+    """
     done = subprocess.run(
         ["systemd-nspawn", "--quiet", "--directory", str(root), "--register=no", "--keep-unit", "--private-network",
          "--pipe", "--link-journal=no", "--as-pid2", "--setenv=DEBIAN_FRONTEND=noninteractive", *command],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended {done.returncode} in the guest's root:\n{done.stdout}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended {done.returncode} in the guest's root:\n{done.stdout}"
+        )
     return done.stdout
 
 
 def install_package(deb: Path, *, lowers: Sequence[Path], directory: Path) -> Layer:
-    """A layer in which the Debian package ``deb`` is installed, offline: its dependencies are in every base root."""
+    """A layer in which the Debian package ``deb`` is installed, offline: its dependencies are in
+    every base root.
+    """
     layer = new_layer(directory, lowers)
     with mounted(layer) as root:
         target = root / "opt" / deb.name
         shutil.copyfile(deb, target)
         run_in(root, "dpkg", "-i", f"/opt/{deb.name}")
         target.unlink()
-        # An image is shipped with an empty machine-id; a package script that commits one would make every guest the
-        # same host.
+        # An image is shipped with an empty machine-id; a package script that commits one would make
+        # every guest the same host.
         if (root / "etc/machine-id").read_text() != "":
             raise RuntimeError("installing the package gave the image a machine-id")
     return layer

@@ -1,12 +1,13 @@
 """Find every copy of a secret in a tree, in whatever form something wrote it.
 
-Searched in the bytes as they are: the secret raw, reversed, in hex, in UTF-16, and in base64 at its three alignments,
-also where a line break cuts it. Then in what the bytes unpack to: gzip, zstd, xz and bzip2 wherever one begins, base64,
-pickles, each inside another too. File names and link targets are searched as well. What could not be read is reported,
-never passed over: a scan with something ``unread`` proves nothing.
+Searched in the bytes as they are: the secret raw, reversed, in hex, in UTF-16, and in base64 at its
+three alignments, also where a line break cuts it. Then in what the bytes unpack to: gzip, zstd, xz
+and bzip2 wherever one begins, base64, pickles, each inside another too. File names and link targets
+are searched as well. What could not be read is reported, never passed over: a scan with something
+``unread`` proves nothing.
 
-The secret's longest stretch of letters and digits stands for it, since nothing escapes or quotes those; it has to be at
-least 20 long, as ``canary()`` makes them.
+The secret's longest stretch of letters and digits stands for it, since nothing escapes or quotes
+those; it has to be at least 20 long, as ``canary()`` makes them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from typing import Protocol
 import zstandard
 
 CORE_CHARACTERS = 20
-# What one packed member may unpack to, how much of a file is looked at together, and how deep members are unpacked: all
-# far above what cloud-init, the journal and a package manager write.
+# What one packed member may unpack to, how much of a file is looked at together, and how deep
+# members are unpacked: all far above what cloud-init, the journal and a package manager write.
 PIECE_BYTES = 64 * 1024 * 1024
 OVERLAP_BYTES = 1024 * 1024
 DEPTH = 5
@@ -55,7 +56,9 @@ _PACKED: tuple[tuple[str, bytes, Callable[[], _Decompressor]], ...] = (
 
 
 def canary(length: int = 40) -> str:
-    """A random secret to plant: letters and digits only, so that every writer writes it the same way."""
+    """A random secret to plant: letters and digits only, so that every writer writes it the same
+    way.
+    """
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
 
 
@@ -124,9 +127,11 @@ def scan_file(path: Path, secret: str, *, place: str | None = None) -> Findings:
 
 
 def scan_tree(root: Path, secret: str, *, prefix: str = "", skip: Collection[str] = ()) -> Findings:
-    """Scan every name, link target and regular file under ``root``; ``skip`` names directories by their path below it.
+    """Scan every name, link target and regular file under ``root``; ``skip`` names directories by
+    their path below it.
 
-    Places are given as paths below ``root`` with ``prefix`` before them. Mounts below ``root`` are entered.
+    Places are given as paths below ``root`` with ``prefix`` before them. Mounts below ``root`` are
+    entered.
     """
     needles, found = _needles(secret), Findings()
     for path, below, mode in _walk(root, "", skip, found):
@@ -150,7 +155,9 @@ def scan_processes(proc: Path, secret: str) -> Findings:
     return found
 
 
-def _walk(directory: Path, below: str, skip: Collection[str], found: Findings) -> Iterator[tuple[Path, str, int]]:
+def _walk(
+    directory: Path, below: str, skip: Collection[str], found: Findings
+) -> Iterator[tuple[Path, str, int]]:
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -174,7 +181,9 @@ def _walk(directory: Path, below: str, skip: Collection[str], found: Findings) -
 def _needles(secret: str) -> tuple[tuple[str, bytes], ...]:
     core = max(re.findall(r"[A-Za-z0-9]+", secret), key=len, default="")
     if len(core) < CORE_CHARACTERS:
-        raise ValueError(f"scan for a secret with at least {CORE_CHARACTERS} letters and digits on end")
+        raise ValueError(
+            f"scan for a secret with at least {CORE_CHARACTERS} letters and digits on end"
+        )
     raw = core.encode("ascii")
     needles = {
         ("raw", raw),
@@ -185,11 +194,14 @@ def _needles(secret: str) -> tuple[tuple[str, bytes], ...]:
         ("utf-16be", core.encode("utf-16-be")),
     }
     for shift in range(3):
-        # A character of base64 holds six bits: only characters made of the secret's own bits are the same whatever
-        # stands around it.
+        # A character of base64 holds six bits: only characters made of the secret's own bits are
+        # the same whatever stands around it.
         first, end = -(-8 * shift // 6), 8 * (shift + len(raw)) // 6
         coded = base64.b64encode(b"\0" * shift + raw)[first:end]
-        needles |= {(f"base64+{shift}", coded), (f"base64+{shift}", coded.translate(bytes.maketrans(b"+/", b"-_")))}
+        needles |= {
+            (f"base64+{shift}", coded),
+            (f"base64+{shift}", coded.translate(bytes.maketrans(b"+/", b"-_"))),
+        }
     return tuple(sorted(needles))
 
 
@@ -216,12 +228,16 @@ def _unpacked(data: bytes, joined: bytes) -> Iterator[tuple[str, bytes]]:
         runs = [run.translate(_URL_SAFE) for run in _BASE64_RUN.findall(text)]
         for shift in range(4 if runs else 0):  # letters may stand directly before the coded text
             yield "base64", b"\xff\xfe".join(_decoded(run[shift:]) for run in runs)
-    if data.startswith(b"\x80") or data.endswith(b"."):  # how newer pickles begin, and how all of them end
+    if data.startswith(b"\x80") or data.endswith(
+        b"."
+    ):  # how newer pickles begin, and how all of them end
         yield from (("pickle", inner) for inner in _pickled(data))
 
 
 def _decompressed(data: bytes, start: int, decompressor: _Decompressor) -> bytes:
-    """What can be unpacked from ``start`` on: a member that is cut or damaged gives what came before the damage."""
+    """What can be unpacked from ``start`` on: a member that is cut or damaged gives what came
+    before the damage.
+    """
     out = bytearray()
     view = memoryview(data)
     for position in range(start, len(data), _STEP):
@@ -242,7 +258,9 @@ def _decoded(coded: bytes) -> bytes:
 
 
 def _pickled(data: bytes) -> Iterator[bytes]:
-    """Every string in a pickle, without unpickling anything: the old protocols write bytes escaped."""
+    """Every string in a pickle, without unpickling anything: the old protocols write bytes
+    escaped.
+    """
     try:
         for _, argument, _ in pickletools.genops(data):
             if isinstance(argument, bytes):

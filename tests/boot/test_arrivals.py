@@ -17,7 +17,8 @@ from .network import Network
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
-# A boot in which a package script waits for cloud-final, which waits for the package script, never ends.
+# A boot in which a package script waits for cloud-final, which waits for the package script, never
+# ends.
 HANG_DEADLINE_S = 60.0
 
 
@@ -32,7 +33,9 @@ def plane(network: Network, tmp_path: Path) -> Iterator[ControlPlane]:
 def test_host_without_a_token_boots_quietly(
     suite: str, image: Sequence[Path], new_guest: Callable[..., Guest], datasource: bool
 ) -> None:
-    """With ordinary user data, or where cloud-init does not even start: no failed unit, one line in the journal."""
+    """With ordinary user data, or where cloud-init does not even start: no failed unit, one line in
+    the journal.
+    """
     guest = new_guest(f"quiet-{suite}", image)
     if datasource:
         text = seeds.user_data(None, body={"hostname": guest.name})
@@ -75,10 +78,15 @@ def test_token_may_come_late_through_the_drop_place(
 def test_package_installed_by_runcmd_enrolls_in_that_boot(
     suite: str, base: Path, package: Path, new_guest: Callable[..., Guest], plane: ControlPlane
 ) -> None:
-    """Installing the package inside a running first boot does not hang it, and the host is enrolled before its end."""
+    """Installing the package inside a running first boot does not hang it, and the host is enrolled
+    before its end.
+    """
     guest, token = new_guest(f"runcmd-{suite}", [base]), hosts.mint(plane)
     guest.write("/opt/byteor-firstboot.deb", package.read_bytes())
-    body = {"hostname": guest.name, "runcmd": [["apt-get", "install", "-y", "/opt/byteor-firstboot.deb"]]}
+    body = {
+        "hostname": guest.name,
+        "runcmd": [["apt-get", "install", "-y", "/opt/byteor-firstboot.deb"]],
+    }
     text = seeds.user_data(hosts.settings(plane, token), body=body)
     guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
     guest.boot(timeout=HANG_DEADLINE_S)

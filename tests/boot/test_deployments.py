@@ -1,4 +1,6 @@
-"""A guest with a stand-in for the vendor's runtime: good deployments activate, a bad one is undone, nothing is tried twice."""
+"""A guest with a stand-in for the vendor's runtime: good deployments activate, a bad one is undone,
+nothing is tried twice.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
 RUNTIME = "byteor-runtime.service"
 SPEC = "/etc/byteor/spec.kv"
-# Fails a second after its start where the specification says so, as a runtime that finds its configuration wrong would.
+# Fails a second after its start where the specification says so, as a runtime that finds its
+# configuration wrong would.
 RUNTIME_UNIT = f"""[Unit]
 Description=Stand-in for the vendor's runtime
 ConditionPathExists={SPEC}
@@ -44,7 +47,8 @@ def spec(number: int, *, good: bool) -> dict[str, bytes]:
     return {"spec.kv": f"name = edge {number}\nhealth = {'good' if good else 'bad'}\n".encode()}
 
 
-# Arbitrary code as the agent's user, with all that it has: its inbox, and a key of its own to sign with.
+# Arbitrary code as the agent's user, with all that it has: its inbox, and a key of its own to sign
+# with.
 ATTACK = r"""
 import base64, datetime, gzip, hashlib, io, json, os, sys, tarfile, uuid
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -128,7 +132,9 @@ class Story:
 
     def wait_for_report(self, deployment: Mapping[str, Any], status: str) -> None:
         wanted = (deployment["deployment_id"], status)
-        self.guest.wait_for(lambda: wanted in self.reports(), f"the report {status}", timeout=120, every=0.2)
+        self.guest.wait_for(
+            lambda: wanted in self.reports(), f"the report {status}", timeout=120, every=0.2
+        )
 
     def active_spec(self) -> bytes:
         return self.guest.run("cat", SPEC).stdout.encode()
@@ -148,7 +154,10 @@ def story(
         text = seeds.user_data(hosts.settings(plane, token), body={"hostname": guest.name})
         guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
         guest.write(f"/etc/systemd/system/{RUNTIME}", RUNTIME_UNIT)
-        guest.symlink(f"/etc/systemd/system/multi-user.target.wants/{RUNTIME}", f"/etc/systemd/system/{RUNTIME}")
+        guest.symlink(
+            f"/etc/systemd/system/multi-user.target.wants/{RUNTIME}",
+            f"/etc/systemd/system/{RUNTIME}",
+        )
         guest.boot()
         story = Story(guest, plane, hosts.wait_for_agent(guest, plane))
         hosts.wait_for_beat(guest, plane, story.agent_id)
@@ -157,7 +166,14 @@ def story(
         _next(story)
         _attacked(story)
         limit = f"--threshold={EXPOSURE_TENTHS}"
-        security = guest.run("systemd-analyze", "security", "--no-pager", limit, "byteor-activate.service", check=False)
+        security = guest.run(
+            "systemd-analyze",
+            "security",
+            "--no-pager",
+            limit,
+            "byteor-activate.service",
+            check=False,
+        )
         story.exposure, story.exposure_code = security.stdout, security.returncode
         story.failed_units = hosts.failed(guest.look())
         guest.stop()
@@ -174,7 +190,10 @@ def _bad(story: Story) -> None:
     before = story.guest.journal("-b", "-u", RUNTIME).count(started)
     bad = story.deploy(spec(2, good=False))
     story.guest.wait_for(
-        lambda: "health = bad" in story.guest.run("cat", SPEC).stdout, "the bad one to be switched to", timeout=60, every=0.1
+        lambda: "health = bad" in story.guest.run("cat", SPEC).stdout,
+        "the bad one to be switched to",
+        timeout=60,
+        every=0.1,
     )
     switched = time.monotonic()
     story.guest.wait_for(
@@ -200,16 +219,34 @@ def _attacked(story: Story) -> None:
     """Code of somebody else's runs as the agent's user; then the real agent goes on."""
     guest, plane = story.guest, story.plane
     ring = json.loads(guest.run("cat", "/var/lib/byteor/activation/keyring.json").stdout)
-    place = {"org_id": plane.org_id, "project_id": plane.project_id, "environment_id": plane.environment_id}
+    place = {
+        "org_id": plane.org_id,
+        "project_id": plane.project_id,
+        "environment_id": plane.environment_id,
+    }
     guest.run("systemctl", "stop", "byteor-agent")
     guest.write("/attack.py", ATTACK)
-    done = guest.run("runuser", "-u", "byteor-agent", "--", "python3", "/attack.py", json.dumps(place), ring["keys"][0]["kid"])
+    done = guest.run(
+        "runuser",
+        "-u",
+        "byteor-agent",
+        "--",
+        "python3",
+        "/attack.py",
+        json.dumps(place),
+        ring["keys"][0]["kid"],
+    )
     story.attacked = done.stdout + done.stderr
 
     def listing() -> Any:
         return json.loads(guest.run("byteor-agent", "deployments", "--json").stdout)
 
-    guest.wait_for(lambda: listing()["deployments"][-1]["verdict"] == "refused", "the refusal", timeout=60, every=0.5)
+    guest.wait_for(
+        lambda: listing()["deployments"][-1]["verdict"] == "refused",
+        "the refusal",
+        timeout=60,
+        every=0.5,
+    )
     story.after_attack = {
         "listing": listing(), "spec": story.active_spec(), "before": ring,
         "ring": json.loads(guest.run("cat", "/var/lib/byteor/activation/keyring.json").stdout),
@@ -218,18 +255,25 @@ def _attacked(story: Story) -> None:
 
 
 def test_a_compromised_agent_gets_nothing_activated(story: Story) -> None:
-    """With its inbox, its user and keys of its own: the key ring, `current` and everything outside its directory stay."""
+    """With its inbox, its user and keys of its own: the key ring, `current` and everything outside
+    its directory stay.
+    """
     assert story.attacked.strip() == ""
     after = story.after_attack
     row = after["listing"]["deployments"][-1]
     assert (row["verdict"], row["code"]) == ("refused", "bad_signature")
-    assert after["ring"]["version"] == after["before"]["version"] and after["ring"]["keys"] == after["before"]["keys"]
+    assert (
+        after["ring"]["version"] == after["before"]["version"]
+        and after["ring"]["keys"] == after["before"]["keys"]
+    )
     assert after["ring"]["refused"]["code"] == "broken_chain"
     assert b"evil" not in after["spec"]
 
 
 def test_a_good_deployment_is_active_and_its_runtime_reads_it(story: Story) -> None:
-    """The documented path leads to the specification that was deployed, and the runtime's own user could read it."""
+    """The documented path leads to the specification that was deployed, and the runtime's own user
+    could read it.
+    """
     assert b"name = edge 1" in story.specs[0]
     assert story.reports()[0] == (story.deployed[0]["deployment_id"], "active")
 
@@ -241,11 +285,16 @@ def test_a_bad_one_is_undone_within_the_window(story: Story) -> None:
 
 
 def test_the_plane_hears_failed_then_rolled_back_and_nothing_is_tried_again(story: Story) -> None:
-    """Two reports for the bad one, in this order, and no third attempt while the plane goes on offering it."""
+    """Two reports for the bad one, in this order, and no third attempt while the plane goes on
+    offering it.
+    """
     bad = story.deployed[1]["deployment_id"]
     of_the_bad = [status for named, status in story.reports() if named == bad]
     assert of_the_bad == ["failed", "rolled_back"]
-    assert [report for report in story.reports_before_next if report[0] == bad] == [(bad, "failed"), (bad, "rolled_back")]
+    assert [report for report in story.reports_before_next if report[0] == bad] == [
+        (bad, "failed"),
+        (bad, "rolled_back"),
+    ]
 
 
 def test_the_next_good_one_activates(story: Story) -> None:
@@ -254,7 +303,9 @@ def test_the_next_good_one_activates(story: Story) -> None:
 
 
 def test_the_activator_is_hardened_and_nothing_failed(story: Story) -> None:
-    """`systemd-analyze security` counts at most 2.5 for the unit that has just done all this; the plane has no complaint."""
+    """`systemd-analyze security` counts at most 2.5 for the unit that has just done all this; the
+    plane has no complaint.
+    """
     assert story.exposure_code == 0, story.exposure
     assert story.failed_units == []
     assert hosts.objections(story.plane) == []

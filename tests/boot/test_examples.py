@@ -1,4 +1,6 @@
-"""The drop-ins of image-build/examples in a guest: the runtime runs as its own user with this host's identity."""
+"""The drop-ins of image-build/examples in a guest: the runtime runs as its own user with this
+host's identity.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ ProtectSystem=strict
 
 @dataclass
 class Seen:
-    """A started runtime: the lines of its environment that are ours, its user ids, and what stayed on disk of the key."""
+    """A started runtime: the lines of its environment that are ours, its user ids, and what stayed
+    on disk of the key.
+    """
 
     environ: list[str]
     uids: list[str]
@@ -61,7 +65,9 @@ def seen(
 
 
 def started(guest: Guest, which: str) -> Seen:
-    """Install one example, start the runtime, look at its process, and take the example away again."""
+    """Install one example, start the runtime, look at its process, and take the example away
+    again.
+    """
     # What a guest that runs is given goes through it: its root is an overlay.
     for path in [path for path in (EXAMPLES / which).rglob("*") if path.is_file()]:
         target = f"/etc/systemd/system/{path.relative_to(EXAMPLES / which)}"
@@ -71,12 +77,16 @@ def started(guest: Guest, which: str) -> Seen:
     guest.run("systemctl", "daemon-reload")
     guest.run("systemctl", "start", RUNTIME)
     pid = guest.unit(RUNTIME)["MainPID"]
-    guest.wait_for(lambda: "sleep" in guest.run("cat", f"/proc/{pid}/comm").stdout, "the runtime", timeout=60)
+    guest.wait_for(
+        lambda: "sleep" in guest.run("cat", f"/proc/{pid}/comm").stdout, "the runtime", timeout=60
+    )
     environ = guest.run("sh", "-c", f"tr '\\0' '\\n' < /proc/{pid}/environ").stdout
     uids = guest.run("sh", "-c", f"grep ^Uid /proc/{pid}/status").stdout.split()[1:]
     ours = sorted(line for line in environ.splitlines() if line.startswith("BYTEOR_"))
     key = ours[0].partition("=")[2] if ours else "none"
-    found = guest.run("grep", "-rlF", key, "/etc", "/run/byteor-identity", "/var/lib/byteor", "/tmp", check=False).stdout
+    found = guest.run(
+        "grep", "-rlF", key, "/etc", "/run/byteor-identity", "/var/lib/byteor", "/tmp", check=False
+    ).stdout
     guest.run("systemctl", "stop", RUNTIME)
     seen = Seen(ours, uids, hosts.failed(guest.look()), found.splitlines())
     guest.run("rm", "-r", f"/etc/systemd/system/{RUNTIME}.d")
@@ -84,13 +94,19 @@ def started(guest: Guest, which: str) -> Seen:
 
 
 @pytest.mark.parametrize("which", ["exec", "credential"])
-def test_the_runtime_has_the_identity_and_is_not_root(seen: tuple[str, dict[str, Seen]], which: str) -> None:
-    """Three variables with this agent's id, all user ids the unit's own, no failed unit, the key in no file."""
+def test_the_runtime_has_the_identity_and_is_not_root(
+    seen: tuple[str, dict[str, Seen]], which: str
+) -> None:
+    """Three variables with this agent's id, all user ids the unit's own, no failed unit, the key in
+    no file.
+    """
     agent_id, runtimes = seen
     runtime = runtimes[which]
     assert [line.partition("=")[0] for line in runtime.environ] == [
         "BYTEOR_AGENT_API_KEY", "BYTEOR_AGENT_ID", "BYTEOR_API_BASE_URL",
     ]  # fmt: skip
-    assert runtime.environ[1] == f"BYTEOR_AGENT_ID={agent_id}" and runtime.environ[0].partition("=")[2]
+    assert (
+        runtime.environ[1] == f"BYTEOR_AGENT_ID={agent_id}" and runtime.environ[0].partition("=")[2]
+    )
     assert len(set(runtime.uids)) == 1 and runtime.uids[0] != "0"
     assert runtime.failed == [] and runtime.copies == []

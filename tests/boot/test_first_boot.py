@@ -1,4 +1,6 @@
-"""One host's life: enrolled by itself from recommended user data, rebooted twice, its disk copied."""
+"""One host's life: enrolled by itself from recommended user data, rebooted twice, its disk
+copied.
+"""
 
 from __future__ import annotations
 
@@ -72,10 +74,19 @@ def life(
     with ControlPlane(tmp_path_factory.mktemp("plane"), host=network.plane_address) as plane:
         token, guest = hosts.mint(plane), new_guest(f"edge-{suite}", image)
         plane.stop()
-        text = seeds.user_data(hosts.settings(plane, token), body={"hostname": guest.name, "runcmd": [["true"]]})
+        text = seeds.user_data(
+            hosts.settings(plane, token), body={"hostname": guest.name, "runcmd": [["true"]]}
+        )
         guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
         early = guest.boot()
-        life = Life(guest, plane, token, early, guest.unit("cloud-final.service"), guest.unit(hosts.FIRSTBOOT))
+        life = Life(
+            guest,
+            plane,
+            token,
+            early,
+            guest.unit("cloud-final.service"),
+            guest.unit(hosts.FIRSTBOOT),
+        )
         plane.start()
         _enroll(life)
         _kill_agent(life)
@@ -97,10 +108,17 @@ def _enroll(life: Life) -> None:
     life.status = json.loads(guest.run("byteor-firstboot", "status", "--json").stdout)
     # below the threshold systemd-analyze ends 0
     security = guest.run(
-        "systemd-analyze", "security", "--no-pager", f"--threshold={EXPOSURE_TENTHS}", hosts.AGENT, check=False
+        "systemd-analyze",
+        "security",
+        "--no-pager",
+        f"--threshold={EXPOSURE_TENTHS}",
+        hosts.AGENT,
+        check=False,
     )
     life.exposure, life.exposure_code = security.stdout, security.returncode
-    life.sealing = sorted(path.name for path in guest.path("/var/lib/byteor/identity").glob("sealing.*"))
+    life.sealing = sorted(
+        path.name for path in guest.path("/var/lib/byteor/identity").glob("sealing.*")
+    )
     life.sealed = guest.read(hosts.SEALED)
 
 
@@ -114,7 +132,9 @@ def _kill_agent(life: Life) -> None:
 
 
 def _freeze_agent(life: Life) -> None:
-    """Stop the process without ending it, under a watchdog that is short enough for a test; and reload it before."""
+    """Stop the process without ending it, under a watchdog that is short enough for a test; and
+    reload it before.
+    """
     guest = life.guest
     drop_in = guest.path("/run/systemd/system/byteor-agent.service.d/short.conf")
     drop_in.parent.mkdir()
@@ -123,11 +143,21 @@ def _freeze_agent(life: Life) -> None:
     guest.run("systemctl", "restart", hosts.AGENT)
     life.frozen = guest.unit(hosts.AGENT)["MainPID"]
     guest.run("systemctl", "reload", hosts.AGENT)
-    guest.wait_for(lambda: "settings read again" in guest.journal("-b", "-u", hosts.AGENT), "the reload", timeout=20, every=0.5)
+    guest.wait_for(
+        lambda: "settings read again" in guest.journal("-b", "-u", hosts.AGENT),
+        "the reload",
+        timeout=20,
+        every=0.5,
+    )
     life.reloaded = guest.unit(hosts.AGENT)["MainPID"]
     before = len(hosts.beats(life.plane, life.agent_id))
     guest.run("kill", "-STOP", life.frozen)
-    guest.wait_for(lambda: guest.unit(hosts.AGENT)["MainPID"] not in ("0", life.frozen), "another agent", timeout=60, every=0.5)
+    guest.wait_for(
+        lambda: guest.unit(hosts.AGENT)["MainPID"] not in ("0", life.frozen),
+        "another agent",
+        timeout=60,
+        every=0.5,
+    )
     hosts.wait_for_beat(guest, life.plane, life.agent_id, after=before)
     life.thawed = guest.unit(hosts.AGENT)["MainPID"]
     life.watchdog_said = guest.journal("-b", "-u", hosts.AGENT)
@@ -145,7 +175,9 @@ def _reboot(life: Life) -> None:
 
 
 def test_boot_does_not_wait_for_a_plane_that_is_away(life: Life) -> None:
-    """With the plane away the whole boot ends, cloud-final included, while first boot goes on trying."""
+    """With the plane away the whole boot ends, cloud-final included, while first boot goes on
+    trying.
+    """
     assert life.early_final["ActiveState"] == "active"
     assert life.early_final.seconds("ActiveEnterTimestampMonotonic") > 0
     assert life.early_firstboot["ActiveState"] in ("activating", "active")
@@ -153,7 +185,9 @@ def test_boot_does_not_wait_for_a_plane_that_is_away(life: Life) -> None:
 
 
 def test_host_enrolls_by_itself_once_the_plane_is_up(life: Life) -> None:
-    """One agent, named as the host, from one presentation of the token; the plane found nothing to object to."""
+    """One agent, named as the host, from one presentation of the token; the plane found nothing to
+    object to.
+    """
     agents = life.plane.agents()
     assert [agent["agent_id"] for agent in agents] == [life.agent_id]
     assert agents[0]["name"].startswith(life.guest.name)
@@ -169,7 +203,9 @@ def test_host_says_that_it_is_enrolled(life: Life) -> None:
 
 
 def test_cloud_init_is_clean(life: Life) -> None:
-    """cloud-init reports done with exit code 0 and no warning, after enrollment and after every reboot."""
+    """cloud-init reports done with exit code 0 and no warning, after enrollment and after every
+    reboot.
+    """
     assert life.enrolled is not None
     for boot in (life.early, life.enrolled, *life.reboots):
         assert boot.cloud_status_code == 0, boot.cloud_status
@@ -178,7 +214,9 @@ def test_cloud_init_is_clean(life: Life) -> None:
 
 
 def test_no_unit_fails_and_no_ordering_cycle_is_reported(life: Life) -> None:
-    """In no boot is there a failed unit of ours or of cloud-init, or an ordering cycle on the console."""
+    """In no boot is there a failed unit of ours or of cloud-init, or an ordering cycle on the
+    console.
+    """
     assert life.enrolled is not None
     for boot in (life.early, life.enrolled, *life.reboots):
         assert hosts.failed(boot) == []
@@ -186,7 +224,9 @@ def test_no_unit_fails_and_no_ordering_cycle_is_reported(life: Life) -> None:
 
 
 def test_token_is_nowhere(life: Life) -> None:
-    """After enrollment and after each reboot no copy is on the disk, in memory file systems, journal or console."""
+    """After enrollment and after each reboot no copy is on the disk, in memory file systems,
+    journal or console.
+    """
     assert len(life.found) == 1 + REBOOTS
     for found in life.found:
         assert found.hits == []
@@ -197,10 +237,14 @@ def test_token_is_nowhere(life: Life) -> None:
 def test_same_scan_finds_the_copies_when_erasing_is_skipped(
     suite: str, image: Sequence[Path], life: Life, new_guest: Callable[..., Guest]
 ) -> None:
-    """The same image and user data with our units masked: the scan finds at least the leak map's four copies."""
+    """The same image and user data with our units masked: the scan finds at least the leak map's
+    four copies.
+    """
     token, guest = canary(), new_guest(f"masked-{suite}", image)
     guest.mask(hosts.FIRSTBOOT, "byteor-firstboot.path", hosts.ERASE)
-    text = seeds.user_data(hosts.settings(life.plane, f"bet_{token}"), body={"hostname": guest.name})
+    text = seeds.user_data(
+        hosts.settings(life.plane, f"bet_{token}"), body={"hostname": guest.name}
+    )
     guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
     guest.boot()
     assert len(guest.scan(token).places) >= 4
@@ -235,17 +279,24 @@ def test_reload_reads_the_settings_in_the_same_process(life: Life) -> None:
 
 
 def test_reboots_enroll_nothing_and_the_agent_beats_again(life: Life) -> None:
-    """Two reboots send no token; after each the same agent beats, with a new boot id and a higher sequence."""
+    """Two reboots send no token; after each the same agent beats, with a new boot id and a higher
+    sequence.
+    """
     assert len(hosts.enrollments(life.plane)) == life.enrollments
     sequences = [life.beat_after_kill["sequence"], *(beat["sequence"] for beat in life.beats)]
     assert sequences == sorted(set(sequences))
-    assert len({life.beat_after_kill["boot_id"], *(beat["boot_id"] for beat in life.beats)}) == 1 + REBOOTS
+    assert (
+        len({life.beat_after_kill["boot_id"], *(beat["boot_id"] for beat in life.beats)})
+        == 1 + REBOOTS
+    )
 
 
 def test_copied_disk_with_another_machine_id_stops_and_harms_nothing(
     life: Life, new_guest: Callable[..., Guest], tmp_path: Path
 ) -> None:
-    """A clone ends with exit 8 and leaves the sealed file as it is; with its machine-id back it opens and beats."""
+    """A clone ends with exit 8 and leaves the sealed file as it is; with its machine-id back it
+    opens and beats.
+    """
     requests, before = len(life.plane.requests()), len(hosts.beats(life.plane, life.agent_id))
     machine_id = life.guest.read("/etc/machine-id")
     # at the addresses of the first, which is off: they are on the disk that was copied

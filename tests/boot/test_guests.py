@@ -1,4 +1,6 @@
-"""Controls: in guests without our package, every check that the other boot tests rest on is seen to fire."""
+"""Controls: in guests without our package, every check that the other boot tests rest on is seen to
+fire.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from .scan import Findings, canary
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
-# Two units of our own that each want to be after the other: systemd drops one of them, and nothing of cloud-init.
+# Two units of our own that each want to be after the other: systemd drops one of them, and nothing
+# of cloud-init.
 CYCLE = """\
 [Unit]
 After=planted-{other}.service
@@ -53,9 +56,13 @@ def plant(guest: Guest) -> None:
 
 @pytest.fixture(scope="module")
 def plain(base: Path, suite: str, new_guest: Callable[..., Guest]) -> Plain:
-    """A boot with a token in the recommended form and nobody to erase it, then one with faults planted."""
+    """A boot with a token in the recommended form and nobody to erase it, then one with faults
+    planted.
+    """
     token, guest = canary(), new_guest(f"plain-{suite}", [base])
-    text = seeds.user_data({"enrollment_token": f"bet_{token}"}, body={"hostname": guest.name, "runcmd": [["true"]]})
+    text = seeds.user_data(
+        {"enrollment_token": f"bet_{token}"}, body={"hostname": guest.name, "runcmd": [["true"]]}
+    )
     guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
     boot = guest.boot()
     found = guest.scan(token)
@@ -69,7 +76,9 @@ def plain(base: Path, suite: str, new_guest: Callable[..., Guest]) -> Plain:
 
 
 def test_plain_guest_boots_clean(plain: Plain) -> None:
-    """Without our package a guest boots without a failed unit, a warning of cloud-init or an ordering cycle."""
+    """Without our package a guest boots without a failed unit, a warning of cloud-init or an
+    ordering cycle.
+    """
     assert plain.boot.cloud_status_code == 0, plain.boot.cloud_status
     assert "status: done" in plain.boot.cloud_status
     assert "degraded" not in plain.boot.cloud_status
@@ -78,7 +87,9 @@ def test_plain_guest_boots_clean(plain: Plain) -> None:
 
 
 def test_scan_finds_the_copies_that_cloud_init_makes(plain: Plain) -> None:
-    """With nobody erasing, the token lies in the four places that the leak map lists for the comment form."""
+    """With nobody erasing, the token lies in the four places that the leak map lists for the
+    comment form.
+    """
     instance = f"/var/lib/cloud/instances/i-{plain.guest.name}"
     assert plain.found.places == {
         f"{seeds.NOCLOUD}/user-data",
@@ -90,7 +101,9 @@ def test_scan_finds_the_copies_that_cloud_init_makes(plain: Plain) -> None:
 
 
 def test_scan_finds_copies_outside_the_disk(plain: Plain) -> None:
-    """Copies planted in the journal, in a process's environment, in `/run` and in `/tmp` are found."""
+    """Copies planted in the journal, in a process's environment, in `/run` and in `/tmp` are
+    found.
+    """
     places = plain.found_at_reboot.places
     assert {"journal", "/run/copy", "/tmp/copy"} <= places
     assert any(place.endswith("/environ") for place in places)
@@ -109,11 +122,15 @@ def test_planted_failing_unit_is_seen(plain: Plain) -> None:
 def test_metadata_service_brings_the_user_data_back_at_every_boot(
     base: Path, suite: str, new_guest: Callable[..., Guest], network: Network
 ) -> None:
-    """cloud-init's EC2 datasource refills every copy at the next boot, whatever was erased in between."""
+    """cloud-init's EC2 datasource refills every copy at the next boot, whatever was erased in
+    between.
+    """
     token, guest = canary(), new_guest(f"ec2-{suite}", [base])
     text = seeds.user_data({"enrollment_token": f"bet_{token}"}, body={"hostname": guest.name})
     assert guest.link is not None
-    service = MetadataService(network.plane_address, instance_id="i-0abc", hostname=guest.name, user_data=text)
+    service = MetadataService(
+        network.plane_address, instance_id="i-0abc", hostname=guest.name, user_data=text
+    )
     with service:
         guest.write_all(seeds.ec2(metadata_url=service.url, link=guest.link))
         for fetched in (1, 2):
@@ -124,6 +141,8 @@ def test_metadata_service_brings_the_user_data_back_at_every_boot(
             assert len(guest.scan(token).places) == 3
             for copy in ("obj.pkl", "user-data.txt", "user-data.txt.i"):
                 path = f"/var/lib/cloud/instances/i-0abc/{copy}"
-                guest.write(path, guest.read(path).replace(token.encode(), b"x" * len(token)), mode=0o600)
+                guest.write(
+                    path, guest.read(path).replace(token.encode(), b"x" * len(token)), mode=0o600
+                )
             assert guest.scan(token).hits == []
             guest.stop()

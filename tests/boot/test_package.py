@@ -1,4 +1,6 @@
-"""What installing the Debian package does to a root that is not booted, as when an image is baked."""
+"""What installing the Debian package does to a root that is not booted, as when an image is
+baked.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def installed(image: Sequence[Path]) -> Path:
 
 
 def test_bytecode_is_compiled_at_installation(installed: Path) -> None:
-    """Each module has its bytecode beside it, so that no boot compiles and a read-only /usr costs nothing."""
+    """Each module has its bytecode beside it, so that no boot compiles and a read-only /usr costs
+    nothing.
+    """
     modules = sorted((installed / CODE).rglob("*.py"))
     assert modules
     for module in modules:
@@ -28,7 +32,9 @@ def test_bytecode_is_compiled_at_installation(installed: Path) -> None:
 
 
 def test_four_units_are_enabled_and_the_agent_is_not(installed: Path) -> None:
-    """The installation enables first boot, both path units and erasing; nothing pulls the agent into a boot."""
+    """The installation enables first boot, both path units and erasing; nothing pulls the agent
+    into a boot.
+    """
     units = installed / "etc/systemd/system"
     wanted = {str(path.relative_to(units)) for path in units.glob("*/byteor*")}
     assert wanted == {
@@ -40,9 +46,19 @@ def test_four_units_are_enabled_and_the_agent_is_not(installed: Path) -> None:
 
 
 def test_directories_have_their_modes_and_owners(installed: Path) -> None:
-    """The directories of contract section 5 are there, the private ones private, and one belongs to the agent."""
-    users = dict(line.split(":")[0:3:2] for line in (installed / "etc/passwd").read_text().splitlines())
-    expected = {"": 0o755, "identity": 0o700, "agent": 0o700, "activation": 0o755, "deployments": 0o755}
+    """The directories of contract section 5 are there, the private ones private, and one belongs to
+    the agent.
+    """
+    users = dict(
+        line.split(":")[0:3:2] for line in (installed / "etc/passwd").read_text().splitlines()
+    )
+    expected = {
+        "": 0o755,
+        "identity": 0o700,
+        "agent": 0o700,
+        "activation": 0o755,
+        "deployments": 0o755,
+    }
     for name, mode in expected.items():
         facts = (installed / "var/lib/byteor" / name).stat()
         assert stat.S_IMODE(facts.st_mode) == mode, name

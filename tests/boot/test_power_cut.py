@@ -1,4 +1,6 @@
-"""A power cut at any moment of an activation: the next start finds one whole deployment, the old or the new."""
+"""A power cut at any moment of an activation: the next start finds one whole deployment, the old or
+the new.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def disk(tmp_path: Path) -> power.Disk:
 
 
 def test_the_recording_shows_a_writer_that_does_not_sync(disk: power.Disk, tmp_path: Path) -> None:
-    """In every cut our durable write is old or new, whole; a file that somebody wrote without fsync is cut in one."""
+    """In every cut our durable write is old or new, whole; a file that somebody wrote without fsync
+    is cut in one.
+    """
     place, ours, theirs = tmp_path / "mnt", set(), set()
     place.mkdir()
     with power.mounted(disk.image, place):
@@ -42,7 +46,9 @@ def test_the_recording_shows_a_writer_that_does_not_sync(disk: power.Disk, tmp_p
 
 @pytest.mark.parametrize("good", [True, False], ids=["healthy", "rolled_back"])
 def test_a_cut_at_any_moment_of_an_activation(disk: power.Disk, tmp_path: Path, good: bool) -> None:
-    """In every cut `current` names one whole deployment, and the next start ends as an undisturbed one would, reported once."""
+    """In every cut `current` names one whole deployment, and the next start ends as an undisturbed
+    one would, reported once.
+    """
     flag = tmp_path / "broken"
     root = tmp_path / "root"
     state = root / "var/lib/byteor"

@@ -1,4 +1,6 @@
-"""The scanner finds a planted secret in every form that a host writes one in, and nothing where there is none."""
+"""The scanner finds a planted secret in every form that a host writes one in, and nothing where
+there is none.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ FORMS = {
     "base64 at alignment 2": base64.b64encode(b"xx" + TEXT),
     "base64url": base64.urlsafe_b64encode(TEXT),
     "base64 in lines": base64.encodebytes(b"-" * 30 + TEXT),
-    "base64 in lines in JSON": json.dumps({"user-data": base64.encodebytes(b"-" * 30 + TEXT).decode()}).encode(),
+    "base64 in lines in JSON": json.dumps(
+        {"user-data": base64.encodebytes(b"-" * 30 + TEXT).decode()}
+    ).encode(),
     "base64 of UTF-16": base64.b64encode(base64.b64encode(TEXT.decode().encode("utf-16-le"))),
     "base64 twice": base64.encodebytes(base64.encodebytes(TEXT)),
     "quoted-printable, broken inside": quopri.encodestring(b"=" * 20 + TEXT.replace(b"\n", b"")),
@@ -62,8 +66,14 @@ FORMS = {
     "zstd in the middle, as in a journal": b"\7" * 99 + zstandard.compress(TEXT * 3) + b"\7" * 99,
     "xz": lzma.compress(TEXT),
     "bzip2": bz2.compress(TEXT),
-    **{f"pickle {protocol}": pickle.dumps({"userdata_raw": TEXT}, protocol=protocol) for protocol in range(6)},
-    **{f"pickle {p} of gzip": pickle.dumps({"userdata_raw": gzip.compress(TEXT)}, protocol=p) for p in range(6)},
+    **{
+        f"pickle {protocol}": pickle.dumps({"userdata_raw": TEXT}, protocol=protocol)
+        for protocol in range(6)
+    },
+    **{
+        f"pickle {p} of gzip": pickle.dumps({"userdata_raw": gzip.compress(TEXT)}, protocol=p)
+        for p in range(6)
+    },
     **{f"pickle {p} of MIME": pickle.dumps({"userdata": mime(TEXT)}, protocol=p) for p in range(6)},
 }
 
@@ -82,9 +92,13 @@ def test_other_secret_is_not_found(form: str) -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_base64_needle_holds_in_any_surroundings(position: int) -> None:
-    """Whatever stands before and after, base64 of the secret is found at each alignment without unpacking."""
+    """Whatever stands before and after, base64 of the secret is found at each alignment without
+    unpacking.
+    """
     for after in (b"", b"\xff", b"\xff\xfe"):
-        assert f"base64+{position}" in scan_bytes(base64.b64encode(b"\xff" * position + TOKEN.encode() + after), TOKEN)
+        assert f"base64+{position}" in scan_bytes(
+            base64.b64encode(b"\xff" * position + TOKEN.encode() + after), TOKEN
+        )
 
 
 def test_form_names_the_way_in() -> None:
@@ -106,7 +120,9 @@ def test_short_core_is_refused() -> None:
 
 
 def test_tree_is_searched_in_names_links_and_files(tmp_path: Path) -> None:
-    """A copy in a file, in a file's name, in a directory's name and in a link's target is a hit at that place."""
+    """A copy in a file, in a file's name, in a directory's name and in a link's target is a hit at
+    that place.
+    """
     (tmp_path / "a").mkdir()
     (tmp_path / "a/file").write_bytes(gzip.compress(TEXT))
     (tmp_path / f"name-{TOKEN}").write_bytes(b"")
@@ -120,7 +136,9 @@ def test_tree_is_searched_in_names_links_and_files(tmp_path: Path) -> None:
 
 
 def test_tree_skips_only_what_was_named_and_opens_no_pipe(tmp_path: Path) -> None:
-    """A skipped directory is not entered, one of that name deeper is; no pipe or socket blocks the scan."""
+    """A skipped directory is not entered, one of that name deeper is; no pipe or socket blocks the
+    scan.
+    """
     for directory in ("proc", "deeper/proc"):
         (tmp_path / directory).mkdir(parents=True)
         (tmp_path / directory / "copy").write_bytes(TEXT)
@@ -131,7 +149,9 @@ def test_tree_skips_only_what_was_named_and_opens_no_pipe(tmp_path: Path) -> Non
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """A link out of the tree is read as a link: the guest's absolute links would lead into this machine's files."""
+    """A link out of the tree is read as a link: the guest's absolute links would lead into this
+    machine's files.
+    """
     (tmp_path / "outside").write_bytes(TEXT)
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/link").symlink_to(tmp_path / "outside")
@@ -158,10 +178,14 @@ def test_copy_across_two_pieces_of_a_large_file_is_found(tmp_path: Path) -> None
 
 
 def test_process_environment_and_command_line_are_searched(tmp_path: Path) -> None:
-    """A copy in a process's environment and one in its command line are two hits; an ended process is none."""
+    """A copy in a process's environment and one in its command line are two hits; an ended process
+    is none.
+    """
     (tmp_path / "17").mkdir()
     (tmp_path / "17/environ").write_bytes(b"A=1\0BYTEOR=" + TOKEN.encode() + b"\0")
-    (tmp_path / "17/cmdline").write_bytes(b"curl\0-H\0Authorization: Bearer " + TOKEN.encode() + b"\0")
+    (tmp_path / "17/cmdline").write_bytes(
+        b"curl\0-H\0Authorization: Bearer " + TOKEN.encode() + b"\0"
+    )
     (tmp_path / "18").mkdir()
     (tmp_path / "version").write_bytes(TEXT)
     found = scan_processes(tmp_path, TOKEN)

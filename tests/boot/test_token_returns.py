@@ -1,4 +1,6 @@
-"""A datasource that serves the token again at every boot: erased again every time, never presented again."""
+"""A datasource that serves the token again at every boot: erased again every time, never presented
+again.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from .scan import Findings
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
 BOOTS = 3
-# Says, before anything of ours runs, what cloud-init has stored: its digest, since the probe must not be a copy itself.
+# Says, before anything of ours runs, what cloud-init has stored: its digest, since the probe must
+# not be a copy itself.
 PROBE = """\
 [Unit]
 DefaultDependencies=no
@@ -61,11 +64,15 @@ def returns(
         token, guest = hosts.mint(plane), new_guest(f"cloud-{suite}", image)
         text = seeds.user_data(hosts.settings(plane, token), body={"hostname": guest.name})
         assert guest.link is not None
-        service = MetadataService(network.plane_address, instance_id="i-0abc", hostname=guest.name, user_data=text)
+        service = MetadataService(
+            network.plane_address, instance_id="i-0abc", hostname=guest.name, user_data=text
+        )
         with service:
             guest.write_all(seeds.ec2(metadata_url=service.url, link=guest.link))
             guest.write("/etc/systemd/system/probe.service", PROBE)
-            guest.symlink("/etc/systemd/system/cloud-init.target.wants/probe.service", "../probe.service")
+            guest.symlink(
+                "/etc/systemd/system/cloud-init.target.wants/probe.service", "../probe.service"
+            )
             returns = Returns(guest, plane, hashlib.sha256(text.encode()).hexdigest())
             for _ in range(BOOTS):
                 guest.start()
@@ -90,7 +97,9 @@ def _look(returns: Returns, token: str) -> None:
 
 
 def test_token_was_back_in_every_boot(returns: Returns) -> None:
-    """What makes the other tests mean something: each boot stored the served user data, token included, again."""
+    """What makes the other tests mean something: each boot stored the served user data, token
+    included, again.
+    """
     assert returns.stored == [returns.served] * BOOTS
 
 
@@ -120,8 +129,12 @@ def test_metadata_service_counts_as_still_served(returns: Returns) -> None:
     assert receipt["still_served"], receipt
 
 
-def test_boot_with_a_revoked_key_and_the_spent_token_served_changes_nothing(returns: Returns) -> None:
-    """With the key revoked and the token back, another boot keeps the sealed file and presents no token."""
+def test_boot_with_a_revoked_key_and_the_spent_token_served_changes_nothing(
+    returns: Returns,
+) -> None:
+    """With the key revoked and the token back, another boot keeps the sealed file and presents no
+    token.
+    """
     guest, plane = returns.guest, returns.plane
     sealed, presented = guest.read(hosts.SEALED), len(hosts.enrollments(plane))
     plane.revoke(returns.agent_id)

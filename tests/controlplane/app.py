@@ -1,4 +1,6 @@
-"""The public origin: each request is read, recorded, judged, answered, and spoilt where a fault says so."""
+"""The public origin: each request is read, recorded, judged, answered, and spoilt where a fault
+says so.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import inspect
 import time
 import traceback
 from email.utils import formatdate
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -25,7 +27,7 @@ def _healthz(exchange: Exchange) -> Response:
     return exchange.reply(200, {"status": "ok"})
 
 
-HANDLERS: Dict[str, Callable[[Exchange], Any]] = {
+HANDLERS: dict[str, Callable[[Exchange], Any]] = {
     "enroll": enrollment.enroll,
     "list": enrollment.list_agents,
     "heartbeat": beats.heartbeat,
@@ -62,26 +64,32 @@ class Application:
     async def _respond(self, exchange: Exchange) -> Response:
         """The response after all faults."""
         name = exchange.operation.name if exchange.operation else self._origin
-        faults = self._plane.faults.pick(name, agent_id=exchange.ids.get("agent_id"), hosts=exchange.host_names)
+        faults = self._plane.faults.pick(
+            name, agent_id=exchange.ids.get("agent_id"), hosts=exchange.host_names
+        )
         if faults:
             exchange.note(faults=[fault.kind for fault in faults])
-        response = await self._commit(exchange, [fault for fault in faults if fault.when == "before"])
+        response = await self._commit(
+            exchange, [fault for fault in faults if fault.when == "before"]
+        )
         exchange.note(status=response.status_code)
         for fault in faults:
             if fault.when == "after":
                 response = await apply(fault, exchange, response) or response
         return response
 
-    async def _commit(self, exchange: Exchange, before: List[Fault]) -> Response:
+    async def _commit(self, exchange: Exchange, before: list[Fault]) -> Response:
         """Everything up to the commit; an idempotency key is in progress for as long as it takes."""
-        key: Optional[str] = None
+        key: str | None = None
         if exchange.operation is not None and exchange.operation.name == "enroll":
             key = exchange.request.headers.get("idempotency-key", "").lower()
             if key in self._plane.enrolling:
-                return Refusal(409, "in_progress", "the first attempt with this idempotency key is in progress").response()
+                return Refusal(
+                    409, "in_progress", "the first attempt with this idempotency key is in progress"
+                ).response()
             self._plane.enrolling.add(key)
         try:
-            spoilt: Optional[Response] = None
+            spoilt: Response | None = None
             for fault in before:
                 spoilt = await apply(fault, exchange, spoilt) or spoilt
             if spoilt is not None:
@@ -114,10 +122,14 @@ class Application:
             raise
         except Exception as error:
             traceback.print_exc()
-            self._plane.violation("plane_bug", f"{type(error).__name__} in the reference control plane", exchange.id)
+            self._plane.violation(
+                "plane_bug", f"{type(error).__name__} in the reference control plane", exchange.id
+            )
             return Refusal(500, "internal", "the reference control plane has a bug").response()
 
-    async def _send(self, exchange: Exchange, response: Response, scope: Any, receive: Any, send: Any) -> None:
+    async def _send(
+        self, exchange: Exchange, response: Response, scope: Any, receive: Any, send: Any
+    ) -> None:
         response.headers.setdefault("Date", formatdate(time.time(), usegmt=True))
         for name, value in exchange.extra_headers.items():
             response.headers[name] = value
@@ -132,9 +144,16 @@ class Application:
 
 def _no_operation(exchange: Exchange) -> Refusal:
     """404 or 405 for what the contract does not have."""
-    allowed = [op.method for op in operations().values() if op.path_pattern.fullmatch(exchange.raw_path)]
+    allowed = [
+        op.method for op in operations().values() if op.path_pattern.fullmatch(exchange.raw_path)
+    ]
     if allowed:
         exchange.violate("method", f"the contract has no {exchange.request.method} here")
-        return Refusal(405, "method_not_allowed", "no such method here", headers={"Allow": ", ".join(sorted(allowed))})
+        return Refusal(
+            405,
+            "method_not_allowed",
+            "no such method here",
+            headers={"Allow": ", ".join(sorted(allowed))},
+        )
     exchange.violate("unknown_path", "the contract has no such path")
     return Refusal(404, "not_found", "no such path")

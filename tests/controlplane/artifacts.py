@@ -1,4 +1,6 @@
-"""Request 8: an upload is parsed as it streams, checked against its metadata, and stored once per content."""
+"""Request 8: an upload is parsed as it streams, checked against its metadata, and stored once per
+content.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Optional
+from typing import Any, BinaryIO
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -38,11 +40,11 @@ class _Upload:
         self._limit = limit
         self._header = b""
         self._value = b""
-        self._headers: Dict[str, str] = {}
+        self._headers: dict[str, str] = {}
         self._part = ""
         self._raw_metadata = b""
         self._digest = hashlib.sha256()
-        self.metadata: Optional[Dict[str, Any]] = None
+        self.metadata: dict[str, Any] | None = None
         self.size = 0
         self.complete = False
         self.ended = False
@@ -75,7 +77,10 @@ class _Upload:
         self._part = options.get(b"name", b"").decode("latin-1")
         if self._part != expected or self.complete:
             raise _Wrong(422, "invalid_request", "the parts are metadata, then file, and no other")
-        if self._part == "metadata" and self._headers.get("content-type", "application/json") != "application/json":
+        if (
+            self._part == "metadata"
+            and self._headers.get("content-type", "application/json") != "application/json"
+        ):
             raise _Wrong(422, "invalid_request", "the part metadata is application/json")
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -101,7 +106,9 @@ class _Upload:
             raise _Wrong(422, "invalid_request", f"the part metadata: {error}") from error
         wrong = complaint(schema("ArtifactMetadata"), value)
         if wrong is not None:
-            raise _Wrong(422, "unknown_kind" if wrong.startswith("kind:") else "invalid_request", wrong)
+            raise _Wrong(
+                422, "unknown_kind" if wrong.startswith("kind:") else "invalid_request", wrong
+            )
         self.metadata = value
 
     def on_end(self) -> None:
@@ -161,12 +168,13 @@ async def upload(exchange: Exchange) -> Response:
         draft.unlink(missing_ok=True)
 
 
-def _keep(exchange: Exchange, received: _Upload, draft: Path, agent: Dict[str, Any]) -> Response:
+def _keep(exchange: Exchange, received: _Upload, draft: Path, agent: dict[str, Any]) -> Response:
     assert received.metadata is not None
     store, place = exchange.plane.store, (agent["org"], agent["project"], agent["environment"])
     known = store.one(
         "SELECT artifact_id FROM artifacts WHERE org=? AND project=? AND environment=? AND sha256=?",
-        *place, received.sha256,
+        *place,
+        received.sha256,
     )
     if known is not None:
         return exchange.reply(200, {"artifact_id": known["artifact_id"], "duplicate": True})
@@ -175,7 +183,13 @@ def _keep(exchange: Exchange, received: _Upload, draft: Path, agent: Dict[str, A
     os.replace(draft, draft.with_name(artifact_id))
     store.run(
         "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        artifact_id, *place, agent["agent_id"], received.sha256, received.size, received.metadata["kind"],
-        json.dumps(received.metadata), store.now(),
+        artifact_id,
+        *place,
+        agent["agent_id"],
+        received.sha256,
+        received.size,
+        received.metadata["kind"],
+        json.dumps(received.metadata),
+        store.now(),
     )
     return exchange.reply(201, {"artifact_id": artifact_id, "duplicate": False})

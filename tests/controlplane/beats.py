@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 from starlette.responses import Response
 
@@ -20,11 +20,14 @@ def heartbeat(exchange: Exchange) -> Response:
     plane.store.run(
         "UPDATE agents SET last_heartbeat_at = ?, last_sequence = ?, last_heartbeat = ?, heartbeats = heartbeats + 1"
         " WHERE agent_id = ?",
-        plane.store.now(), sequence, (exchange.body or b"").decode(), agent["agent_id"],
+        plane.store.now(),
+        sequence,
+        (exchange.body or b"").decode(),
+        agent["agent_id"],
     )
     if plane.setting("heartbeat_answer") == 204:
         return Response(status_code=204)
-    hints: Dict[str, Any] = {"signing_keys_version": keysets.version(plane.store, place)}
+    hints: dict[str, Any] = {"signing_keys_version": keysets.version(plane.store, place)}
     if plane.setting("heartbeat_interval_s") is not None:
         hints["heartbeat_interval_s"] = plane.setting("heartbeat_interval_s")
     latest = deployments.latest_for(plane.store, agent)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from typing import Callable, Dict, Iterable, Mapping, Optional, Tuple
+from collections.abc import Iterable, Mapping
+from typing import Callable, Optional
 
 FOUR_GIB = 4 << 30
 MAX_ENTRIES = 4096
-Member = Tuple[tarfile.TarInfo, Optional[bytes]]
+Member = tuple[tarfile.TarInfo, Optional[bytes]]
 
 
 def pack(data: bytes) -> bytes:
@@ -20,7 +21,14 @@ def pack(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def member(name: str, data: bytes = b"", *, kind: bytes = tarfile.REGTYPE, mode: int = 0o644, link: str = "") -> Member:
+def member(
+    name: str,
+    data: bytes = b"",
+    *,
+    kind: bytes = tarfile.REGTYPE,
+    mode: int = 0o644,
+    link: str = "",
+) -> Member:
     info = tarfile.TarInfo(name)
     info.type, info.mode, info.linkname, info.size = kind, mode, link, len(data)
     if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
@@ -57,12 +65,15 @@ def _with(*extra: Member) -> Callable[[Mapping[str, bytes]], bytes]:
 
 
 def _over_four_gib(files: Mapping[str, bytes]) -> bytes:
-    # A gzip file may have many members: one packed block of zeros, repeated, is quick to make and small to send.
+    # A gzip file may have many members: one packed block of zeros, repeated, is quick to make and
+    # small to send.
     block = bytes(64 << 20)
     count = FOUR_GIB // len(block) + 1
     info, _ = member("zeros")
     info.size = count * len(block)
-    head = b"".join(archive([one])[: 512 + -(-one[0].size // 512) * 512] for one in members_of(files))
+    head = b"".join(
+        archive([one])[: 512 + -(-one[0].size // 512) * 512] for one in members_of(files)
+    )
     return pack(head + info.tobuf(tarfile.GNU_FORMAT)) + pack(block) * count + pack(bytes(1024))
 
 
@@ -70,7 +81,7 @@ def _two_specs(files: Mapping[str, bytes]) -> bytes:
     return pack(archive([*members_of(files), member("spec.kv", b"another = 1\n")]))
 
 
-UNSAFE: Dict[str, Callable[[Mapping[str, bytes]], bytes]] = {
+UNSAFE: dict[str, Callable[[Mapping[str, bytes]], bytes]] = {
     "absolute": _with(member("/etc/evil", b"x")),
     "parent": _with(member("../evil", b"x")),
     "parent_inside": _with(member("adapters/../../evil", b"x")),
@@ -88,12 +99,14 @@ UNSAFE: Dict[str, Callable[[Mapping[str, bytes]], bytes]] = {
     "ratio": _with(member("zeros", bytes(16 << 20))),
     "size": _over_four_gib,
 }
-MALFORMED: Dict[str, Callable[[Mapping[str, bytes]], bytes]] = {
+MALFORMED: dict[str, Callable[[Mapping[str, bytes]], bytes]] = {
     "not_gzip": lambda files: archive(members_of(files)),
     "not_tar": lambda files: pack(b"this is no archive\n" * 100),
     "cut": lambda files: build(files)[:-20],
     "cut_tar": lambda files: pack(archive(members_of(files))[:700]),
     "empty": lambda files: pack(archive([])),
-    "no_spec": lambda files: build({**{name: data for name, data in files.items() if name != "spec.kv"}, "a": b"a"}),
+    "no_spec": lambda files: build(
+        {**{name: data for name, data in files.items() if name != "spec.kv"}, "a": b"a"}
+    ),
     "two_specs": _two_specs,
 }

@@ -1,9 +1,8 @@
 """The command: serve a plane, or say a word to one that runs with the same ``--state``.
 
-    python -m tests.controlplane --state DIR serve --port 8443
-    python -m tests.controlplane --state DIR mint
-    python -m tests.controlplane --state DIR agents --watch
-    python -m tests.controlplane --state DIR faults add heartbeat problem --option status=503 --option times=3
+python -m tests.controlplane --state DIR serve --port 8443 python -m tests.controlplane --state DIR
+mint python -m tests.controlplane --state DIR agents --watch python -m tests.controlplane --state
+DIR faults add heartbeat problem --option status=503 --option times=3
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 DEFAULT_STATE = Path("/tmp/byteor-control-plane")
 WATCH_EVERY_S = 1.0
@@ -31,20 +30,28 @@ def say(state: Path, word: str, **arguments: Any) -> Any:
         facts = json.loads((state / "admin.json").read_text())
         connection = http.client.HTTPConnection("127.0.0.1", facts["admin_port"], timeout=60)
         connection.request(
-            "POST", f"/{word}", json.dumps(arguments).encode(),
+            "POST",
+            f"/{word}",
+            json.dumps(arguments).encode(),
             {"Authorization": f"Bearer {facts['secret']}", "Connection": "close"},
         )
         answer = json.loads(connection.getresponse().read())
         connection.close()
     except (OSError, ValueError) as error:
-        raise Stopped(f"no control plane serves {state}: start one with --state {state} serve ({error})") from error
+        raise Stopped(
+            f"no control plane serves {state}: start one with --state {state} serve ({error})"
+        ) from error
     if "error" in answer:
         raise Stopped(answer["error"])
     return answer["result"]
 
 
-def where(arguments: argparse.Namespace) -> Dict[str, str]:
-    return {"org_id": arguments.org, "project_id": arguments.project, "environment_id": arguments.environment}
+def where(arguments: argparse.Namespace) -> dict[str, str]:
+    return {
+        "org_id": arguments.org,
+        "project_id": arguments.project,
+        "environment_id": arguments.environment,
+    }
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -57,10 +64,17 @@ def _serve(arguments: argparse.Namespace) -> None:
     facts = arguments.state / "admin.json"
     if not port and facts.exists():
         port = json.loads(facts.read_text())["port"]  # a restart keeps its address
-    asyncio.run(serve(
-        arguments.state, arguments.host, port, names=arguments.name, store_port=arguments.store_port,
-        announce=not arguments.quiet, with_parent=arguments.with_parent,
-    ))
+    asyncio.run(
+        serve(
+            arguments.state,
+            arguments.host,
+            port,
+            names=arguments.name,
+            store_port=arguments.store_port,
+            announce=not arguments.quiet,
+            with_parent=arguments.with_parent,
+        )
+    )
 
 
 def _mint(arguments: argparse.Namespace) -> None:
@@ -74,7 +88,11 @@ def _agents(arguments: argparse.Namespace) -> None:
         lines = [f"{'AGENT':26} {'NAME':24} {'BEATS':>6} {'LAST':>8}  {'STATUS':9} DEPLOYMENT"]
         for row in rows:
             beat = row["last_heartbeat"] or {}
-            age = f"{time.time() - row['last_heartbeat_at']:.0f} s" if row["last_heartbeat_at"] else "-"
+            age = (
+                f"{time.time() - row['last_heartbeat_at']:.0f} s"
+                if row["last_heartbeat_at"]
+                else "-"
+            )
             deployed = (beat.get("deployment") or {}).get("deployment_id", "-")
             status = "revoked" if row["revoked"] else beat.get("status", "-")
             lines.append(
@@ -92,11 +110,18 @@ def _requests(arguments: argparse.Namespace) -> None:
     while True:
         for row in say(arguments.state, "requests", after=last):
             last = row["id"]
-            who = f"{row['credential']['kind']} {row['credential']['hash'][:8]}" if row["credential"] else "-"
+            who = (
+                f"{row['credential']['kind']} {row['credential']['hash'][:8]}"
+                if row["credential"]
+                else "-"
+            )
             moment = time.strftime("%H:%M:%S", time.localtime(row["at"]))
             faults = f"  [{', '.join(row['faults'])}]" if row["faults"] else ""
             code = f" {row['code']}" if row["code"] else ""
-            print(f"{moment} {row['status'] or '---'}{code} {row['method']} {row['path']}  ({who}){faults}", flush=True)
+            print(
+                f"{moment} {row['status'] or '---'}{code} {row['method']} {row['path']}  ({who}){faults}",
+                flush=True,
+            )
         if not arguments.watch:
             return
         time.sleep(WATCH_EVERY_S)
@@ -114,7 +139,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def options(pairs: List[str]) -> Dict[str, Any]:
+def options(pairs: list[str]) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is JSON is taken as JSON."""
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
@@ -123,7 +148,7 @@ def options(pairs: List[str]) -> Dict[str, Any]:
 
 
 def _faults(arguments: argparse.Namespace) -> None:
-    words: List[str] = arguments.words
+    words: list[str] = arguments.words
     if words[:1] == ["clear"]:
         say(arguments.state, "clear_faults")
     elif words[:1] == ["add"] and len(words) == 3:
@@ -132,31 +157,55 @@ def _faults(arguments: argparse.Namespace) -> None:
     elif not words:
         for fault in say(arguments.state, "faults"):
             times = "any number of" if fault["times"] is None else fault["times"]
-            print(f"{fault['id']}: {fault['operation']} {fault['kind']} {fault['options']} {fault['when']} the commit, "
-                  f"{fault['hits']} of {times} times")
+            print(
+                f"{fault['id']}: {fault['operation']} {fault['kind']} {fault['options']} {fault['when']} the commit, "
+                f"{fault['hits']} of {times} times"
+            )
     else:
         raise Stopped("faults | faults clear | faults add OPERATION KIND [--option NAME=VALUE]…")
 
 
 def _rotate(arguments: argparse.Namespace) -> None:
-    print(json.dumps(say(
-        arguments.state, "rotate", where=where(arguments), retire=["old"] if arguments.retire else None,
-        not_after=arguments.not_after, broken=arguments.broken,
-    )))
+    print(
+        json.dumps(
+            say(
+                arguments.state,
+                "rotate",
+                where=where(arguments),
+                retire=["old"] if arguments.retire else None,
+                not_after=arguments.not_after,
+                broken=arguments.broken,
+            )
+        )
+    )
 
 
 def _deploy(arguments: argparse.Namespace) -> None:
     paths = [Path(text) for text in arguments.files]
     files = {path.name: base64.b64encode(path.read_bytes()).decode() for path in paths}
-    print(json.dumps(say(
-        arguments.state, "deploy", where=where(arguments), files=files, agent_id=arguments.agent,
-        posture=arguments.posture, broken=arguments.broken, variant=arguments.variant,
-    )))
+    print(
+        json.dumps(
+            say(
+                arguments.state,
+                "deploy",
+                where=where(arguments),
+                files=files,
+                agent_id=arguments.agent,
+                posture=arguments.posture,
+                broken=arguments.broken,
+                variant=arguments.variant,
+            )
+        )
+    )
 
 
 def _approve(arguments: argparse.Namespace) -> None:
     spec = base64.b64encode(arguments.spec.read_bytes()).decode()
-    print(say(arguments.state, "approve", where=where(arguments), spec=spec, posture=arguments.posture))
+    print(
+        say(
+            arguments.state, "approve", where=where(arguments), spec=spec, posture=arguments.posture
+        )
+    )
 
 
 def _vectors(arguments: argparse.Namespace) -> None:
@@ -167,9 +216,13 @@ def _vectors(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.controlplane", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.controlplane",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--state", type=Path, default=DEFAULT_STATE, help="the plane's directory (%(default)s)")
+    parser.add_argument(
+        "--state", type=Path, default=DEFAULT_STATE, help="the plane's directory (%(default)s)"
+    )
     parser.add_argument("--org", default="org_1")
     parser.add_argument("--project", default="prj_1")
     parser.add_argument("--environment", default="env_1")
@@ -179,7 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--host", default="127.0.0.1")
     one.add_argument("--port", type=int, default=0)
     one.add_argument("--store-port", type=int, default=0, help="port of the object store")
-    one.add_argument("--name", action="append", default=[], help="another name or address of the certificate")
+    one.add_argument(
+        "--name", action="append", default=[], help="another name or address of the certificate"
+    )
     one.add_argument("--quiet", action="store_true")
     one.add_argument("--with-parent", action="store_true", help="end when standard input does")
     one.set_defaults(run=_serve)
@@ -189,7 +244,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--count", type=int, default=1)
     one.set_defaults(run=_mint)
 
-    for name, run, text in (("agents", _agents, "who enrolled"), ("requests", _requests, "what was asked")):
+    for name, run, text in (
+        ("agents", _agents, "who enrolled"),
+        ("requests", _requests, "what was asked"),
+    ):
         one = words.add_parser(name, help=text)
         one.add_argument("--watch", action="store_true")
         one.set_defaults(run=run)
@@ -204,7 +262,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("files", nargs="*", metavar="FILE")
     one.add_argument("--agent", help="to this agent only")
     one.add_argument("--posture", choices=("dev", "staging", "prod"))
-    one.add_argument("--broken", metavar="CODE", help="break one rule of contract 3, by its refusal code")
+    one.add_argument(
+        "--broken", metavar="CODE", help="break one rule of contract 3, by its refusal code"
+    )
     one.add_argument("--variant", help="how it is broken")
     one.set_defaults(run=_deploy)
 
@@ -214,7 +274,9 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_approve)
 
     one = words.add_parser("vectors", help="write the golden vectors")
-    one.add_argument("directory", type=Path, nargs="?", default=Path(__file__).parents[1] / "vectors")
+    one.add_argument(
+        "directory", type=Path, nargs="?", default=Path(__file__).parents[1] / "vectors"
+    )
     one.set_defaults(run=_vectors)
 
     one = words.add_parser("rotate", help="a new signing key beside the old ones")
@@ -225,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)

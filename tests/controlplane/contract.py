@@ -1,6 +1,8 @@
-"""The nine requests as `openapi.yaml` describes them: which request is which, and what is wrong with one.
+"""The nine requests as `openapi.yaml` describes them: which request is which, and what is wrong
+with one.
 
-The plane's strictness has this one source. `Operation.findings` judges a request; an empty list means conforming.
+The plane's strictness has this one source. `Operation.findings` judges a request; an empty list
+means conforming.
 """
 
 from __future__ import annotations
@@ -8,19 +10,28 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 import jsonschema  # type: ignore[import-untyped,unused-ignore]
 import yaml
 
 DOCUMENT = Path(__file__).with_name("openapi.yaml")
-# Headers that may stand once at the most: a second one would be read differently by different servers.
-SINGLE = ("authorization", "content-type", "content-length", "idempotency-key", "user-agent", "host")
+# Headers that may stand once at the most: a second one would be read differently by different
+# servers.
+SINGLE = (
+    "authorization",
+    "content-type",
+    "content-length",
+    "idempotency-key",
+    "user-agent",
+    "host",
+)
 
-Headers = Sequence[Tuple[str, str]]
+Headers = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,9 @@ class Finding:
     detail: str
 
 
-def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+def _pattern(
+    validator: Any, pattern: str, instance: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
     # `$` of Python's re also matches before a final newline; the contract's does not.
     if isinstance(instance, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), instance):
         yield jsonschema.ValidationError(f"does not match {pattern}")
@@ -41,8 +54,10 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterat
 _Strict = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})
 
 
-def complaint(schema: Mapping[str, Any], value: Any) -> Optional[str]:
-    """Return where and how `value` breaks `schema`, never quoting the value itself; None when it conforms."""
+def complaint(schema: Mapping[str, Any], value: Any) -> str | None:
+    """Return where and how `value` breaks `schema`, never quoting the value itself; None when it
+    conforms.
+    """
     error = jsonschema.exceptions.best_match(_Strict(schema).iter_errors(value))
     if error is None:
         return None
@@ -62,7 +77,7 @@ class NotJson(ValueError):
 def parse_json(body: bytes) -> Any:
     """Parse strictly: UTF-8, no duplicate members, no NaN or Infinity."""
 
-    def no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             raise NotJson("a member stands twice")
         return dict(pairs)
@@ -71,27 +86,33 @@ def parse_json(body: bytes) -> Any:
         raise NotJson(f"{name} is not JSON")
 
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        return json.loads(
+            body.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant
+        )
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise NotJson("the body is not strict JSON in UTF-8") from error
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One of the nine requests; schemas are resolved, so they can be handed to jsonschema as they are."""
+    """One of the nine requests; schemas are resolved, so they can be handed to jsonschema as they
+    are.
+    """
 
     name: str
     method: str
     template: str
     path_pattern: re.Pattern[str]
-    parameters: Tuple[Mapping[str, Any], ...]
-    media_type: Optional[str]
-    body_schema: Optional[Mapping[str, Any]]
-    credential: Optional[str]
-    scope: Optional[str]
+    parameters: tuple[Mapping[str, Any], ...]
+    media_type: str | None
+    body_schema: Mapping[str, Any] | None
+    credential: str | None
+    scope: str | None
     group: str
 
-    def findings(self, path: str, query: str, headers: Headers, body: Optional[bytes]) -> List[Finding]:
+    def findings(
+        self, path: str, query: str, headers: Headers, body: bytes | None
+    ) -> list[Finding]:
         """Judge one request; `body` None means that the body is judged elsewhere (multipart)."""
         found = [*self._parameter_findings(path, query, headers)]
         found += self._body_findings(headers, body)
@@ -104,7 +125,11 @@ class Operation:
                 yield Finding(400, "header_twice", f"header {name} stands twice")
         match = self.path_pattern.fullmatch(path)
         pairs = parse_qsl(query, keep_blank_values=True)
-        given = {"path": match.groupdict() if match else {}, "query": dict(pairs), "header": dict(lower)}
+        given = {
+            "path": match.groupdict() if match else {},
+            "query": dict(pairs),
+            "header": dict(lower),
+        }
         if len(given["query"]) != len(pairs):
             yield Finding(400, "query_twice", "a query parameter stands twice")
         known = {parameter["name"] for parameter in self.parameters if parameter["in"] == "query"}
@@ -119,14 +144,18 @@ class Operation:
                 continue
             if place == "path":
                 value = unquote(value)
-            if parameter["schema"].get("type") == "integer" and re.fullmatch(r"-?[0-9]{1,30}", value):
+            if parameter["schema"].get("type") == "integer" and re.fullmatch(
+                r"-?[0-9]{1,30}", value
+            ):
                 value = int(value)
             wrong = complaint(parameter["schema"], value)
             if wrong is not None:
                 yield Finding(400, "malformed_parameter", f"{place} parameter {name}: {wrong}")
 
-    def _body_findings(self, headers: Headers, body: Optional[bytes]) -> List[Finding]:
-        content_type = next((value for name, value in headers if name.lower() == "content-type"), None)
+    def _body_findings(self, headers: Headers, body: bytes | None) -> list[Finding]:
+        content_type = next(
+            (value for name, value in headers if name.lower() == "content-type"), None
+        )
         if self.media_type is None:
             return [Finding(400, "unexpected_body", "this request has no body")] if body else []
         bare = (content_type or "").split(";")[0].strip().lower()
@@ -156,14 +185,14 @@ def _resolve(node: Any, document: Mapping[str, Any]) -> Any:
 
 
 @functools.cache
-def document() -> Dict[str, Any]:
+def document() -> dict[str, Any]:
     """Return openapi.yaml with its references resolved."""
     raw = yaml.safe_load(DOCUMENT.read_text(encoding="utf-8"))
     return dict(_resolve(raw, raw))
 
 
 @functools.cache
-def operations() -> Dict[str, Operation]:
+def operations() -> dict[str, Operation]:
     """Return the nine operations by name."""
     found = {}
     for template, item in document()["paths"].items():
@@ -188,12 +217,12 @@ def operations() -> Dict[str, Operation]:
     return found
 
 
-def schema(name: str) -> Dict[str, Any]:
+def schema(name: str) -> dict[str, Any]:
     """Return the component schema `name`."""
     return dict(document()["components"]["schemas"][name])
 
 
-def which(method: str, path: str) -> Optional[Operation]:
+def which(method: str, path: str) -> Operation | None:
     """Return the operation that a request is, by method and raw path."""
     for operation in operations().values():
         if operation.method == method and operation.path_pattern.fullmatch(path):

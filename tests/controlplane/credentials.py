@@ -1,6 +1,8 @@
-"""Enrollment tokens, runtime keys and the operator token: minted, kept as hashes, recognised, never shown.
+"""Enrollment tokens, runtime keys and the operator token: minted, kept as hashes, recognised, never
+shown.
 
-The three kinds have prefixes of their own, so that one that turns up where it does not belong is seen.
+The three kinds have prefixes of their own, so that one that turns up where it does not belong is
+seen.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Iterable, List, Optional, Tuple
+from typing import Any
 from urllib.parse import unquote
 
 from tests.controlplane.store import Row, Store
@@ -24,11 +27,16 @@ ROUTE_SCOPES = (
     "agent:artifact_upload",
 )
 TOKEN_PREFIX, KEY_PREFIX, OPERATOR_PREFIX = "bet_", "brk_", "bop_"
-KINDS = {TOKEN_PREFIX: "enrollment_token", KEY_PREFIX: "runtime_key", OPERATOR_PREFIX: "operator_token"}
-# What we mint: prefix and 43 characters. Shorter look-alikes ("bet_" in a hint text) are no secrets.
+KINDS = {
+    TOKEN_PREFIX: "enrollment_token",
+    KEY_PREFIX: "runtime_key",
+    OPERATOR_PREFIX: "operator_token",
+}
+# What we mint: prefix and 43 characters. Shorter look-alikes ("bet_" in a hint text) are no
+# secrets.
 SHAPE = re.compile(r"b(?:et|rk|op)_[A-Za-z0-9_-]{20,}")
 
-Place = Tuple[str, str, str]  # org, project, environment
+Place = tuple[str, str, str]  # org, project, environment
 
 
 @dataclass(frozen=True)
@@ -52,18 +60,25 @@ def mint(
     place: Place,
     *,
     scopes: Iterable[str] = (ENROLL_SCOPE,),
-    ttl_s: Optional[float] = 3600.0,
+    ttl_s: float | None = 3600.0,
     key_scopes: Iterable[str] = ROUTE_SCOPES,
-    key_ttl_s: Optional[float] = None,
-    text: Optional[str] = None,
+    key_ttl_s: float | None = None,
+    text: str | None = None,
 ) -> str:
-    """Make a single-use enrollment token for `place`; `text` chooses its characters (rehearsals, odd lengths)."""
+    """Make a single-use enrollment token for `place`; `text` chooses its characters (rehearsals,
+    odd lengths).
+    """
     token = text or new_secret(TOKEN_PREFIX)
     store.run("INSERT OR IGNORE INTO environments VALUES (?, ?, ?, 'dev')", *place)
     store.run(
         "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
-        fingerprint(token), text, *place, json.dumps(list(scopes)),
-        None if ttl_s is None else store.now() + ttl_s, json.dumps(list(key_scopes)), key_ttl_s,
+        fingerprint(token),
+        text,
+        *place,
+        json.dumps(list(scopes)),
+        None if ttl_s is None else store.now() + ttl_s,
+        json.dumps(list(key_scopes)),
+        key_ttl_s,
     )
     return token
 
@@ -77,8 +92,10 @@ def operator_token(store: Store) -> str:
     return str(known)
 
 
-def bearer(authorization: Optional[str]) -> Optional[str]:
-    """Return the credential of an Authorization header, None when it is not one well-formed Bearer."""
+def bearer(authorization: str | None) -> str | None:
+    """Return the credential of an Authorization header, None when it is not one well-formed
+    Bearer.
+    """
     match = re.fullmatch(r"[Bb]earer ([\x21-\x7e]{1,8192})", authorization or "")
     return match.group(1) if match else None
 
@@ -106,15 +123,19 @@ class Spotter:
         self.reload()
 
     def reload(self) -> None:
-        """Learn the tokens whose text was chosen by the caller; the others are known by their shape."""
+        """Learn the tokens whose text was chosen by the caller; the others are known by their
+        shape.
+        """
         rows = self._store.all("SELECT text FROM tokens WHERE text IS NOT NULL")
-        self._chosen: List[str] = [row["text"] for row in rows if not SHAPE.fullmatch(row["text"])]
+        self._chosen: list[str] = [row["text"] for row in rows if not SHAPE.fullmatch(row["text"])]
 
-    def found(self, text: str, *, encoded: bool = True) -> List[str]:
+    def found(self, text: str, *, encoded: bool = True) -> list[str]:
         """Every credential in `text`, where `encoded` percent-encoded ones too."""
         texts = {text, unquote(text)} if encoded else {text}
         hits = {hit for each in texts for hit in SHAPE.findall(each)}
-        return sorted(hits | {token for token in self._chosen if any(token in each for each in texts)})
+        return sorted(
+            hits | {token for token in self._chosen if any(token in each for each in texts)}
+        )
 
     def masked(self, text: str) -> str:
         """`text` with each credential replaced by its kind and hash."""

@@ -1,7 +1,9 @@
-"""An examiner of deployments and key sets, straight from contract 2.5 and 3: which refusal does this one deserve?
+"""An examiner of deployments and key sets, straight from contract 2.5 and 3: which refusal does
+this one deserve?
 
-It shares no code with the side that signs, so that a test can show on the wire that a switch breaks what it says it
-breaks. It is written to be read, not to be attacked: the host's own checks live in `firstboot`.
+It shares no code with the side that signs, so that a test can show on the wire that a switch breaks
+what it says it breaks. It is written to be read, not to be attacked: the host's own checks live in
+`firstboot`.
 """
 
 from __future__ import annotations
@@ -15,12 +17,21 @@ import json
 import re
 import tarfile
 import zlib
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-MEMBERS = ("org_id", "project_id", "environment_id", "environment_posture", "deployment_id", "spec_hash", "issued_at")
+MEMBERS = (
+    "org_id",
+    "project_id",
+    "environment_id",
+    "environment_posture",
+    "deployment_id",
+    "spec_hash",
+    "issued_at",
+)
 UNPACKED_LIMIT, ENTRY_LIMIT, RATIO_LIMIT = 4 << 30, 4096, 200
 
 
@@ -51,12 +62,16 @@ def opened(envelope: Mapping[str, Any], keys: Sequence[Mapping[str, Any]], *, ki
     if envelope["payloadType"] != kind:
         raise Refused("wrong_type")
     payload = base64.b64decode(envelope["payload"], validate=True)
-    message = b" ".join([b"DSSEv1", str(len(kind)).encode(), kind.encode(), str(len(payload)).encode(), payload])
+    message = b" ".join(
+        [b"DSSEv1", str(len(kind)).encode(), kind.encode(), str(len(payload)).encode(), payload]
+    )
     known = {key["kid"]: key for key in keys if key["status"] == "active"}
     signatures = [one for one in envelope["signatures"] if one["keyid"] in known]
     if not signatures:
         raise Refused("unknown_key")
-    if not any(_verifies(known[one["keyid"]], base64.b64decode(one["sig"]), message) for one in signatures):
+    if not any(
+        _verifies(known[one["keyid"]], base64.b64decode(one["sig"]), message) for one in signatures
+    ):
         raise Refused("bad_signature")
     return payload
 
@@ -67,8 +82,8 @@ def deployment(
     context: Mapping[str, str],
     *,
     now: datetime.datetime,
-    last: Optional[Dict[str, Any]] = None,
-) -> Dict[str, Any]:
+    last: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The verified payload; `context` has the three ids, `last` is the payload verified before."""
     raw = opened(envelope, keys, kind="application/vnd.byteor.deployment+json")
     try:
@@ -79,7 +94,10 @@ def deployment(
         raise Refused("malformed")
     if type(payload.get("v")) is not int or payload["v"] != 1:
         raise Refused("unsupported_version")
-    if not all(isinstance(payload.get(name), str) for name in MEMBERS) or type(payload.get("sequence")) is not int:
+    if (
+        not all(isinstance(payload.get(name), str) for name in MEMBERS)
+        or type(payload.get("sequence")) is not int
+    ):
         raise Refused("malformed")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", payload["deployment_id"]):
         raise Refused("malformed")
@@ -117,7 +135,7 @@ def _unpacked(bundle: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _members(tar: tarfile.TarFile) -> List[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
     members = tar.getmembers()
     if sum(1 for one in members if one.name == "spec.kv") != 1:
         raise Refused("malformed_bundle")
@@ -125,7 +143,9 @@ def _members(tar: tarfile.TarFile) -> List[tarfile.TarInfo]:
     files = {name for name, one in zip(names, members) if one.isreg()}
     for one, name in zip(members, names):
         inside = any("/".join(name.split("/")[:n]) in files for n in range(1, name.count("/") + 1))
-        unsafe = one.name.startswith("/") or ".." in one.name.split("/") or one.mode & 0o6000 or inside
+        unsafe = (
+            one.name.startswith("/") or ".." in one.name.split("/") or one.mode & 0o6000 or inside
+        )
         if unsafe or not (one.isreg() or one.isdir()):
             raise Refused("unsafe_archive")
     if len(set(names)) != len(names) or len(names) > ENTRY_LIMIT:
@@ -133,7 +153,7 @@ def _members(tar: tarfile.TarFile) -> List[tarfile.TarInfo]:
     return members
 
 
-def bundle(data: bytes, payload: Mapping[str, Any]) -> Dict[str, bytes]:
+def bundle(data: bytes, payload: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of a bundle that is the one the payload names."""
     if len(data) != payload["bundle"]["size"]:
         raise Refused("bundle_size")
@@ -152,7 +172,11 @@ def bundle(data: bytes, payload: Mapping[str, Any]) -> Dict[str, bytes]:
 
 
 def approval(
-    text: Optional[str], keys: Sequence[Mapping[str, Any]], payload: Mapping[str, Any], *, now: datetime.datetime
+    text: str | None,
+    keys: Sequence[Mapping[str, Any]],
+    payload: Mapping[str, Any],
+    *,
+    now: datetime.datetime,
 ) -> None:
     """Refused unless `text` approves the deployment; needed for staging and prod."""
     if payload["environment_posture"] not in ("staging", "prod"):
@@ -179,8 +203,10 @@ def approval(
         raise Refused("approval_capability")
 
 
-def key_set(envelope: Mapping[str, Any], last: Optional[Dict[str, Any]]) -> Dict[str, Any]:
-    """The key set that may follow `last`; Refused with broken_chain, equivocation, rolled_back, wrong_type."""
+def key_set(envelope: Mapping[str, Any], last: dict[str, Any] | None) -> dict[str, Any]:
+    """The key set that may follow `last`; Refused with broken_chain, equivocation, rolled_back,
+    wrong_type.
+    """
     kind = "application/vnd.byteor.signing-keys+json"
     try:
         unverified = json.loads(base64.b64decode(envelope["payload"]))
@@ -190,7 +216,9 @@ def key_set(envelope: Mapping[str, Any], last: Optional[Dict[str, Any]]) -> Dict
         if type(found["version"]) is not int or "keys" not in found:
             raise Refused("malformed")
     except Refused as error:
-        raise Refused("broken_chain" if error.args[0] in ("unknown_key", "bad_signature") else error.args[0]) from error
+        raise Refused(
+            "broken_chain" if error.args[0] in ("unknown_key", "bad_signature") else error.args[0]
+        ) from error
     except (KeyError, ValueError, TypeError) as error:
         raise Refused("malformed") from error
     if last is not None and found["version"] < last["version"]:

@@ -1,10 +1,13 @@
-"""One request with its reply: read, recorded without secrets, authenticated, judged against the contract."""
+"""One request with its reply: read, recorded without secrets, authenticated, judged against the
+contract.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.requests import Request
@@ -27,8 +30,8 @@ class Refusal(Exception):
         code: str,
         detail: str,
         *,
-        headers: Optional[Mapping[str, str]] = None,
-        extra: Optional[Mapping[str, Any]] = None,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status, self.code, self.detail = status, code, detail
@@ -43,15 +46,21 @@ def problem(
     code: str,
     detail: str,
     *,
-    headers: Optional[Mapping[str, str]] = None,
-    extra: Optional[Mapping[str, Any]] = None,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Response:
     """RFC 9457 problem details with the extension member `code`."""
     body = {
-        "type": f"https://errors.invalid/{code}", "title": code.replace("_", " "), "status": status, "detail": detail,
-        "code": code, **(extra or {}),
+        "type": f"https://errors.invalid/{code}",
+        "title": code.replace("_", " "),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **(extra or {}),
     }
-    return JSONResponse(body, status, headers=dict(headers or {}), media_type="application/problem+json")
+    return JSONResponse(
+        body, status, headers=dict(headers or {}), media_type="application/problem+json"
+    )
 
 
 class Exchange:
@@ -61,18 +70,23 @@ class Exchange:
         self.plane, self.request, self.origin = plane, request, origin
         self.raw_path = request.scope["raw_path"].decode("latin-1")
         self.query = request.scope["query_string"].decode("latin-1")
-        self.headers: List[Tuple[str, str]] = [
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]
+        self.headers: list[tuple[str, str]] = [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in request.scope["headers"]
         ]
-        self.operation: Optional[Operation] = which(request.method, self.raw_path) if origin == "plane" else None
+        self.operation: Operation | None = (
+            which(request.method, self.raw_path) if origin == "plane" else None
+        )
         match = self.operation.path_pattern.fullmatch(self.raw_path) if self.operation else None
-        self.ids: Dict[str, str] = {k: unquote(v) for k, v in match.groupdict().items()} if match else {}
+        self.ids: dict[str, str] = (
+            {k: unquote(v) for k, v in match.groupdict().items()} if match else {}
+        )
         self.secret = bearer(request.headers.get("authorization"))
-        self.body: Optional[bytes] = None
+        self.body: bytes | None = None
         self.caller = Caller("none")
-        self.extra_headers: Dict[str, str] = {}
+        self.extra_headers: dict[str, str] = {}
         self.id = 0
-        self._row: Dict[str, Any] = {}
+        self._row: dict[str, Any] = {}
 
     @property
     def streamed(self) -> bool:
@@ -80,12 +94,20 @@ class Exchange:
         return self.operation is not None and self.operation.media_type == "multipart/form-data"
 
     @property
-    def host_names(self) -> Tuple[str, ...]:
+    def host_names(self) -> tuple[str, ...]:
         """Under which names a fault may be meant for this host."""
         client = self.request.client.host if self.request.client else ""
-        said = self.json() if self.operation is not None and self.operation.name == "enroll" else None
-        given = [str(said[key]) for key in ("name", "hostname") if key in said] if isinstance(said, dict) else []
-        agent = self.plane.store.one("SELECT name FROM agents WHERE agent_id = ?", self.ids.get("agent_id", ""))
+        said = (
+            self.json() if self.operation is not None and self.operation.name == "enroll" else None
+        )
+        given = (
+            [str(said[key]) for key in ("name", "hostname") if key in said]
+            if isinstance(said, dict)
+            else []
+        )
+        agent = self.plane.store.one(
+            "SELECT name FROM agents WHERE agent_id = ?", self.ids.get("agent_id", "")
+        )
         return (client, *given, *([agent["name"]] if agent else []))
 
     def json(self) -> Any:
@@ -99,7 +121,7 @@ class Exchange:
         """Read the body, at most 1 MiB of it, unless the operation streams."""
         if self.streamed:
             return
-        parts: List[bytes] = []
+        parts: list[bytes] = []
         size = 0
         async for part in self.request.stream():
             size += len(part)
@@ -127,7 +149,9 @@ class Exchange:
             "path": mask(self.raw_path),
             "query": mask(self.query),
             "headers": headers,
-            "credential": {"kind": kind, "hash": fingerprint(self.secret)[:12]} if self.secret else None,
+            "credential": {"kind": kind, "hash": fingerprint(self.secret)[:12]}
+            if self.secret
+            else None,
             "agent_id": self.ids.get("agent_id"),
             "client": self.request.client.host if self.request.client else None,
             "body": mask(text),
@@ -137,27 +161,40 @@ class Exchange:
             "faults": [],
         }
         self.id = self.plane.store.run(
-            "INSERT INTO requests VALUES (NULL, ?, ?)", self.plane.store.now(), json.dumps(self._row)
+            "INSERT INTO requests VALUES (NULL, ?, ?)",
+            self.plane.store.now(),
+            json.dumps(self._row),
         )
 
     def note(self, **facts: Any) -> None:
         """Add to the record."""
         self._row.update(facts)
-        self.plane.store.run("UPDATE requests SET row = ? WHERE id = ?", json.dumps(self._row), self.id)
+        self.plane.store.run(
+            "UPDATE requests SET row = ? WHERE id = ?", json.dumps(self._row), self.id
+        )
 
     def violate(self, rule: str, detail: str) -> None:
-        where = self.operation.name if self.operation else f"{self.request.method} {self.raw_path[:200]}"
+        where = (
+            self.operation.name
+            if self.operation
+            else f"{self.request.method} {self.raw_path[:200]}"
+        )
         self.plane.violation(rule, f"{where}: {detail}", self.id)
 
     def spot_secrets(self) -> None:
         """A credential belongs in the Authorization header and nowhere else."""
         for place, text in (
             ("address", f"{self.raw_path}?{self.query}"),
-            ("header", "\n".join(value for name, value in self.headers if name.lower() != "authorization")),
+            (
+                "header",
+                "\n".join(value for name, value in self.headers if name.lower() != "authorization"),
+            ),
             ("body", (self.body or b"").decode("latin-1")),
         ):
             for secret in self.plane.spotter.found(text):
-                self.violate("secret_misplaced", f"{shown(self.plane.store, secret)} in the {place}")
+                self.violate(
+                    "secret_misplaced", f"{shown(self.plane.store, secret)} in the {place}"
+                )
 
     def authenticate(self) -> None:
         """Find who calls; Refusal 401, 403, 404 or 410 when it is not the right one."""
@@ -166,24 +203,35 @@ class Exchange:
         store = self.plane.store
         kind = kind_of(store, self.secret) if self.secret is not None else None
         if kind == "enrollment_token" and operation.credential != "enrollment_token":
-            self.violate("enrollment_token_misplaced", "an enrollment token in another request than enrollment")
+            self.violate(
+                "enrollment_token_misplaced",
+                "an enrollment token in another request than enrollment",
+            )
         if operation.credential is None:
             if self.secret is not None and kind != "enrollment_token":
                 self.violate("credential_misplaced", f"{kind} where no credential belongs")
             return
         if self.secret is None or kind is None:
             self.violate("missing_credential", "no well-formed Authorization: Bearer header")
-            raise Refusal(401, "credential_missing", "this request needs a bearer credential",
-                          headers={"WWW-Authenticate": "Bearer"})
+            raise Refusal(
+                401,
+                "credential_missing",
+                "this request needs a bearer credential",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         if kind not in (operation.credential, "unknown"):
             if kind != "enrollment_token":
                 self.violate("credential_misplaced", f"{kind} where {operation.credential} belongs")
-            raise self._unauthorized("wrong_credential", f"this request needs the {operation.credential}")
+            raise self._unauthorized(
+                "wrong_credential", f"this request needs the {operation.credential}"
+            )
         if operation.credential == "runtime_key":
             self._authenticate_agent(self.secret)
         elif operation.credential == "operator_token":
             if self.secret != store.setting("operator_token"):
-                raise self._unauthorized("operator_token_unknown", "this operator token is not known")
+                raise self._unauthorized(
+                    "operator_token_unknown", "this operator token is not known"
+                )
         else:
             row = store.one("SELECT * FROM tokens WHERE hash = ?", fingerprint(self.secret))
             if row is None:
@@ -191,7 +239,9 @@ class Exchange:
             self.caller = Caller("enrollment_token", row)
 
     def _unauthorized(self, code: str, detail: str) -> Refusal:
-        return Refusal(401, code, detail, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        return Refusal(
+            401, code, detail, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        )
 
     def _authenticate_agent(self, secret: str) -> None:
         store, operation = self.plane.store, self.operation
@@ -200,17 +250,27 @@ class Exchange:
         if key is None:
             raise self._unauthorized("key_unknown", "this runtime key is not known")
         if key["agent_id"] != self.ids["agent_id"]:
-            raise self._unauthorized("key_of_another_agent", "this runtime key belongs to another agent")
+            raise self._unauthorized(
+                "key_of_another_agent", "this runtime key belongs to another agent"
+            )
         agent = store.one("SELECT * FROM agents WHERE agent_id = ?", key["agent_id"])
         if agent is None or agent["deleted"]:
-            raise Refusal(self.plane.setting("unknown_agent_answer"), "unknown_agent", "no such agent any more")
+            raise Refusal(
+                self.plane.setting("unknown_agent_answer"),
+                "unknown_agent",
+                "no such agent any more",
+            )
         if key["revoked"]:
             raise self._unauthorized("key_revoked", "this runtime key was revoked")
         if key["expires_at"] is not None and key["expires_at"] <= store.now():
             raise self._unauthorized("key_expired", "this runtime key has expired")
         if operation.scope not in loads(key["scopes"]):
-            raise Refusal(403, "scope_missing", f"the runtime key lacks {operation.scope}",
-                          extra={"scope": operation.scope})
+            raise Refusal(
+                403,
+                "scope_missing",
+                f"the runtime key lacks {operation.scope}",
+                extra={"scope": operation.scope},
+            )
         self.caller = Caller("runtime_key", agent)
 
     def limit(self) -> None:
@@ -223,8 +283,10 @@ class Exchange:
         if not within:
             raise Refusal(429, "rate_limited", f"too many requests of the group {group}")
 
-    def judge(self) -> Optional[Refusal]:
-        """Hold the request against the contract, record what is wrong, and return the refusal for it."""
+    def judge(self) -> Refusal | None:
+        """Hold the request against the contract, record what is wrong, and return the refusal for
+        it.
+        """
         assert self.operation is not None
         if self.body is None and not self.streamed:
             self.violate("body_size", "a JSON body over 1 MiB")
@@ -237,7 +299,9 @@ class Exchange:
         code = "unsupported_media_type" if findings[0].status == 415 else "invalid_request"
         return Refusal(findings[0].status, code, findings[0].detail)
 
-    def reply(self, status: int, body: Mapping[str, Any], headers: Optional[Mapping[str, str]] = None) -> Response:
+    def reply(
+        self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Response:
         """A JSON reply; with unknown members when the plane is told to add some."""
         extra = {"x_unknown": {"nested": [1, None]}} if self.plane.setting("extra_members") else {}
         return JSONResponse({**body, **extra}, status, headers=dict(headers or {}))

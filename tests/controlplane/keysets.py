@@ -1,10 +1,12 @@
-"""Request 7, and the history of signing keys of each environment: rotated with overlap, retired, or broken on purpose."""
+"""Request 7, and the history of signing keys of each environment: rotated with overlap, retired, or
+broken on purpose.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from starlette.responses import Response
 
@@ -27,7 +29,7 @@ BREAKS = (
 )
 
 
-def _rows(store: Store, place: Place) -> List[Row]:
+def _rows(store: Store, place: Place) -> list[Row]:
     return store.all(f"SELECT * FROM signing_keys WHERE {WHERE} ORDER BY rowid", *place)
 
 
@@ -35,7 +37,7 @@ def _key(row: Row) -> SigningKey:
     return SigningKey.from_seed(row["kid"], bytes.fromhex(row["private"]))
 
 
-def active(store: Store, place: Place) -> List[SigningKey]:
+def active(store: Store, place: Place) -> list[SigningKey]:
     """The keys in force, oldest first; the first key set is made when it is first needed."""
     if not _rows(store, place):
         _add_key(store, place, None)
@@ -43,7 +45,7 @@ def active(store: Store, place: Place) -> List[SigningKey]:
     return [_key(row) for row in _rows(store, place) if row["status"] == "active"]
 
 
-def signer(store: Store, place: Place, kid: Optional[str] = None) -> SigningKey:
+def signer(store: Store, place: Place, kid: str | None = None) -> SigningKey:
     """The key `kid`, also a retired one; without it the oldest active one."""
     keys = active(store, place)
     if kid is None:
@@ -54,24 +56,33 @@ def signer(store: Store, place: Place, kid: Optional[str] = None) -> SigningKey:
     raise ValueError(f"no key {kid} in this environment")
 
 
-def _add_key(store: Store, place: Place, not_after: Optional[str]) -> SigningKey:
+def _add_key(store: Store, place: Place, not_after: str | None) -> SigningKey:
     key = SigningKey.new(f"kid-{len(_rows(store, place)) + 1}-{secrets.token_hex(3)}")
-    store.run("INSERT INTO signing_keys VALUES (?, ?, ?, ?, ?, 'active', ?)", *place, key.kid, key.seed.hex(), not_after)
+    store.run(
+        "INSERT INTO signing_keys VALUES (?, ?, ?, ?, ?, 'active', ?)",
+        *place,
+        key.kid,
+        key.seed.hex(),
+        not_after,
+    )
     return key
 
 
-def _entries(store: Store, place: Place) -> List[Dict[str, Any]]:
+def _entries(store: Store, place: Place) -> list[dict[str, Any]]:
     return [
-        signing.key_entry(_key(row), status=row["status"], not_after=row["not_after"]) for row in _rows(store, place)
+        signing.key_entry(_key(row), status=row["status"], not_after=row["not_after"])
+        for row in _rows(store, place)
     ]
 
 
-def _publish(store: Store, place: Place, number: int, signers: List[SigningKey]) -> None:
+def _publish(store: Store, place: Place, number: int, signers: list[SigningKey]) -> None:
     _keep(store, place, number, signing.key_set(number, _entries(store, place), signers))
 
 
-def _keep(store: Store, place: Place, number: int, envelope: Dict[str, Any]) -> None:
-    store.run("INSERT INTO key_sets VALUES (NULL, ?, ?, ?, ?, ?)", *place, number, json.dumps(envelope))
+def _keep(store: Store, place: Place, number: int, envelope: dict[str, Any]) -> None:
+    store.run(
+        "INSERT INTO key_sets VALUES (NULL, ?, ?, ?, ?, ?)", *place, number, json.dumps(envelope)
+    )
 
 
 def version(store: Store, place: Place) -> int:
@@ -81,19 +92,26 @@ def version(store: Store, place: Place) -> int:
     return int(row["version"]) if row is not None else 0
 
 
-def since(store: Store, place: Place, known: int) -> List[Dict[str, Any]]:
-    """Every envelope newer than `known`, in the order of publication; broken ones are always among them."""
+def since(store: Store, place: Place, known: int) -> list[dict[str, Any]]:
+    """Every envelope newer than `known`, in the order of publication; broken ones are always among
+    them.
+    """
     active(store, place)
     rows = store.all(f"SELECT * FROM key_sets WHERE {WHERE} ORDER BY id", *place)
     newest_first = rows[-1:]
     return [
-        json.loads(row["envelope"]) for row in rows if row["version"] > known or _is_broken(row, rows, newest_first)
+        json.loads(row["envelope"])
+        for row in rows
+        if row["version"] > known or _is_broken(row, rows, newest_first)
     ]
 
 
-def _is_broken(row: Row, rows: List[Row], newest: List[Row]) -> bool:
-    # A set that breaks the order of versions would otherwise never be shown to a host that is up to date.
-    return row in newest and any(other["version"] >= row["version"] for other in rows if other["id"] < row["id"])
+def _is_broken(row: Row, rows: list[Row], newest: list[Row]) -> bool:
+    # A set that breaks the order of versions would otherwise never be shown to a host that is up to
+    # date.
+    return row in newest and any(
+        other["version"] >= row["version"] for other in rows if other["id"] < row["id"]
+    )
 
 
 def rotate(
@@ -101,13 +119,15 @@ def rotate(
     place: Place,
     *,
     add: bool = True,
-    retire: Optional[List[str]] = None,
-    not_after: Optional[str] = None,
-    broken: Optional[str] = None,
-) -> Dict[str, Any]:
-    """Publish the next key set: with a new active key beside the old (overlap), and `retire`d ones marked so.
+    retire: list[str] | None = None,
+    not_after: str | None = None,
+    broken: str | None = None,
+) -> dict[str, Any]:
+    """Publish the next key set: with a new active key beside the old (overlap), and `retire`d ones
+    marked so.
 
-    `retire` lists kids, or is ["old"] for all but the newest. `broken` is one of BREAKS. Return version and kids.
+    `retire` lists kids, or is ["old"] for all but the newest. `broken` is one of BREAKS. Return
+    version and kids.
     """
     if broken is not None and broken not in BREAKS:
         raise ValueError(f"no such break {broken}; there are {', '.join(BREAKS)}")
@@ -117,7 +137,9 @@ def rotate(
             _add_key(store, place, not_after)
         kids = [key.kid for key in active(store, place)]
         for kid in kids[:-1] if retire == ["old"] else retire or []:
-            store.run(f"UPDATE signing_keys SET status = 'retired' WHERE {WHERE} AND kid = ?", *place, kid)
+            store.run(
+                f"UPDATE signing_keys SET status = 'retired' WHERE {WHERE} AND kid = ?", *place, kid
+            )
         if broken is None:
             _publish(store, place, number, signers[:1])
         else:
@@ -129,7 +151,9 @@ def rotate(
     }
 
 
-def _publish_broken(store: Store, place: Place, number: int, signers: List[SigningKey], broken: str) -> None:
+def _publish_broken(
+    store: Store, place: Place, number: int, signers: list[SigningKey], broken: str
+) -> None:
     entries = _entries(store, place)
     stranger = SigningKey.new("kid-stranger")
     if broken == "unrelated_signer":

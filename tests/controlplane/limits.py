@@ -1,25 +1,31 @@
-"""Rate limits per route group and credential: a fixed window, its headers, `Retry-After` in every form.
+"""Rate limits per route group and credential: a fixed window, its headers, `Retry-After` in every
+form.
 
-Contract 2.6 has a host obey seconds and HTTP dates, and fall back to its own back-off for anything else; the form is
-chosen per group so that each can be met.
+Contract 2.6 has a host obey seconds and HTTP dates, and fall back to its own back-off for anything
+else; the form is chosen per group so that each can be met.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from email.utils import formatdate
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any
 
 
 class Limits:
     """Counts per (group, who) in windows that start with their first request."""
 
     def __init__(self) -> None:
-        self._windows: Dict[Tuple[str, str], Tuple[float, int]] = {}
+        self._windows: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def headers(self, group: str, who: str, rule: Optional[Mapping[str, Any]]) -> Tuple[bool, Dict[str, str]]:
-        """Count one request; return whether it is within the limit, and the headers to answer with."""
+    def headers(
+        self, group: str, who: str, rule: Mapping[str, Any] | None
+    ) -> tuple[bool, dict[str, str]]:
+        """Count one request; return whether it is within the limit, and the headers to answer
+        with.
+        """
         if rule is None:
             return True, {}
         now, window_s, limit = time.time(), float(rule["window_s"]), int(rule["limit"])

@@ -1,19 +1,22 @@
-"""What all requests share: the store, the faults, the violations, and what is in progress right now."""
+"""What all requests share: the store, the faults, the violations, and what is in progress right
+now.
+"""
 
 from __future__ import annotations
 
 import datetime
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any
 
 from tests.controlplane.credentials import Spotter
 from tests.controlplane.faults import Faults
 from tests.controlplane.limits import Limits
 from tests.controlplane.store import Store
 
-# Every switch that `configure` knows, with its default. None of them breaks the contract but where its comment says so.
-SETTINGS: Dict[str, Any] = {
+# Every switch that `configure` knows, with its default. None of them breaks the contract but where
+# its comment says so.
+SETTINGS: dict[str, Any] = {
     "accept_hostname": True,  # False: 422 to {"hostname"}, as a backend that wants {} would
     "token_used_answer": 410,  # 401, 409 or 410, each with code token_used
     "enroll_status": 201,
@@ -42,15 +45,17 @@ class Plane:
         self.faults = Faults(self.store)
         self.spotter = Spotter(self.store)
         self.limits = Limits()
-        self.enrolling: Set[str] = set()  # idempotency keys whose first attempt is in progress
+        self.enrolling: set[str] = set()  # idempotency keys whose first attempt is in progress
         self.store_url = ""
-        self.connections: Set[Any] = set()
+        self.connections: set[Any] = set()
         for name in ("bundles", "artifacts"):
             (state / name).mkdir(exist_ok=True)
         self._ensure_environment()
 
     def _ensure_environment(self) -> None:
-        self.store.run("INSERT OR IGNORE INTO environments VALUES ('org_1', 'prj_1', 'env_1', 'dev')")
+        self.store.run(
+            "INSERT OR IGNORE INTO environments VALUES ('org_1', 'prj_1', 'env_1', 'dev')"
+        )
 
     def setting(self, name: str) -> Any:
         return self.store.setting(name, SETTINGS[name])
@@ -59,26 +64,35 @@ class Plane:
         """Set switches; ValueError for a name that does not exist."""
         unknown = set(settings) - set(SETTINGS)
         if unknown:
-            raise ValueError(f"no setting {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}")
+            raise ValueError(
+                f"no setting {', '.join(sorted(unknown))}; there are {', '.join(SETTINGS)}"
+            )
         for name, value in settings.items():
             self.store.set_setting(name, value)
 
-    def violation(self, rule: str, detail: str, request_id: Optional[int] = None) -> None:
+    def violation(self, rule: str, detail: str, request_id: int | None = None) -> None:
         """Record a breach of the contract by the other side; never with a secret in it."""
         self.store.run(
             "INSERT INTO violations VALUES (NULL, ?, ?, ?, ?)",
-            self.store.now(), rule, self.spotter.masked(detail), request_id,
+            self.store.now(),
+            rule,
+            self.spotter.masked(detail),
+            request_id,
         )
 
-    def violations(self) -> List[Dict[str, Any]]:
+    def violations(self) -> list[dict[str, Any]]:
         return self.store.all("SELECT * FROM violations ORDER BY id")
 
     def requests(
-        self, *, after: int = 0, operation: Optional[str] = None, origin: Optional[str] = None
-    ) -> List[Dict[str, Any]]:
+        self, *, after: int = 0, operation: str | None = None, origin: str | None = None
+    ) -> list[dict[str, Any]]:
         rows = self.store.all("SELECT * FROM requests WHERE id > ? ORDER BY id", after)
         found = [{"id": row["id"], "at": row["at"], **json.loads(row["row"])} for row in rows]
-        return [row for row in found if operation in (None, row["operation"]) and origin in (None, row["origin"])]
+        return [
+            row
+            for row in found
+            if operation in (None, row["operation"]) and origin in (None, row["origin"])
+        ]
 
     def reset(self) -> None:
         """Forget all but the addresses and the CA."""
@@ -98,11 +112,11 @@ class Plane:
             connection.shutdown()
 
 
-def rfc3339(at: Optional[float]) -> Optional[str]:
+def rfc3339(at: float | None) -> str | None:
     if at is None:
         return None
     moment = datetime.datetime.fromtimestamp(at, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
-Environment = Tuple[str, str, str]
+Environment = tuple[str, str, str]

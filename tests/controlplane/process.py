@@ -1,4 +1,6 @@
-"""The plane as a process of its own, and the words to drive it: `ControlPlane`, usable with and without pytest."""
+"""The plane as a process of its own, and the words to drive it: `ControlPlane`, usable with and
+without pytest.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable
 
 TOP = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 30.0
@@ -25,7 +28,8 @@ class PlaneError(RuntimeError):
 
 
 class ControlPlane:
-    """One reference control plane. Its addresses and CA are fixed at construction, so it may start up late.
+    """One reference control plane. Its addresses and CA are fixed at construction, so it may start
+    up late.
 
     >>> plane = ControlPlane(tmp_path / "plane"); plane.start(); token = plane.mint()
     """
@@ -33,21 +37,35 @@ class ControlPlane:
     org_id, project_id, environment_id = "org_1", "prj_1", "env_1"
 
     def __init__(
-        self, state_dir: Path, host: str = "127.0.0.1", port: int = 0, *, names: Sequence[str] = (), log: Any = None
+        self,
+        state_dir: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        names: Sequence[str] = (),
+        log: Any = None,
     ) -> None:
-        """`names`: further addresses and DNS names of the certificate. `log`: a file for the server's stderr."""
+        """`names`: further addresses and DNS names of the certificate. `log`: a file for the
+        server's stderr.
+        """
         self.state_dir, self.host, self._names, self._log = Path(state_dir), host, tuple(names), log
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        self._process: Optional[subprocess.Popen[bytes]] = None
-        self._facts: Dict[str, Any] = {}
-        # Bound, never listening: the ports stay ours across stop and restart, and refuse connections meanwhile.
+        self._process: subprocess.Popen[bytes] | None = None
+        self._facts: dict[str, Any] = {}
+        # Bound, never listening: the ports stay ours across stop and restart, and refuse
+        # connections meanwhile.
         self._held = [self._hold(port), self._hold(0)]
         self.port, self.store_port = (sock.getsockname()[1] for sock in self._held)
         shown = f"[{host}]" if ":" in host else host
-        self.base_url, self.store_url = f"https://{shown}:{self.port}", f"https://{shown}:{self.store_port}"
+        self.base_url, self.store_url = (
+            f"https://{shown}:{self.port}",
+            f"https://{shown}:{self.store_port}",
+        )
 
     def _hold(self, port: int) -> socket.socket:
-        sock = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(
+            socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM
+        )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
@@ -62,8 +80,20 @@ class ControlPlane:
             raise PlaneError("the control plane runs already")
         (self.state_dir / "admin.json").unlink(missing_ok=True)
         command = [
-            sys.executable, "-m", "tests.controlplane", "--state", str(self.state_dir), "serve", "--quiet", "--with-parent",
-            "--host", self.host, "--port", str(self.port), "--store-port", str(self.store_port),
+            sys.executable,
+            "-m",
+            "tests.controlplane",
+            "--state",
+            str(self.state_dir),
+            "serve",
+            "--quiet",
+            "--with-parent",
+            "--host",
+            self.host,
+            "--port",
+            str(self.port),
+            "--store-port",
+            str(self.store_port),
         ]
         for name in self._names:
             command += ["--name", name]
@@ -135,7 +165,9 @@ class ControlPlane:
 
     @property
     def ca_path(self) -> Path:
-        """The CA certificate as a file; made at the first call if the server has not yet made it."""
+        """The CA certificate as a file; made at the first call if the server has not yet made
+        it.
+        """
         if not (self.state_dir / "ca.pem").exists():
             from tests.controlplane import tls
 
@@ -163,15 +195,23 @@ class ControlPlane:
             raise PlaneError(answer["error"])
         return answer["result"]
 
-    def where(self, where: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
-        ids = {"org_id": self.org_id, "project_id": self.project_id, "environment_id": self.environment_id}
+    def where(self, where: Mapping[str, str] | None = None) -> dict[str, str]:
+        ids = {
+            "org_id": self.org_id,
+            "project_id": self.project_id,
+            "environment_id": self.environment_id,
+        }
         return {**ids, **(where or {})}
 
-    def mint(self, *, where: Optional[Mapping[str, str]] = None, **options: Any) -> str:
-        """A fresh enrollment token. Options: ttl_s (None: never), scopes, key_scopes, key_ttl_s, text."""
+    def mint(self, *, where: Mapping[str, str] | None = None, **options: Any) -> str:
+        """A fresh enrollment token. Options: ttl_s (None: never), scopes, key_scopes, key_ttl_s,
+        text.
+        """
         return str(self.tell("mint", where=self.where(where), **options))
 
-    def environment(self, *, where: Optional[Mapping[str, str]] = None, posture: Optional[str] = None) -> None:
+    def environment(
+        self, *, where: Mapping[str, str] | None = None, posture: str | None = None
+    ) -> None:
         """Make an environment (the default one exists), or change its posture."""
         self.tell("environment", where=self.where(where), posture=posture)
 
@@ -179,20 +219,25 @@ class ControlPlane:
     def operator_token(self) -> str:
         return str(self.tell("operator_token"))
 
-    def agents(self, *, where: Optional[Mapping[str, str]] = None) -> List[Dict[str, Any]]:
-        """Every agent: agent_id, name, last_heartbeat_at, last_heartbeat (the body), heartbeats, last_sequence, …"""
+    def agents(self, *, where: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """Every agent: agent_id, name, last_heartbeat_at, last_heartbeat (the body), heartbeats,
+        last_sequence, …
+        """
         found = self.tell("agents", where=self.where(where) if where is not None else None)
         return list(found)
 
-    def requests(self, operation: Optional[str] = None, *, origin: Optional[str] = None) -> List[Dict[str, Any]]:
-        """What was asked, in order: operation, method, path, query, headers, credential, body, faults, agent_id, at, …
+    def requests(
+        self, operation: str | None = None, *, origin: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What was asked, in order: operation, method, path, query, headers, credential, body,
+        faults, agent_id, at, …
 
-        `status` is what the plane made of it, `answered` the status that went out: after the commit a fault may
-        replace the answer, or swallow it (then there is no `answered`).
+        `status` is what the plane made of it, `answered` the status that went out: after the commit
+        a fault may replace the answer, or swallow it (then there is no `answered`).
         """
         return list(self.tell("requests", operation=operation, origin=origin))
 
-    def violations(self) -> List[Dict[str, Any]]:
+    def violations(self) -> list[dict[str, Any]]:
         """Every breach of the contract: rule, detail, request_id."""
         return list(self.tell("violations"))
 
@@ -200,10 +245,12 @@ class ControlPlane:
         self.tell("clear_violations")
 
     def fault(self, operation: str, kind: str, **options: Any) -> int:
-        """Schedule a fault; see `faults.KINDS` for kinds and options, `faults` for the schedule. Return its id."""
+        """Schedule a fault; see `faults.KINDS` for kinds and options, `faults` for the schedule.
+        Return its id.
+        """
         return int(self.tell("fault", operation=operation, kind=kind, **options))
 
-    def faults(self) -> List[Dict[str, Any]]:
+    def faults(self) -> list[dict[str, Any]]:
         return list(self.tell("faults"))
 
     def clear_faults(self) -> None:
@@ -216,7 +263,7 @@ class ControlPlane:
     def revoke(self, agent_id: str, *, revoked: bool = True) -> None:
         self.tell("revoke", agent_id=agent_id, revoked=revoked)
 
-    def expire(self, agent_id: str, *, expires_at: Optional[float] = None) -> None:
+    def expire(self, agent_id: str, *, expires_at: float | None = None) -> None:
         self.tell("expire", agent_id=agent_id, expires_at=expires_at)
 
     def scopes(self, agent_id: str, scopes: Sequence[str]) -> None:
@@ -225,33 +272,47 @@ class ControlPlane:
     def delete(self, agent_id: str) -> None:
         self.tell("delete", agent_id=agent_id)
 
-    def rotate(self, *, where: Optional[Mapping[str, str]] = None, **options: Any) -> Dict[str, Any]:
+    def rotate(self, *, where: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
         """Publish the next key set. Options: add, retire (kids, or ["old"]), not_after, broken."""
         return dict(self.tell("rotate", where=self.where(where), **options))
 
     def deploy(
-        self, files: Optional[Mapping[str, bytes]] = None, *, where: Optional[Mapping[str, str]] = None, **options: Any
-    ) -> Dict[str, Any]:
-        """Assign a deployment of `files` (spec.kv has a default). Return its id, sequence, spec_hash, bundle facts.
+        self,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        where: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Assign a deployment of `files` (spec.kv has a default). Return its id, sequence,
+        spec_hash, bundle facts.
 
-        Options: agent_id, posture, deployment_id, sequence, kid, expires_in_s, broken (a refusal code) with variant.
+        Options: agent_id, posture, deployment_id, sequence, kid, expires_in_s, broken (a refusal
+        code) with variant.
         """
         encoded = {name: base64.b64encode(data).decode() for name, data in (files or {}).items()}
         return dict(self.tell("deploy", where=self.where(where), files=encoded, **options))
 
-    def approve(self, spec: bytes, *, where: Optional[Mapping[str, str]] = None, **options: Any) -> str:
-        """An approval credential for `spec`. Options: posture, kid, and any claim to be said otherwise."""
-        return str(self.tell("approve", where=self.where(where), spec=base64.b64encode(spec).decode(), **options))
+    def approve(
+        self, spec: bytes, *, where: Mapping[str, str] | None = None, **options: Any
+    ) -> str:
+        """An approval credential for `spec`. Options: posture, kid, and any claim to be said
+        otherwise.
+        """
+        return str(
+            self.tell(
+                "approve", where=self.where(where), spec=base64.b64encode(spec).decode(), **options
+            )
+        )
 
-    def key_sets(self, *, where: Optional[Mapping[str, str]] = None) -> List[Dict[str, Any]]:
+    def key_sets(self, *, where: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         """Every key set so far, as DSSE envelopes in order."""
         return list(self.tell("key_sets", where=self.where(where)))
 
-    def reports(self) -> List[Dict[str, Any]]:
+    def reports(self) -> list[dict[str, Any]]:
         """Every deployment report kept, in order."""
         return list(self.tell("reports"))
 
-    def artifacts(self) -> List[Dict[str, Any]]:
+    def artifacts(self) -> list[dict[str, Any]]:
         """Every artifact kept: artifact_id, agent_id, sha256, size, kind, metadata."""
         return list(self.tell("artifacts"))
 

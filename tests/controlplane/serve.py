@@ -1,4 +1,6 @@
-"""The server process: the public origin and the object store over TLS, the admin interface on loopback, one loop."""
+"""The server process: the public origin and the object store over TLS, the admin interface on
+loopback, one loop.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence
+from typing import Any
 
 import uvicorn
 from starlette.requests import Request
@@ -39,9 +42,13 @@ class _Server(uvicorn.Server):
 
 
 def listener(host: str, port: int) -> socket.socket:
-    """A bound socket: also on an address that no interface has yet, and beside one that holds the port for us."""
+    """A bound socket: also on an address that no interface has yet, and beside one that holds the
+    port for us.
+    """
     # IPPROTO_TCP by name: asyncio sets TCP_NODELAY only on sockets that say so.
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock = socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if sock.family == socket.AF_INET:
@@ -51,7 +58,9 @@ def listener(host: str, port: int) -> socket.socket:
 
 
 class Admin:
-    """POST /{word} with JSON arguments and the admin secret: what the fixture and the command use."""
+    """POST /{word} with JSON arguments and the admin secret: what the fixture and the command
+    use.
+    """
 
     def __init__(self, plane: Plane, secret: str) -> None:
         self._words, self._secret = spoken.Words(plane), secret
@@ -75,11 +84,19 @@ class Admin:
             return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 400)
 
 
-
 def _server(application: Any, context: Any) -> _Server:
     config = uvicorn.Config(
-        application, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, date_header=False,
-        server_header=False, timeout_keep_alive=120, backlog=BACKLOG, proxy_headers=False,
+        application,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        date_header=False,
+        server_header=False,
+        timeout_keep_alive=120,
+        backlog=BACKLOG,
+        proxy_headers=False,
     )
     config.load()
     config.ssl = context
@@ -87,19 +104,31 @@ def _server(application: Any, context: Any) -> _Server:
 
 
 async def serve(
-    state: Path, host: str, port: int, *, names: Sequence[str] = (), store_port: int = 0, announce: bool = True,
+    state: Path,
+    host: str,
+    port: int,
+    *,
+    names: Sequence[str] = (),
+    store_port: int = 0,
+    announce: bool = True,
     with_parent: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `state` gets admin.json (0600) with the addresses and the admin secret."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a fleet holds its connections open
     plane = Plane(state)
-    certificates = tls.Certificates(tls.load_ca(state), tls.names_for(host, names), fault=plane.faults.for_handshake)
-    public, store, admin = listener(host, port), listener(host, store_port), listener("127.0.0.1", 0)
+    certificates = tls.Certificates(
+        tls.load_ca(state), tls.names_for(host, names), fault=plane.faults.for_handshake
+    )
+    public, store, admin = (
+        listener(host, port),
+        listener(host, store_port),
+        listener("127.0.0.1", 0),
+    )
     shown = f"[{host}]" if ":" in host else host
     plane.store_url = f"https://{shown}:{store.getsockname()[1]}"
     secret = secrets.token_urlsafe(24)
-    servers: List[_Server] = [
+    servers: list[_Server] = [
         _server(Application(plane), certificates.context),
         _server(Application(plane, origin="store"), certificates.context),
         _server(Admin(plane, secret), None),
@@ -109,22 +138,36 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _end, plane)
     if with_parent:
-        # The pipe that our parent holds ends with it, however it ends: no plane stays behind a killed test.
+        # The pipe that our parent holds ends with it, however it ends: no plane stays behind a
+        # killed test.
         loop.add_reader(0, _end, plane)
-    tasks = [asyncio.ensure_future(s.serve(sockets=[k])) for s, k in zip(servers, (public, store, admin))]
+    tasks = [
+        asyncio.ensure_future(s.serve(sockets=[k])) for s, k in zip(servers, (public, store, admin))
+    ]
     while not all(server.started for server in servers):
         await asyncio.sleep(0.005)
     facts = {
-        "base_url": f"https://{shown}:{public.getsockname()[1]}", "store_url": plane.store_url, "pid": os.getpid(),
-        "admin_port": admin.getsockname()[1], "secret": secret, "host": host, "port": public.getsockname()[1],
+        "base_url": f"https://{shown}:{public.getsockname()[1]}",
+        "store_url": plane.store_url,
+        "pid": os.getpid(),
+        "admin_port": admin.getsockname()[1],
+        "secret": secret,
+        "host": host,
+        "port": public.getsockname()[1],
         "store_port": store.getsockname()[1],
     }
     draft = state / f"{ADMIN_FILE}.new"
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    with open(
+        os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+    ) as file:
         json.dump(facts, file)
     draft.replace(state / ADMIN_FILE)
     if announce:
-        print(f"control plane: {facts['base_url']} (CA: {state / 'ca.pem'})", file=sys.stderr, flush=True)
+        print(
+            f"control plane: {facts['base_url']} (CA: {state / 'ca.pem'})",
+            file=sys.stderr,
+            flush=True,
+        )
     await asyncio.gather(*tasks)
 
 

@@ -1,17 +1,25 @@
-"""DSSE envelopes, key sets and approval credentials: written here from their descriptions, checked by the other side.
+"""DSSE envelopes, key sets and approval credentials: written here from their descriptions, checked
+by the other side.
 
-Bytes in, text or dictionaries out; no state. The plane signs with its own code so that a shared mistake cannot hide.
+Bytes in, text or dictionaries out; no state. The plane signs with its own code so that a shared
+mistake cannot hide.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 DEPLOYMENT_TYPE = "application/vnd.byteor.deployment+json"
 KEY_SET_TYPE = "application/vnd.byteor.signing-keys+json"
@@ -57,25 +65,30 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
-def envelope(payload_type: str, payload: bytes, signers: Iterable[SigningKey]) -> Dict[str, Any]:
+def envelope(payload_type: str, payload: bytes, signers: Iterable[SigningKey]) -> dict[str, Any]:
     """A DSSE v1 envelope over `payload`, signed by each of `signers`."""
     message = pae(payload_type, payload)
     return {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": payload_type,
         "signatures": [
-            {"keyid": key.kid, "sig": base64.b64encode(key.private.sign(message)).decode()} for key in signers
+            {"keyid": key.kid, "sig": base64.b64encode(key.private.sign(message)).decode()}
+            for key in signers
         ],
     }
 
 
-def key_entry(key: SigningKey, *, status: str = "active", not_after: Optional[str] = None) -> Dict[str, Any]:
+def key_entry(
+    key: SigningKey, *, status: str = "active", not_after: str | None = None
+) -> dict[str, Any]:
     """One key as a key set lists it."""
     entry = {"kid": key.kid, "alg": "Ed25519", "public_key": b64url(key.public), "status": status}
     return {**entry, "not_after": not_after} if not_after is not None else entry
 
 
-def key_set(version: int, entries: Sequence[Mapping[str, Any]], signers: Iterable[SigningKey]) -> Dict[str, Any]:
+def key_set(
+    version: int, entries: Sequence[Mapping[str, Any]], signers: Iterable[SigningKey]
+) -> dict[str, Any]:
     """A key set in its envelope."""
     return envelope(KEY_SET_TYPE, canonical({"version": version, "keys": list(entries)}), signers)
 

@@ -1,7 +1,9 @@
-"""One deployment, signed well, or with exactly one rule of contract 3 broken: each refusal reason has its way.
+"""One deployment, signed well, or with exactly one rule of contract 3 broken: each refusal reason
+has its way.
 
-A deployment is made in stages (claims, approval, bundle, payload, raw, signer, kind, envelope); a spoiler changes
-what one stage made. `rolled_back_sequence` and `equivocation` need a history and are made in `deployments`.
+A deployment is made in stages (claims, approval, bundle, payload, raw, signer, kind, envelope); a
+spoiler changes what one stage made. `rolled_back_sequence` and `equivocation` need a history and
+are made in `deployments`.
 """
 
 from __future__ import annotations
@@ -9,15 +11,19 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable
 
 from tests.controlplane import bundles, signing
 from tests.controlplane.credentials import Place
 from tests.controlplane.signing import SigningKey
 
 GATED = ("staging", "prod")
-HISTORY = ("rolled_back_sequence", "equivocation")  # broken by their place in a sequence, not by their content
+HISTORY = (
+    "rolled_back_sequence",
+    "equivocation",
+)  # broken by their place in a sequence, not by their content
 STRANGER = SigningKey.from_seed("kid-stranger", b"\x5a" * 32)
 Change = Callable[[Any], Any]
 
@@ -26,9 +32,9 @@ Change = Callable[[Any], Any]
 class Made:
     """A deployment as the plane hands it out."""
 
-    envelope: Dict[str, Any]
+    envelope: dict[str, Any]
     bundle: bytes
-    payload: Dict[str, Any]
+    payload: dict[str, Any]
 
 
 def stamp(at: datetime.datetime, **shift: float) -> str:
@@ -44,12 +50,12 @@ def _flip(text: str) -> str:
     return ("B" if text[0] == "A" else "A") + text[1:]
 
 
-def _flip_signature(envelope: Dict[str, Any]) -> Dict[str, Any]:
+def _flip_signature(envelope: dict[str, Any]) -> dict[str, Any]:
     (one,) = envelope["signatures"]
     return {**envelope, "signatures": [{**one, "sig": _flip(one["sig"])}]}
 
 
-def _swap_payload(envelope: Dict[str, Any]) -> Dict[str, Any]:
+def _swap_payload(envelope: dict[str, Any]) -> dict[str, Any]:
     payload = base64.b64decode(envelope["payload"]).replace(b'"v":1', b'"v":1 ')
     return {**envelope, "payload": base64.b64encode(payload).decode()}
 
@@ -59,21 +65,31 @@ def _without(name: str) -> Change:
 
 
 def _resized(by: int) -> Change:
-    return lambda value: {**value, "bundle": {**value["bundle"], "size": value["bundle"]["size"] + by}}
+    return lambda value: {
+        **value,
+        "bundle": {**value["bundle"], "size": value["bundle"]["size"] + by},
+    }
 
 
-def _times(**shifts: Optional[float]) -> Change:
+def _times(**shifts: float | None) -> Change:
     """Move issued_at and expires_at to minutes from the deployment's own issued_at."""
 
-    def change(value: Dict[str, Any]) -> Dict[str, Any]:
+    def change(value: dict[str, Any]) -> dict[str, Any]:
         at = datetime.datetime.strptime(value["issued_at"], "%Y-%m-%dT%H:%M:%SZ")
-        return {**value, **{name: stamp(at, minutes=shift) for name, shift in shifts.items() if shift is not None}}
+        return {
+            **value,
+            **{
+                name: stamp(at, minutes=shift)
+                for name, shift in shifts.items()
+                if shift is not None
+            },
+        }
 
     return change
 
 
 # code -> variant -> (stage, change). The first variant of each is the default.
-SPOILERS: Dict[str, Dict[str, Tuple[str, Change]]] = {
+SPOILERS: dict[str, dict[str, tuple[str, Change]]] = {
     "bad_signature": {
         "flipped": ("envelope", _flip_signature),
         "payload_changed": ("envelope", _swap_payload),
@@ -99,7 +115,9 @@ SPOILERS: Dict[str, Dict[str, Tuple[str, Change]]] = {
     },
     "expired": {"an_hour_ago": ("payload", _times(issued_at=-120, expires_at=-60))},
     "not_yet_valid": {"ten_minutes": ("payload", _times(issued_at=10))},
-    "bundle_digest": {"another": ("payload", lambda p: {**p, "bundle": {**p["bundle"], "sha256": "0" * 64}})},
+    "bundle_digest": {
+        "another": ("payload", lambda p: {**p, "bundle": {**p["bundle"], "sha256": "0" * 64}})
+    },
     "bundle_size": {"larger": ("payload", _resized(1)), "smaller": ("payload", _resized(-1))},
     "malformed_bundle": {name: ("bundle", change) for name, change in bundles.MALFORMED.items()},
     "spec_hash": {"another": ("payload", _set(spec_hash="sha256:" + "0" * 64))},
@@ -128,10 +146,10 @@ SPOILERS: Dict[str, Dict[str, Tuple[str, Change]]] = {
         "none": ("claims", _set(capabilities=[])),
     },
 }
-CODES: List[str] = [*SPOILERS, *HISTORY]
+CODES: list[str] = [*SPOILERS, *HISTORY]
 
 
-def spoiler(broken: Optional[str], variant: Optional[str]) -> Tuple[str, Change]:
+def spoiler(broken: str | None, variant: str | None) -> tuple[str, Change]:
     """Return stage and change for a refusal code; nothing broken is a stage that does not exist."""
     if broken is None or broken in HISTORY:
         return "", lambda value: value
@@ -143,13 +161,24 @@ def spoiler(broken: Optional[str], variant: Optional[str]) -> Tuple[str, Change]
     return variants[variant or next(iter(variants))]
 
 
-def claims_for(place: Place, posture: str, spec_hash: str, kid: str, *, now: datetime.datetime) -> Dict[str, Any]:
+def claims_for(
+    place: Place, posture: str, spec_hash: str, kid: str, *, now: datetime.datetime
+) -> dict[str, Any]:
     """What an approval says when it is in order: valid for a day, covering `deploy`."""
     digest = hashlib.sha256(f"{spec_hash}{kid}{stamp(now)}".encode()).hexdigest()[:16]
     return {
-        "v": 1, "kid": kid, "org_id": place[0], "project_id": place[1], "environment_id": place[2],
-        "environment_posture": posture, "spec_hash": spec_hash, "capabilities": ["deploy"], "issued_at": stamp(now),
-        "expires_at": stamp(now, days=1), "issued_by": "operator@example.invalid", "approval_id": f"apr_{digest}",
+        "v": 1,
+        "kid": kid,
+        "org_id": place[0],
+        "project_id": place[1],
+        "environment_id": place[2],
+        "environment_posture": posture,
+        "spec_hash": spec_hash,
+        "capabilities": ["deploy"],
+        "issued_at": stamp(now),
+        "expires_at": stamp(now, days=1),
+        "issued_by": "operator@example.invalid",
+        "approval_id": f"apr_{digest}",
     }
 
 
@@ -166,11 +195,13 @@ def make(
     sequence: int,
     posture: str = "dev",
     now: datetime.datetime,
-    expires_in_s: Optional[float] = None,
-    broken: Optional[str] = None,
-    variant: Optional[str] = None,
+    expires_in_s: float | None = None,
+    broken: str | None = None,
+    variant: str | None = None,
 ) -> Made:
-    """Make a deployment of `files` (with spec.kv), signed by `key`, with an approval where the posture needs one."""
+    """Make a deployment of `files` (with spec.kv), signed by `key`, with an approval where the
+    posture needs one.
+    """
     at, change = spoiler(broken, variant)
 
     def stage(name: str, value: Any) -> Any:
@@ -185,10 +216,17 @@ def make(
         if text is not None:
             content["approval.cred"] = text.encode()
     bundle = change(content) if at == "bundle" else bundles.build(content)
-    payload: Dict[str, Any] = {
-        "v": 1, "org_id": place[0], "project_id": place[1], "environment_id": place[2], "environment_posture": posture,
-        "deployment_id": deployment_id, "sequence": sequence, "spec_hash": spec_hash,
-        "bundle": {"sha256": hashlib.sha256(bundle).hexdigest(), "size": len(bundle)}, "issued_at": stamp(now),
+    payload: dict[str, Any] = {
+        "v": 1,
+        "org_id": place[0],
+        "project_id": place[1],
+        "environment_id": place[2],
+        "environment_posture": posture,
+        "deployment_id": deployment_id,
+        "sequence": sequence,
+        "spec_hash": spec_hash,
+        "bundle": {"sha256": hashlib.sha256(bundle).hexdigest(), "size": len(bundle)},
+        "issued_at": stamp(now),
     }
     if expires_in_s is not None:
         payload["expires_at"] = stamp(now, seconds=expires_in_s)

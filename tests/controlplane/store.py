@@ -1,7 +1,9 @@
-"""The plane's state in one SQLite file: survives its own restart, one writer, each request one transaction.
+"""The plane's state in one SQLite file: survives its own restart, one writer, each request one
+transaction.
 
-The server is one thread, so a handler that never awaits between BEGIN and COMMIT is alone. Durability is against a
-killed process, not a power cut: the rehearsal plane is not the one that must survive that.
+The server is one thread, so a handler that never awaits between BEGIN and COMMIT is alone.
+Durability is against a killed process, not a power cut: the rehearsal plane is not the one that
+must survive that.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -48,11 +51,23 @@ CREATE TABLE IF NOT EXISTS artifacts (
 CREATE UNIQUE INDEX IF NOT EXISTS artifact_content ON artifacts (org, project, environment, sha256);
 """
 TABLES = (
-    "settings", "environments", "tokens", "agents", "keys", "idempotency", "violations", "requests", "faults",
-    "signing_keys", "key_sets", "deployments", "reports", "artifacts",
+    "settings",
+    "environments",
+    "tokens",
+    "agents",
+    "keys",
+    "idempotency",
+    "violations",
+    "requests",
+    "faults",
+    "signing_keys",
+    "key_sets",
+    "deployments",
+    "reports",
+    "artifacts",
 )
 
-Row = Dict[str, Any]
+Row = dict[str, Any]
 
 
 class Store:
@@ -72,10 +87,10 @@ class Store:
         """Execute; return the last row id."""
         return int(self._connection.execute(sql, values).lastrowid or 0)
 
-    def all(self, sql: str, *values: Any) -> List[Row]:
+    def all(self, sql: str, *values: Any) -> list[Row]:
         return [dict(row) for row in self._connection.execute(sql, values)]
 
-    def one(self, sql: str, *values: Any) -> Optional[Row]:
+    def one(self, sql: str, *values: Any) -> Row | None:
         row = self._connection.execute(sql, values).fetchone()
         return dict(row) if row is not None else None
 

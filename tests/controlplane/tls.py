@@ -1,4 +1,6 @@
-"""A throw-away CA, the server's certificate for its addresses, and the certificates that must be refused."""
+"""A throw-away CA, the server's certificate for its addresses, and the certificates that must be
+refused.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import datetime
 import ipaddress
 import os
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable
 
 import trustme
 
@@ -46,13 +49,19 @@ def _context(leaf: trustme.LeafCert) -> ssl.SSLContext:
 class Certificates:
     """The context for listeners; per handshake `fault()` may name a mode that spoils it."""
 
-    def __init__(self, ca: trustme.CA, names: Sequence[str], *, fault: Callable[[], Optional[str]]) -> None:
+    def __init__(
+        self, ca: trustme.CA, names: Sequence[str], *, fault: Callable[[], str | None]
+    ) -> None:
         self._ca, self._names, self._fault = ca, names, fault
-        self._spoilt: Dict[str, ssl.SSLContext] = {}
+        self._spoilt: dict[str, ssl.SSLContext] = {}
         self.context = _context(ca.issue_cert(*names))
-        self.context.sni_callback = self._choose  # called with None, too, when the client names no server
+        self.context.sni_callback = (
+            self._choose
+        )  # called with None, too, when the client names no server
 
-    def _choose(self, connection: ssl.SSLObject, _name: Optional[str], _context: ssl.SSLContext) -> Optional[int]:
+    def _choose(
+        self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext
+    ) -> int | None:
         mode = self._fault()
         if mode is None:
             return None
@@ -66,9 +75,15 @@ class Certificates:
     def _spoil(self, mode: str) -> ssl.SSLContext:
         now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
         if mode == "expired":
-            return _context(self._ca.issue_cert(*self._names, not_before=now - 30 * day, not_after=now - day))
+            return _context(
+                self._ca.issue_cert(*self._names, not_before=now - 30 * day, not_after=now - day)
+            )
         if mode == "not_yet_valid":
-            return _context(self._ca.issue_cert(*self._names, not_before=now + day, not_after=now + 30 * day))
+            return _context(
+                self._ca.issue_cert(*self._names, not_before=now + day, not_after=now + 30 * day)
+            )
         if mode == "wrong_name":
             return _context(self._ca.issue_cert("another-host.invalid"))
-        return _context(trustme.CA(organization_name="nobody trusts this one").issue_cert(*self._names))
+        return _context(
+            trustme.CA(organization_name="nobody trusts this one").issue_cert(*self._names)
+        )

@@ -1,6 +1,8 @@
-"""The connection under a reply: uvicorn's protocol with a transport that can cut, drip, reset or talk garbage.
+"""The connection under a reply: uvicorn's protocol with a transport that can cut, drip, reset or
+talk garbage.
 
-The application finds it as ``scope["byteor.wire"]``. HTTP itself stays uvicorn's; only bytes are held back or spoilt.
+The application finds it as ``scope["byteor.wire"]``. HTTP itself stays uvicorn's; only bytes are
+held back or spoilt.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from typing import Any, Deque, Optional
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -19,12 +21,12 @@ class Wire:
 
     def __init__(self, transport: Any) -> None:
         self._real = transport
-        self._cut_after: Optional[int] = None
+        self._cut_after: int | None = None
         self._cut_by_reset = False
-        self._pause_s: Optional[float] = None
+        self._pause_s: float | None = None
         self._step = 1
-        self._queue: Deque[bytes] = deque()
-        self._drip: Optional[asyncio.Task[None]] = None
+        self._queue: deque[bytes] = deque()
+        self._drip: asyncio.Task[None] | None = None
         self._severed = False
         self._closing = False
 
@@ -80,7 +82,8 @@ class Wire:
             self._real.close()
             return
         raw = self._real.get_extra_info("socket")
-        # SO_LINGER of zero turns the close into a RST. TLS has handed its bytes to the kernel already.
+        # SO_LINGER of zero turns the close into a RST. TLS has handed its bytes to the kernel
+        # already.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._real.abort()
 

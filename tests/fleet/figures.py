@@ -1,9 +1,11 @@
-"""What is read off a run: peaks in bins of a second and a tenth, recovery percentiles, load in an outage."""
+"""What is read off a run: peaks in bins of a second and a tenth, recovery percentiles, load in an
+outage.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import numpy
 
@@ -12,7 +14,7 @@ from tests.fleet.fleet import Run
 PERCENTILES = (50, 90, 99, 100)
 
 
-def per_bin(times: Sequence[float], begins: float, ends: float, *, width_s: float) -> List[int]:
+def per_bin(times: Sequence[float], begins: float, ends: float, *, width_s: float) -> list[int]:
     """How many of `times` fall into each bin from `begins` to `ends`."""
     edges = numpy.linspace(begins, ends, round((ends - begins) / width_s) + 1)
     return [int(count) for count in numpy.histogram(numpy.asarray(times), edges)[0]]
@@ -25,11 +27,15 @@ def peak(run: Run, begins: float, ends: float, *, width_s: float) -> float:
 
 def load(run: Run, begins: float, ends: float) -> float:
     """Arrivals from `begins` to `ends` as a multiple of what a healthy fleet sends in that time."""
-    return per_bin(run.arrivals, begins, ends, width_s=ends - begins)[0] / (run.mean_per_s * (ends - begins))
+    return per_bin(run.arrivals, begins, ends, width_s=ends - begins)[0] / (
+        run.mean_per_s * (ends - begins)
+    )
 
 
-def recovery(run: Run) -> List[float]:
-    """Seconds after the end of the trouble until 50, 90, 99 and 100 % of all agents had an answer; inf: not in this run."""
+def recovery(run: Run) -> list[float]:
+    """Seconds after the end of the trouble until 50, 90, 99 and 100 % of all agents had an answer;
+    inf: not in this run.
+    """
     back = sorted(run.back.values())
     ranks = [math.ceil(run.agents * percent / 100) for percent in PERCENTILES]
     return [back[rank - 1] if rank <= len(back) else math.inf for rank in ranks]

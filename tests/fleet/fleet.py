@@ -6,7 +6,6 @@ import heapq
 import random
 from array import array
 from dataclasses import dataclass, field
-from typing import Dict
 
 from firstboot.agent.loop import Outcome, Schedule
 from firstboot.api import messages
@@ -17,14 +16,16 @@ PERIOD_S = 30.0
 
 @dataclass
 class Run:
-    """What was seen: when each request arrived and what became of it; when each agent was first answered after `ends`."""
+    """What was seen: when each request arrived and what became of it; when each agent was first
+    answered after `ends`.
+    """
 
     agents: int
     until_s: float
     period_s: float = PERIOD_S
     arrivals: array[float] = field(default_factory=lambda: array("d"))
     failed: array[float] = field(default_factory=lambda: array("d"))
-    back: Dict[int, float] = field(default_factory=dict)
+    back: dict[int, float] = field(default_factory=dict)
 
     @property
     def mean_per_s(self) -> float:
@@ -49,5 +50,7 @@ def run(plane: Plane, *, agents: int, until_s: float, seed: int, ends: float = 0
             seen.back.setdefault(agent, at - ends)
         over = at + answer.took_s
         asked = messages.retry_after(answer.retry_after, now=WALL_AT_ZERO + over)
-        heapq.heapreplace(due, (over + schedules[agent].next_delay(chance, answer.outcome, asked), agent))
+        heapq.heapreplace(
+            due, (over + schedules[agent].next_delay(chance, answer.outcome, asked), agent)
+        )
     return seen

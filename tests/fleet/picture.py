@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 import matplotlib
 
@@ -17,7 +17,9 @@ def draw(runs: Mapping[Trouble, Run], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, strips = pyplot.subplots(len(runs), 1, figsize=(11, 1.6 * len(runs)), sharex=True, squeeze=False)
+    figure, strips = pyplot.subplots(
+        len(runs), 1, figsize=(11, 1.6 * len(runs)), sharex=True, squeeze=False
+    )
     for axes, (trouble, run) in zip(strips[:, 0], runs.items()):
         counts = figures.per_bin(run.arrivals, 0.0, run.until_s, width_s=1.0)
         axes.plot(range(len(counts)), [count / run.mean_per_s for count in counts], linewidth=0.7)

@@ -1,4 +1,6 @@
-"""What a plane does to one request: answers as the schedule sees them, by the second at which the request arrives."""
+"""What a plane does to one request: answers as the schedule sees them, by the second at which the
+request arrives.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Callable, Optional
+from typing import Callable
 
 from firstboot.agent.loop import Outcome
 from firstboot.api.transport import CONNECT_S
@@ -20,13 +22,15 @@ class Answer:
 
     outcome: Outcome
     took_s: float = 0.0
-    retry_after: Optional[str] = None
+    retry_after: str | None = None
 
 
 Plane = Callable[[float, int], Answer]  # (second, agent) -> Answer
 
 WELL, FAILED, KEY_REFUSED = Answer(Outcome.DONE), Answer(Outcome.RETRY), Answer(Outcome.REFUSED)
-TIMED_OUT = Answer(Outcome.RETRY, took_s=CONNECT_S)  # packets are dropped: the longest wait for a connection
+TIMED_OUT = Answer(
+    Outcome.RETRY, took_s=CONNECT_S
+)  # packets are dropped: the longest wait for a connection
 
 
 def well(at: float, agent: int) -> Answer:
@@ -34,7 +38,9 @@ def well(at: float, agent: int) -> Answer:
 
 
 def outage(begins: float, ends: float, failing: Callable[[float], Answer]) -> Plane:
-    """Well, but for the seconds from `begins` to `ends`. One that waits in vain when it ends is not saved by that."""
+    """Well, but for the seconds from `begins` to `ends`. One that waits in vain when it ends is not
+    saved by that.
+    """
 
     def plane(at: float, agent: int) -> Answer:
         return failing(at) if begins <= at < ends else WELL
@@ -49,11 +55,15 @@ def asks_for(seconds: int) -> Callable[[float], Answer]:
 
 def names_the_end(ends: float) -> Callable[[float], Answer]:
     """429 that names one moment to everybody, as a date."""
-    return lambda at: Answer(Outcome.RETRY, retry_after=formatdate(WALL_AT_ZERO + ends, usegmt=True))
+    return lambda at: Answer(
+        Outcome.RETRY, retry_after=formatdate(WALL_AT_ZERO + ends, usegmt=True)
+    )
 
 
 def limited(capacity: int, plane: Plane = well) -> Plane:
-    """Answers `capacity` requests in each second, and 503 to those above; requests in an outage cost it nothing."""
+    """Answers `capacity` requests in each second, and 503 to those above; requests in an outage
+    cost it nothing.
+    """
     answered: Counter[int] = Counter()
 
     def limiting(at: float, agent: int) -> Answer:

@@ -1,10 +1,12 @@
-"""The troubles by name, each with its run: boot at 0, trouble from `BEGINS` to `ENDS`, then time to come back."""
+"""The troubles by name, each with its run: boot at 0, trouble from `BEGINS` to `ENDS`, then time to
+come back.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Callable, Dict
+from typing import Callable
 
 from tests.fleet import fleet, planes
 from tests.fleet.planes import FAILED, TIMED_OUT, Plane
@@ -24,10 +26,14 @@ class Trouble:
 
     def run(self, *, agents: int, seed: int) -> fleet.Run:
         ends = 0.0 if self.boots else self.ends
-        return fleet.run(self.plane(agents, seed), agents=agents, until_s=ends + AFTER_S, seed=seed, ends=ends)
+        return fleet.run(
+            self.plane(agents, seed), agents=agents, until_s=ends + AFTER_S, seed=seed, ends=ends
+        )
 
 
-def _outage(name: str, failing: Callable[[float], planes.Answer], lasts_s: float = LASTS_S) -> Trouble:
+def _outage(
+    name: str, failing: Callable[[float], planes.Answer], lasts_s: float = LASTS_S
+) -> Trouble:
     ends = BEGINS + lasts_s
     return Trouble(name, lambda agents, seed: planes.outage(BEGINS, ends, failing), ends=ends)
 
@@ -38,11 +44,15 @@ def twice_the_mean(agents: int) -> int:
 
 _REFUSED = planes.outage(BEGINS, ENDS, lambda at: FAILED)
 
-TROUBLES: Dict[str, Trouble] = {
+TROUBLES: dict[str, Trouble] = {
     trouble.name: trouble
     for trouble in (
         Trouble("boot", lambda agents, seed: planes.well, boots=True),
-        Trouble("boot, capacity twice the mean", lambda agents, seed: planes.limited(twice_the_mean(agents)), boots=True),
+        Trouble(
+            "boot, capacity twice the mean",
+            lambda agents, seed: planes.limited(twice_the_mean(agents)),
+            boots=True,
+        ),
         _outage("outage: refused or 503", lambda at: FAILED),
         _outage("outage: timed out", lambda at: TIMED_OUT),
         _outage("outage: 429, Retry-After 30", planes.asks_for(30)),
@@ -54,7 +64,10 @@ TROUBLES: Dict[str, Trouble] = {
         ),
         _outage("outage of 20 s", lambda at: FAILED, lasts_s=20.0),
         _outage("outage of 60 s", lambda at: FAILED, lasts_s=60.0),
-        Trouble("brownout: half fail", lambda agents, seed: planes.brownout(BEGINS, ENDS, chance=random.Random(seed + 1))),
+        Trouble(
+            "brownout: half fail",
+            lambda agents, seed: planes.brownout(BEGINS, ENDS, chance=random.Random(seed + 1)),
+        ),
         Trouble("half the keys expired", lambda agents, seed: planes.half_expired(BEGINS)),
     )
 }

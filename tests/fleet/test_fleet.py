@@ -1,4 +1,6 @@
-"""The figures of issue 5 at a smaller size: a fleet of a thousand on a virtual clock, bounds with room for its noise."""
+"""The figures of issue 5 at a smaller size: a fleet of a thousand on a virtual clock, bounds with
+room for its noise.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,19 @@ from tests.fleet import figures, host
 from tests.fleet.scenarios import AFTER_S, BEGINS, TROUBLES
 
 AGENTS = 3000
-# In bins of a second 100 arrivals are expected: noise alone (3 sigma) is 0.3 more than at ten thousand agents.
+# In bins of a second 100 arrivals are expected: noise alone (3 sigma) is 0.3 more than at ten
+# thousand agents.
 PEAK_1S, PEAK_100MS = 1.65, 3.2
 TOP = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", [name for name in TROUBLES if name.startswith(("boot", "outage: ", "outage, then"))])
+@pytest.mark.parametrize(
+    "name", [name for name in TROUBLES if name.startswith(("boot", "outage: ", "outage, then"))]
+)
 def test_no_trouble_makes_a_herd(name: str) -> None:
-    """After a boot or ten minutes of outage arrivals are spread, everybody is back soon, and nobody shouted meanwhile."""
+    """After a boot or ten minutes of outage arrivals are spread, everybody is back soon, and nobody
+    shouted meanwhile.
+    """
     trouble = TROUBLES[name]
     run = trouble.run(agents=AGENTS, seed=5)
     begins = 0.0 if trouble.boots else trouble.ends
@@ -36,7 +43,9 @@ def test_no_trouble_makes_a_herd(name: str) -> None:
 
 
 def test_expired_keys_make_a_fleet_quieter() -> None:
-    """Half the fleet is refused for good: the plane has less to do, and the other half is not held up."""
+    """Half the fleet is refused for good: the plane has less to do, and the other half is not held
+    up.
+    """
     run = TROUBLES["half the keys expired"].run(agents=AGENTS, seed=5)
     ends = TROUBLES["half the keys expired"].ends
     assert figures.load(run, BEGINS, ends) < 0.75
@@ -52,7 +61,9 @@ def test_a_bad_schedule_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_host_whose_key_is_refused_asks_twice_a_minute_at_the_most() -> None:
-    """All its loops together, from the second minute on; without the common pace they would not keep to it."""
+    """All its loops together, from the second minute on; without the common pace they would not
+    keep to it.
+    """
     seeds = random.Random(5).sample(range(10**6), 100)
     for seed in seeds:
         attempts = host.refused_attempts(seed=seed, until_s=3 * 3600.0)
@@ -66,7 +77,11 @@ def test_the_command_prints_the_table_and_draws_the_picture(tmp_path: Path) -> N
     picture = tmp_path / "fleet.png"
     done = subprocess.run(
         [sys.executable, "-m", "tests.fleet", "--agents", "50", "--picture", str(picture)],
-        cwd=TOP, env={**os.environ, "MPLCONFIGDIR": str(tmp_path)}, capture_output=True, text=True, check=True,
+        cwd=TOP,
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert all(name in done.stdout for name in TROUBLES)
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,6 @@
-"""Two hundred real agents, in threads of one process, against the reference control plane: they do what the simulation says."""
+"""Two hundred real agents, in threads of one process, against the reference control plane: they do
+what the simulation says.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ import json
 import threading
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -30,18 +33,31 @@ SCALED_S = 4.0  # the period, instead of 30 s
 def enrolled(plane: Any, number: int) -> Handover:
     with PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem)) as api:
         answer = api.enroll(
-            Secret(plane.mint()), org_id=plane.org_id, project_id=plane.project_id, environment_id=plane.environment_id,
-            idempotency_key=str(uuid.uuid4()), body=json.dumps({"name": f"edge-{number}"}).encode(),
+            Secret(plane.mint()),
+            org_id=plane.org_id,
+            project_id=plane.project_id,
+            environment_id=plane.environment_id,
+            idempotency_key=str(uuid.uuid4()),
+            body=json.dumps({"name": f"edge-{number}"}).encode(),
         )
     assert answer.enrolled is not None
     return Handover(
-        plane.base_url, answer.enrolled.agent_id, answer.enrolled.api_key, proxy=None, org_id=None, project_id=None,
-        environment_id=None, name=None, enrolled_at=None, expires_at=None, scopes=(),
+        plane.base_url,
+        answer.enrolled.agent_id,
+        answer.enrolled.api_key,
+        proxy=None,
+        org_id=None,
+        project_id=None,
+        environment_id=None,
+        name=None,
+        enrolled_at=None,
+        expires_at=None,
+        scopes=(),
     )
 
 
 @contextlib.contextmanager
-def fleet(plane: Any, directory: Path) -> Iterator[List[Loop]]:
+def fleet(plane: Any, directory: Path) -> Iterator[list[Loop]]:
     """All loops, begun at once, as after a power cut of the whole site."""
     handed = [enrolled(plane, number) for number in range(AGENTS)]
     stop, crashes, loops = threading.Event(), [], []  # type: ignore[var-annotated]
@@ -49,13 +65,29 @@ def fleet(plane: Any, directory: Path) -> Iterator[List[Loop]]:
     for number, one in enumerate(handed):
         root = directory / str(number)
         (root / "var/lib/byteor/agent").mkdir(parents=True)
-        schedule, api = Schedule(SCALED_S), PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem))
+        schedule, api = (
+            Schedule(SCALED_S),
+            PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem)),
+        )
         apis.append(api)
         beat = HeartbeatLoop(
-            Layout(root), one, api, schedule=schedule, facts=Facts, answered=lambda hints, skew: None, clock=Clock()
+            Layout(root),
+            one,
+            api,
+            schedule=schedule,
+            facts=Facts,
+            answered=lambda hints, skew: None,
+            clock=Clock(),
         )
         loops.append(
-            Loop(f"agent-{number}", beat.run_once, schedule=schedule, stop=stop, crashed=crashes.append, changed=lambda: None)
+            Loop(
+                f"agent-{number}",
+                beat.run_once,
+                schedule=schedule,
+                stop=stop,
+                crashed=crashes.append,
+                changed=lambda: None,
+            )
         )
     for each in loops:
         each.start()
@@ -76,7 +108,9 @@ def fleet(plane: Any, directory: Path) -> Iterator[List[Loop]]:
 def test_two_hundred_agents_spread_and_come_back(
     control_plane: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a mass boot and after an outage no quarter of a period sees a herd; everybody is back within two periods."""
+    """At a mass boot and after an outage no quarter of a period sees a herd; everybody is back
+    within two periods.
+    """
     monkeypatch.setattr(runner, "BACKOFF_BASE_S", runner.BACKOFF_BASE_S * SCALED_S / PERIOD_S)
     with fleet(control_plane, tmp_path) as loops:
         pause = threading.Event()
@@ -86,7 +120,9 @@ def test_two_hundred_agents_spread_and_come_back(
         quarters = Counter(int((at - first) / (SCALED_S / 4)) for at in boot)
         # A quarter of the fleet is expected in each; noise of 200 agents is 6.
         assert all(quarters[quarter] <= AGENTS / 4 * 1.6 for quarter in range(4)), quarters
-        assert len({request["agent_id"] for request in control_plane.requests("heartbeat")}) == AGENTS
+        assert (
+            len({request["agent_id"] for request in control_plane.requests("heartbeat")}) == AGENTS
+        )
 
         control_plane.fault("heartbeat", "problem", status=503, code="unavailable", times=None)
         assert not pause.wait(3 * SCALED_S)
@@ -94,7 +130,9 @@ def test_two_hundred_agents_spread_and_come_back(
         before = {agent["agent_id"]: agent["heartbeats"] for agent in control_plane.agents()}
 
         def back() -> bool:
-            return all(agent["heartbeats"] > before[agent["agent_id"]] for agent in control_plane.agents())
+            return all(
+                agent["heartbeats"] > before[agent["agent_id"]] for agent in control_plane.agents()
+            )
 
         control_plane.wait_for(back, limit_s=2 * SCALED_S + 4)
         assert all(each.is_alive() for each in loops)

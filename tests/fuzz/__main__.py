@@ -1,4 +1,6 @@
-"""``python -m tests.fuzz``: each target under atheris for some seconds, starting from the golden vectors."""
+"""``python -m tests.fuzz``: each target under atheris for some seconds, starting from the golden
+vectors.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,26 @@ atheris.Fuzz()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=30, help="for each target (30)")
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)}")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)}"
+    )
     chosen = parser.parse_args()
     for name in chosen.targets or TARGETS:
         with tempfile.TemporaryDirectory() as scratch:
             for number, data in enumerate(seeds(name)):
                 Path(scratch, str(number)).write_bytes(data)
-            command = [sys.executable, "-c", CHILD, name, scratch, f"-max_total_time={chosen.seconds}", "-max_len=65536"]
-            done = subprocess.run([*command, f"-artifact_prefix={scratch}/"], capture_output=True, text=True)
+            command = [
+                sys.executable,
+                "-c",
+                CHILD,
+                name,
+                scratch,
+                f"-max_total_time={chosen.seconds}",
+                "-max_len=65536",
+            ]
+            done = subprocess.run(
+                [*command, f"-artifact_prefix={scratch}/"], capture_output=True, text=True
+            )
         last = [line for line in done.stderr.splitlines() if line.startswith("Done ")]
         print(f"{name}: {last[-1] if last else 'stopped'}", flush=True)
         if done.returncode:

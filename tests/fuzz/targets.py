@@ -1,4 +1,6 @@
-"""What is parsed from outside, as functions of bytes: they return, or raise what the product's callers expect."""
+"""What is parsed from outside, as functions of bytes: they return, or raise what the product's
+callers expect.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 from firstboot.activate import admission, chain, signatures
 from firstboot.activate.chain import Place
@@ -23,7 +25,7 @@ VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 PLACE = Place("org_1", "prj_1", "env_1")
 
 
-def vectors(name: str) -> Dict[str, Any]:
+def vectors(name: str) -> dict[str, Any]:
     return dict(json.loads((VECTORS / f"{name}.json").read_text()))
 
 
@@ -49,7 +51,9 @@ def approval(data: bytes) -> None:
 
 
 def key_sets(data: bytes) -> None:
-    """The answer to request 7, never an error: a set that may not follow is remembered as refused."""
+    """The answer to request 7, never an error: a set that may not follow is remembered as
+    refused.
+    """
     try:
         value = documents.load(data)
     except ValueError:
@@ -86,22 +90,29 @@ def replies(data: bytes) -> None:
     messages.retry_after(data.decode("latin-1"), now=0.0)
 
 
-TARGETS: Dict[str, Callable[[bytes], None]] = {
+TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target for target in (envelope, payload, approval, key_sets, bundle, replies)
 }
 
 
-def seeds(name: str) -> List[bytes]:
+def seeds(name: str) -> list[bytes]:
     """Good and bad examples to begin with: the golden vectors."""
     if name in ("envelope", "payload"):
-        found = [case["envelope"] for case in vectors("envelopes")["cases"] if isinstance(case["envelope"], dict)]
+        found = [
+            case["envelope"]
+            for case in vectors("envelopes")["cases"]
+            if isinstance(case["envelope"], dict)
+        ]
         if name == "envelope":
             return [json.dumps(one).encode() for one in found]
         return [base64.b64decode(str(one.get("payload", ""))) for one in found]
     if name == "approval":
         return [str(case["credential"]).encode() for case in vectors("approvals")["cases"]]
     if name == "key_sets":
-        return [json.dumps({"key_sets": case["key_sets"]}).encode() for case in vectors("keysets")["cases"]]
+        return [
+            json.dumps({"key_sets": case["key_sets"]}).encode()
+            for case in vectors("keysets")["cases"]
+        ]
     if name == "bundle":
         return [base64.b64decode(case["bundle"]) for case in vectors("bundles")["cases"]]
     return [
@@ -109,4 +120,3 @@ def seeds(name: str) -> List[bytes]:
         b'{"agents": [{"agent_id": "a"}], "next": null}',
         b'{"heartbeat_interval_s": 30, "deployment_id": "d", "deployment_sequence": 1}', b'{"code": "x", "title": "y"}',
     ]  # fmt: skip
-

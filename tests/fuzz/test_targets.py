@@ -1,4 +1,6 @@
-"""Every parser of what comes from outside, under arbitrary bytes and damaged examples: no exception but ours."""
+"""Every parser of what comes from outside, under arbitrary bytes and damaged examples: no exception
+but ours.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS, seeds
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -1,4 +1,6 @@
-"""A host for tests: a scratch root as cloud-init leaves it, and the installed commands driven as a user drives them."""
+"""A host for tests: a scratch root as cloud-init leaves it, and the installed commands driven as a
+user drives them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from tests.boot.scan import canary
 
@@ -18,9 +20,11 @@ RUN_LIMIT_S = 60
 
 
 class Host:
-    """One root directory, with the plane's address and CA in the image's defaults unless user data names them."""
+    """One root directory, with the plane's address and CA in the image's defaults unless user data
+    names them.
+    """
 
-    def __init__(self, root: Path, plane: Any, *, machine_id: Optional[str] = None) -> None:
+    def __init__(self, root: Path, plane: Any, *, machine_id: str | None = None) -> None:
         self.root, self.plane = root, plane
         for directory in ("etc/byteor", "run", "var/lib"):
             (root / directory).mkdir(parents=True)
@@ -47,14 +51,17 @@ class Host:
         self.write(f"{base}/user-data.txt", raw, 0o600)
         self.write(f"{base}/user-data.txt.i", raw, 0o600)
         self.write(f"{base}/obj.pkl", pickle.dumps({"userdata_raw": raw}), 0o400)
-        self.write(f"{base}/datasource", "DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud]\n")
+        self.write(
+            f"{base}/datasource",
+            "DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud]\n",
+        )
         self.write("var/lib/cloud/seed/nocloud/user-data", raw)
         link = self.root / "var/lib/cloud/instance"
         if link.is_symlink():
             link.unlink()
         link.symlink_to(f"/{base}")
 
-    def settings(self, **values: Any) -> Dict[str, Any]:
+    def settings(self, **values: Any) -> dict[str, Any]:
         plane = self.plane
         found = {
             "api_base_url": plane.base_url,
@@ -80,7 +87,9 @@ class Host:
         return "\n".join([*lines, "hostname: edge-node-01", ""])
 
     def mint(self) -> str:
-        """A token that the plane knows, with a stretch of letters and digits that a scan can look for."""
+        """A token that the plane knows, with a stretch of letters and digits that a scan can look
+        for.
+        """
         return str(self.plane.mint(text=f"bet_{canary()}"))
 
     # -- what is done on it
@@ -91,11 +100,18 @@ class Host:
             rest += ["--root", str(self.root)]
         environ = {**os.environ, **keywords.pop("env", {})}
         return subprocess.Popen(
-            [str(BIN / command), *rest], env=environ, text=True,
-            stdin=keywords.pop("stdin", subprocess.DEVNULL), stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords,
+            [str(BIN / command), *rest],
+            env=environ,
+            text=True,
+            stdin=keywords.pop("stdin", subprocess.DEVNULL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **keywords,
         )
 
-    def call(self, *arguments: str, text: str = "", env: Optional[Dict[str, str]] = None, **keywords: Any) -> Done:
+    def call(
+        self, *arguments: str, text: str = "", env: dict[str, str] | None = None, **keywords: Any
+    ) -> Done:
         process = self.start(*arguments, stdin=subprocess.PIPE, env=env or {}, **keywords)
         out, err = process.communicate(text, timeout=RUN_LIMIT_S)
         return Done(process.returncode, out, err)
@@ -111,9 +127,13 @@ class Host:
     def enrolled(self) -> bool:
         return self.path("var/lib/byteor/identity/credentials.sealed").exists()
 
-    def enrollments(self) -> List[Dict[str, Any]]:
+    def enrollments(self) -> list[dict[str, Any]]:
         """The enrollment requests that the plane saw."""
-        return [r for r in self.plane.requests() if r["method"] == "POST" and r["path"].endswith("/agents")]
+        return [
+            r
+            for r in self.plane.requests()
+            if r["method"] == "POST" and r["path"].endswith("/agents")
+        ]
 
 
 class Done:

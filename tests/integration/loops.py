@@ -1,4 +1,6 @@
-"""An enrolled agent's loops in the test's own process: each `run_once` is called by the test, against the plane over TLS."""
+"""An enrolled agent's loops in the test's own process: each `run_once` is called by the test,
+against the plane over TLS.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import hashlib
 import json
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable
 
 from firstboot.agent.artifacts import spool
 from firstboot.agent.artifacts.sender import ArtifactsLoop
@@ -28,19 +30,20 @@ SPEC_HASH = "sha256:" + "0" * 64
 
 
 class Decides:
-    """Stands in for the activator, which takes half a second: it answers the request, and wants `wanted`.
+    """Stands in for the activator, which takes half a second: it answers the request, and wants
+    `wanted`.
 
-    `silent`: it does not run. `verdicts`: rows of the history, for the envelope that is there; one that is active unless
-    something is wanted. `forgetful`: it answers, and nothing comes of it.
+    `silent`: it does not run. `verdicts`: rows of the history, for the envelope that is there; one
+    that is active unless something is wanted. `forgetful`: it answers, and nothing comes of it.
     """
 
     finishes = True
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.silent, self.asked = layout, False, 0
-        self.wanted: Optional[Dict[str, Any]] = None
-        self.verdicts: List[Dict[str, Any]] = []
-        self.offset: Optional[float] = None
+        self.wanted: dict[str, Any] | None = None
+        self.verdicts: list[dict[str, Any]] = []
+        self.offset: float | None = None
         self.forgetful = False
 
     def start(self, alive: Callable[[float], None]) -> None:
@@ -54,7 +57,11 @@ class Decides:
         self.offset = said["clock_offset_s"]
         envelope = self.layout.inbox / "envelope.json"
         digest = hashlib.sha256(envelope.read_bytes()).hexdigest() if envelope.exists() else None
-        rows = self.verdicts if self.verdicts or self.wanted or self.forgetful else [{"verdict": "active"}]
+        rows = (
+            self.verdicts
+            if self.verdicts or self.wanted or self.forgetful
+            else [{"verdict": "active"}]
+        )
         document = {
             "v": 1, "answered": {"request": said["request"], "envelope_sha256": digest}, "wanted": self.wanted,
             "history": [{"envelope_sha256": digest, **row} for row in rows],
@@ -72,52 +79,83 @@ class Agent:
     def __init__(self, plane: Any, root: Path) -> None:
         self.plane, self.layout, self.clock = plane, Layout(root), Clock()
         (root / "var/lib/byteor/agent").mkdir(parents=True)
-        self.apis: List[PlaneApi] = []
+        self.apis: list[PlaneApi] = []
         self.handed = self._enrolled()
         self.activator = Decides(self.layout)
         self.inbox = Inbox(self.layout, self.activator, clock=self.clock)
-        self.answered: List[Any] = []
+        self.answered: list[Any] = []
 
-    def api(self, base_url: Optional[str] = None) -> PlaneApi:
-        self.apis.append(PlaneApi(base_url or self.plane.base_url, Transport(ca_certificates=self.plane.ca_pem)))
+    def api(self, base_url: str | None = None) -> PlaneApi:
+        self.apis.append(
+            PlaneApi(base_url or self.plane.base_url, Transport(ca_certificates=self.plane.ca_pem))
+        )
         return self.apis[-1]
 
     def _enrolled(self) -> Handover:
         plane = self.plane
         answer = self.api().enroll(
-            Secret(plane.mint()), org_id=plane.org_id, project_id=plane.project_id, environment_id=plane.environment_id,
-            idempotency_key=str(uuid.uuid4()), body=b'{"name": "edge-1"}',
+            Secret(plane.mint()),
+            org_id=plane.org_id,
+            project_id=plane.project_id,
+            environment_id=plane.environment_id,
+            idempotency_key=str(uuid.uuid4()),
+            body=b'{"name": "edge-1"}',
         )
         assert answer.enrolled is not None
         return Handover(
-            plane.base_url, answer.enrolled.agent_id, answer.enrolled.api_key, proxy=None, org_id=None, project_id=None,
-            environment_id=None, name=None, enrolled_at=None, expires_at=None, scopes=(),
+            plane.base_url,
+            answer.enrolled.agent_id,
+            answer.enrolled.api_key,
+            proxy=None,
+            org_id=None,
+            project_id=None,
+            environment_id=None,
+            name=None,
+            enrolled_at=None,
+            expires_at=None,
+            scopes=(),
         )
 
-    def prepare(self, request: str, base_url: Optional[str] = None) -> Callable[[], Any]:
+    def prepare(self, request: str, base_url: str | None = None) -> Callable[[], Any]:
         """Lay down what makes the loop send this request, and return its `run_once`."""
         return {
-            "heartbeat": self._heartbeat, "latest": self._latest, "bundle": self._bundle, "status": self._status,
-            "signing-keys": self._signing_keys, "artifacts": self._artifacts,
+            "heartbeat": self._heartbeat,
+            "latest": self._latest,
+            "bundle": self._bundle,
+            "status": self._status,
+            "signing-keys": self._signing_keys,
+            "artifacts": self._artifacts,
         }[request](self.api(base_url))
 
     def _heartbeat(self, api: PlaneApi) -> Callable[[], Any]:
         return HeartbeatLoop(
-            self.layout, self.handed, api, schedule=Schedule(30.0), facts=Facts, clock=self.clock,
+            self.layout,
+            self.handed,
+            api,
+            schedule=Schedule(30.0),
+            facts=Facts,
+            clock=self.clock,
             answered=lambda hints, skew: self.answered.append(hints),
         ).run_once
 
     def deployments(self, api: PlaneApi) -> DeploymentsLoop:
         return DeploymentsLoop(
-            self.layout, self.handed, api, schedule=Schedule(60.0), inbox=self.inbox, alive=lambda *_: None,
-            changed=lambda: None, keys_wanted=lambda: None, clock=self.clock,
+            self.layout,
+            self.handed,
+            api,
+            schedule=Schedule(60.0),
+            inbox=self.inbox,
+            alive=lambda *_: None,
+            changed=lambda: None,
+            keys_wanted=lambda: None,
+            clock=self.clock,
         )
 
     def _latest(self, api: PlaneApi) -> Callable[[], Any]:
         self.plane.deploy()
         return self.deployments(api).run_once
 
-    def want(self, made: Dict[str, Any]) -> None:
+    def want(self, made: dict[str, Any]) -> None:
         """What `plane.deploy` made is what the activator will want."""
         self.activator.wanted = {
             "deployment_id": made["deployment_id"], "sequence": made["sequence"], "sha256": made["bundle_sha256"],
@@ -131,24 +169,40 @@ class Agent:
     def _status(self, api: PlaneApi) -> Callable[[], Any]:
         made = self.plane.deploy()
         self.layout.outcomes.mkdir(parents=True)
-        report = {"report_id": str(uuid.uuid4()), "status": "active", "sequence": 1, "spec_hash": SPEC_HASH, "reason": None,
-                  "occurred_at": "2026-01-01T00:00:00Z"}
+        report = {
+            "report_id": str(uuid.uuid4()),
+            "status": "active",
+            "sequence": 1,
+            "spec_hash": SPEC_HASH,
+            "reason": None,
+            "occurred_at": "2026-01-01T00:00:00Z",
+        }
         document = {"v": 1, "deployment_id": made["deployment_id"], "report": report}
         (self.layout.outcomes / "00000001.json").write_text(json.dumps(document))
-        self.reports = ReportsLoop(self.layout, self.handed, api, spooled=lambda: None, clock=self.clock)
+        self.reports = ReportsLoop(
+            self.layout, self.handed, api, spooled=lambda: None, clock=self.clock
+        )
         return self.reports.run_once
 
     def _signing_keys(self, api: PlaneApi) -> Callable[[], Any]:
         return KeySetsLoop(
-            self.layout, self.handed, api, schedule=Schedule(86400.0), inbox=self.inbox, alive=lambda *_: None, clock=self.clock
+            self.layout,
+            self.handed,
+            api,
+            schedule=Schedule(86400.0),
+            inbox=self.inbox,
+            alive=lambda *_: None,
+            clock=self.clock,
         ).run_once
 
     def _artifacts(self, api: PlaneApi) -> Callable[[], Any]:
         spool.add_text(self.layout, b"what happened\n", kind="diagnostic")
-        return ArtifactsLoop(self.layout, self.handed, api, clock=self.clock, alive=lambda: None).run_once
+        return ArtifactsLoop(
+            self.layout, self.handed, api, clock=self.clock, alive=lambda: None
+        ).run_once
 
 
-def raised(run_once: Callable[[], Any]) -> Optional[ByteorError]:
+def raised(run_once: Callable[[], Any]) -> ByteorError | None:
     try:
         run_once()
     except ByteorError as error:

@@ -1,11 +1,14 @@
-"""A small network for one host: its namespace, a router between it and us, and a CONNECT proxy on our side. Needs root.
+"""A small network for one host: its namespace, a router between it and us, and a CONNECT proxy on
+our side. Needs root.
 
 ::
 
     the host 198.19.N.2 --- 198.19.N.1 the router 198.18.N.2 --- 198.18.N.1 we: plane and proxy
-                                                             (and 192.0.2.N, which the host has no route to)
+                                                             (and 192.0.2.N, which the host has no
+                                                             route to)
 
-The same with fd42:… addresses. Everything is in namespaces of this run's own, but for one end of a veth pair.
+The same with fd42:… addresses. Everything is in namespaces of this run's own, but for one end of a
+veth pair.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import Any
 
 from tests.integration.host import BIN, Host
 
 
-def lacking() -> Optional[str]:
+def lacking() -> str | None:
     """Why namespaces cannot be used here; None: they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
@@ -48,7 +52,9 @@ class Network:
         mark = f"{os.getpid() % 0xFFFF:x}"
         self.host, self.router, self._ours = f"byteor-h{mark}", f"byteor-r{mark}", f"byp{mark}"
         self.plane, self._near = f"198.18.{number}.1", f"198.18.{number}.2"
-        self.gateway, self.address, self.other_address = (f"198.19.{number}.{last}" for last in (1, 2, 3))
+        self.gateway, self.address, self.other_address = (
+            f"198.19.{number}.{last}" for last in (1, 2, 3)
+        )
         self.hidden = f"192.0.2.{number}"
         self.plane6, self._near6 = f"fd42:{mark}:1::1", f"fd42:{mark}:1::2"
         self._gateway6, self._address6 = f"fd42:{mark}:2::1", f"fd42:{mark}:2::2"
@@ -71,12 +77,28 @@ class Network:
             ip("netns", "add", space)
             ip("-n", space, "link", "set", "lo", "up")
         ip("link", "add", self._ours, "type", "veth", "peer", "name", "near0", "netns", self.router)
-        ip("-n", self.router, "link", "add", "far0", "type", "veth", "peer", "name", "eth0", "netns", self.host)
+        ip(
+            "-n",
+            self.router,
+            "link",
+            "add",
+            "far0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self.host,
+        )
         for address, length in ((self.plane, 24), (self.hidden, 32)):
             ip("address", "add", f"{address}/{length}", "dev", self._ours)
         ip("-6", "address", "add", f"{self.plane6}/64", "dev", self._ours, "nodad")
         ip("link", "set", self._ours, "up")
-        for device, address, address6 in (("near0", self._near, self._near6), ("far0", self.gateway, self._gateway6)):
+        for device, address, address6 in (
+            ("near0", self._near, self._near6),
+            ("far0", self.gateway, self._gateway6),
+        ):
             ip("-n", self.router, "address", "add", f"{address}/24", "dev", device)
             ip("-n", self.router, "-6", "address", "add", f"{address6}/64", "dev", device, "nodad")
             ip("-n", self.router, "link", "set", device, "up")
@@ -99,13 +121,16 @@ class Network:
     def without_ipv4(self) -> None:
         ip("-n", self.host, "-4", "address", "flush", "dev", "eth0")
 
-    def inside(self, *command: str, space: Optional[str] = None) -> str:
+    def inside(self, *command: str, space: str | None = None) -> str:
         done = subprocess.run(
-            ["ip", "netns", "exec", space or self.host, *command], check=True, capture_output=True, text=True
+            ["ip", "netns", "exec", space or self.host, *command],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         return done.stdout
 
-    def connections(self) -> List[int]:
+    def connections(self) -> list[int]:
         """The host's own ports of its established TCP connections."""
         rows = self.inside("ss", "-Htn", "state", "established").splitlines()
         return [int(row.split()[2].rpartition(":")[2]) for row in rows]
@@ -113,7 +138,19 @@ class Network:
     def forget(self, ports: Sequence[int]) -> None:
         """The router knows these connections no longer: it drops what comes, and says nothing."""
         for port in ports:
-            ip("-n", self.router, "rule", "add", "iif", "far0", "ipproto", "tcp", "sport", str(port), "blackhole")
+            ip(
+                "-n",
+                self.router,
+                "rule",
+                "add",
+                "iif",
+                "far0",
+                "ipproto",
+                "tcp",
+                "sport",
+                str(port),
+                "blackhole",
+            )
 
 
 class NamespacedHost(Host):
@@ -128,9 +165,22 @@ class NamespacedHost(Host):
         proxies = ("https_proxy", "no_proxy", "http_proxy", "all_proxy")
         environ = {name: value for name, value in os.environ.items() if name.lower() not in proxies}
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.network.host, str(BIN / command), *rest, "--root", str(self.root)],
-            env={**environ, **keywords.pop("env", {})}, text=True, stdin=keywords.pop("stdin", subprocess.DEVNULL),
-            stdout=keywords.pop("stdout", subprocess.PIPE), stderr=keywords.pop("stderr", subprocess.PIPE), **keywords,
+            [
+                "ip",
+                "netns",
+                "exec",
+                self.network.host,
+                str(BIN / command),
+                *rest,
+                "--root",
+                str(self.root),
+            ],
+            env={**environ, **keywords.pop("env", {})},
+            text=True,
+            stdin=keywords.pop("stdin", subprocess.DEVNULL),
+            stdout=keywords.pop("stdout", subprocess.PIPE),
+            stderr=keywords.pop("stderr", subprocess.PIPE),
+            **keywords,
         )
 
     def heartbeat(self) -> dict[str, Any]:
@@ -143,7 +193,7 @@ class ConnectProxy:
     """Connects those who give the right ``Proxy-Authorization``; keeps what it was asked."""
 
     def __init__(self, address: str, *, credentials: str) -> None:
-        self.asked: List[bytes] = []
+        self.asked: list[bytes] = []
         self._credentials = credentials.encode()
         self._listener = socket.create_server((address, 0))
         self.port = self._listener.getsockname()[1]

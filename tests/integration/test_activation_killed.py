@@ -1,4 +1,6 @@
-"""SIGKILL at every call with which an activation changes the disk: the next start ends with the old or the new, and says so."""
+"""SIGKILL at every call with which an activation changes the disk: the next start ends with the old
+or the new, and says so.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,6 @@ import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import pytest
 
@@ -19,7 +20,9 @@ STRACE = shutil.which("strace")
 pytestmark = [
     pytest.mark.minutes,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(STRACE is None, reason="strace is not on this machine (Debian: apt-get install strace)"),
+    pytest.mark.skipif(
+        STRACE is None, reason="strace is not on this machine (Debian: apt-get install strace)"
+    ),
 ]
 # Whatever changes what a later start finds, or makes it durable. `openat`: files are made by it.
 CHANGING = (
@@ -42,14 +45,18 @@ def prepared(top: Path, *, good: bool) -> Activations:
 
 
 def activate(root: Path, *tracer: str) -> int:
-    """Run the activator in the tree's state directory, so that a check may name `current` wherever the tree lies."""
+    """Run the activator in the tree's state directory, so that a check may name `current` wherever
+    the tree lies.
+    """
     command = [*tracer, str(BIN / "byteor-agent"), "activate", "--root", str(root)]
-    done = subprocess.run(command, cwd=root / "var/lib/byteor", capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=root / "var/lib/byteor", capture_output=True, text=True, timeout=120
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
 
 
-def calls(root: Path, trace: Path) -> List[Tuple[str, int]]:
+def calls(root: Path, trace: Path) -> list[tuple[str, int]]:
     """Every changing call of a whole run, as (name, which one of that name)."""
     assert activate(root, str(STRACE), "-o", str(trace), "-e", f"trace={','.join(CHANGING)}") == 0
     found, counts = [], Counter[str]()
@@ -66,12 +73,14 @@ def calls(root: Path, trace: Path) -> List[Tuple[str, int]]:
 
 @pytest.mark.parametrize("good", [True, False], ids=["healthy", "rolled_back"])
 def test_killed_anywhere(tmp_path: Path, good: bool) -> None:
-    """At no call is there neither; after the next start the right one is in force, reported once, and nothing is left over."""
+    """At no call is there neither; after the next start the right one is in force, reported once,
+    and nothing is left over.
+    """
     host = prepared(tmp_path, good=good)
     points = calls(host.copy(tmp_path / "whole").root, tmp_path / "trace")
     assert len(points) > 60 and {"rename", "fsync", "symlink"} <= {name for name, _ in points}
 
-    def one(point: Tuple[str, int]) -> Dict[str, object]:
+    def one(point: tuple[str, int]) -> dict[str, object]:
         name, which = point
         copy = host.copy(tmp_path / f"{name}-{which}")
         root = copy.root
@@ -86,9 +95,9 @@ def test_killed_anywhere(tmp_path: Path, good: bool) -> None:
     assert len(killed) > 0.9 * len(seen), "the kills did not happen"
 
 
-def judged(host: Activations, *, good: bool) -> Dict[str, object]:
+def judged(host: Activations, *, good: bool) -> dict[str, object]:
     """What is wrong now, and after the next start."""
-    wrong: List[str] = []
+    wrong: list[str] = []
     if host.spec() not in ("name = one\n", "name = two\n"):
         wrong.append(f"right after the kill {host.spec()!r} is in force")
     for _ in range(2):  # the path unit starts it as long as there is a journal or a request
@@ -99,7 +108,11 @@ def judged(host: Activations, *, good: bool) -> Dict[str, object]:
         wrong.append(f"reported {host.said()}")
     if host.spec() != ("name = two\n" if good else "name = one\n"):
         wrong.append(f"{host.spec()!r} is in force")
-    left = [path.name for path in host.state.rglob("*") if path.name.startswith(".") and path.name != ".deployment.json"]
+    left = [
+        path.name
+        for path in host.state.rglob("*")
+        if path.name.startswith(".") and path.name != ".deployment.json"
+    ]
     if left or (host.state / "activation/journal.json").exists():
         wrong.append(f"left over: {left}")
     if not wrong:
@@ -109,7 +122,9 @@ def judged(host: Activations, *, good: bool) -> Dict[str, object]:
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_three_interrupted_tries_end_in_failed(tmp_path: Path, times: int) -> None:
-    """Killed in its health gate once or twice it is tried again; the third time it is undone and reported as failed."""
+    """Killed in its health gate once or twice it is tried again; the third time it is undone and
+    reported as failed.
+    """
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     host = Activations(tmp_path / "root")
@@ -119,7 +134,10 @@ def test_three_interrupted_tries_end_in_failed(tmp_path: Path, times: int) -> No
     host.write_settings(activation={"window_s": 0, "health": ["/bin/sh", "-c", check]})
     host.offer(host.make("two"))
     for _ in range(times):
-        process = subprocess.Popen([str(BIN / "byteor-agent"), "activate", "--root", str(host.root)], start_new_session=True)
+        process = subprocess.Popen(
+            [str(BIN / "byteor-agent"), "activate", "--root", str(host.root)],
+            start_new_session=True,
+        )
         gate.read_text()
         process.kill()
         process.wait()
@@ -131,4 +149,7 @@ def test_three_interrupted_tries_end_in_failed(tmp_path: Path, times: int) -> No
     else:
         host.activate()
         assert host.spec() == "name = one\n"
-        assert [row[1:] for row in host.said()[1:]] == [("failed", "interrupted"), ("rolled_back", "interrupted")]
+        assert [row[1:] for row in host.said()[1:]] == [
+            ("failed", "interrupted"),
+            ("rolled_back", "interrupted"),
+        ]

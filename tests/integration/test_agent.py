@@ -1,4 +1,6 @@
-"""The agent driven as systemd drives it: hand-over, beats, status, watchdog, orderly end; no answer costs the identity."""
+"""The agent driven as systemd drives it: hand-over, beats, status, watchdog, orderly end; no answer
+costs the identity.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,9 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable
 
 import pytest
 
@@ -43,7 +46,7 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
 
 @pytest.fixture
 def start(host: Host) -> Iterator[Callable[..., Agent]]:
-    agents: List[Agent] = []
+    agents: list[Agent] = []
 
     def begin(**env: str) -> Agent:
         agents.append(Agent(host, **env))
@@ -56,18 +59,18 @@ def start(host: Host) -> Iterator[Callable[..., Agent]]:
             agent.process.communicate()
 
 
-def beats(host: Host) -> List[Dict[str, Any]]:
+def beats(host: Host) -> list[dict[str, Any]]:
     answered = [request for request in host.plane.requests("heartbeat") if not request["faults"]]
     return [json.loads(request["body"]) for request in answered if (request["status"] or 999) < 300]
 
 
-def status(host: Host) -> Dict[str, Any]:
+def status(host: Host) -> dict[str, Any]:
     done = host.call("byteor-agent", "status", "--json")
     assert done.code == 0, done
     return json.loads(done.out)
 
 
-def wait_for_beats(host: Host, count: int, *, limit_s: float = 30.0) -> List[Dict[str, Any]]:
+def wait_for_beats(host: Host, count: int, *, limit_s: float = 30.0) -> list[dict[str, Any]]:
     found = host.plane.wait_for(lambda: len(beats(host)) >= count and beats(host), limit_s=limit_s)
     return list(found)
 
@@ -77,17 +80,35 @@ def test_beats_arrive_and_the_hand_over_is_gone(host: Host, start: Callable[...,
     start()
     first, second = wait_for_beats(host, 2)[:2]
     assert second["sequence"] > first["sequence"]
-    assert first["status"] == "ok" and first["problems"] == [] and first["boot_id"] == second["boot_id"]
+    assert (
+        first["status"] == "ok"
+        and first["problems"] == []
+        and first["boot_id"] == second["boot_id"]
+    )
     assert not host.path("run/byteor-agent/handover.json").exists()
     shown = status(host)
     assert shown["running"] and shown["loops"]["heartbeat"]["last_success_at"]
     assert shown["identity"]["agent_id"] == host.plane.agents()[0]["agent_id"]
-    done = host.call("byteor-firstboot", "verify", "--operator-token", "-", "--json", text=host.plane.operator_token)
+    done = host.call(
+        "byteor-firstboot",
+        "verify",
+        "--operator-token",
+        "-",
+        "--json",
+        text=host.plane.operator_token,
+    )
     assert done.code == 0, done
-    assert [check["result"] for check in json.loads(done.out)["checks"]] == ["ok", "ok", "not checked", "not checked"]
+    assert [check["result"] for check in json.loads(done.out)["checks"]] == [
+        "ok",
+        "ok",
+        "not checked",
+        "not checked",
+    ]
 
 
-def test_a_killed_agent_goes_on_with_a_higher_sequence(host: Host, start: Callable[..., Agent]) -> None:
+def test_a_killed_agent_goes_on_with_a_higher_sequence(
+    host: Host, start: Callable[..., Agent]
+) -> None:
     """kill -9 costs nothing: the next start beats on, and the plane sees no number twice."""
     agent = start()
     before = wait_for_beats(host, 1)
@@ -117,7 +138,11 @@ def test_sigterm_ends_it_at_once_even_in_a_request(host: Host, start: Callable[.
         ("problem", {"status": 403, "code": "scope_missing"}, "refused"),
         ("problem", {"status": 404, "code": "unknown_agent"}, "refused"),
         ("problem", {"status": 400, "code": "invalid_request"}, "refused"),
-        ("problem", {"status": 429, "code": "rate_limited", "headers": {"Retry-After": "1"}}, "retry"),
+        (
+            "problem",
+            {"status": 429, "code": "rate_limited", "headers": {"Retry-After": "1"}},
+            "retry",
+        ),
         ("problem", {"status": 503, "code": "x"}, "retry"),
         ("html", {"status": 200}, "retry"),
         ("redirect", {}, "retry"),
@@ -125,9 +150,11 @@ def test_sigterm_ends_it_at_once_even_in_a_request(host: Host, start: Callable[.
     ],
 )
 def test_no_answer_costs_the_identity(
-    host: Host, start: Callable[..., Agent], kind: str, options: Dict[str, Any], outcome: str
+    host: Host, start: Callable[..., Agent], kind: str, options: dict[str, Any], outcome: str
 ) -> None:
-    """Each answer is shown in status with what to do; the sealed file is untouched; the next start beats."""
+    """Each answer is shown in status with what to do; the sealed file is untouched; the next start
+    beats.
+    """
     before = host.sealed()
     host.plane.fault("heartbeat", kind, times=None, **options)
     agent = start()
@@ -147,17 +174,25 @@ def status_of_heartbeat(host: Host) -> Any:
     return json.loads(path.read_text())["loops"]["heartbeat"]["outcome"] if path.exists() else None
 
 
-def test_a_period_from_the_plane_is_followed_within_its_bounds(host: Host, start: Callable[..., Agent]) -> None:
+def test_a_period_from_the_plane_is_followed_within_its_bounds(
+    host: Host, start: Callable[..., Agent]
+) -> None:
     """heartbeat_interval_s in a reply sets the period, clamped."""
     host.plane.fault(
-        "heartbeat", "status", status=200, body='{"heartbeat_interval_s": 999999}', content_type="application/json"
+        "heartbeat",
+        "status",
+        status=200,
+        body='{"heartbeat_interval_s": 999999}',
+        content_type="application/json",
     )
     start()
     host.plane.wait_for(lambda: status_of_heartbeat(host) == "done", limit_s=20)
     assert status(host)["loops"]["heartbeat"]["period_s"] == 3600
 
 
-def test_the_service_manager_hears_ready_and_the_watchdog(host: Host, start: Callable[..., Agent], tmp_path: Path) -> None:
+def test_the_service_manager_hears_ready_and_the_watchdog(
+    host: Host, start: Callable[..., Agent], tmp_path: Path
+) -> None:
     """READY=1 once the loops run, WATCHDOG=1 within the period, STOPPING=1 at the end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
@@ -180,7 +215,9 @@ def test_without_an_identity_it_says_so(tmp_path: Path, control_plane: Any) -> N
 
 
 def test_a_hand_over_that_nobody_took_does_not_outlive_its_identity(host: Host) -> None:
-    """Unsealed, then the disk is cloned: the agent does not start as somebody else from what lay there."""
+    """Unsealed, then the disk is cloned: the agent does not start as somebody else from what lay
+    there.
+    """
     assert host.call("byteor-agent", "status").code == 7  # enrolled, and it has not run yet
     assert host.call("byteor-firstboot", "unseal").code == 0
     host.write("etc/machine-id", "f" * 32 + "\n")
@@ -189,7 +226,11 @@ def test_a_hand_over_that_nobody_took_does_not_outlive_its_identity(host: Host) 
     assert not host.path("run/byteor-agent/handover.json").exists()
 
 
-@pytest.mark.parametrize("content", ["{", " " * (3 << 20), '{"v": 1, "sequence_reserved": ' + "9" * 400 + "}"], ids=range(3))
+@pytest.mark.parametrize(
+    "content",
+    ["{", " " * (3 << 20), '{"v": 1, "sequence_reserved": ' + "9" * 400 + "}"],
+    ids=range(3),
+)
 def test_a_damaged_agent_state_is_set_aside_and_the_sequence_jumps_ahead(
     host: Host, start: Callable[..., Agent], content: str
 ) -> None:
@@ -204,7 +245,9 @@ def test_a_damaged_agent_state_is_set_aside_and_the_sequence_jumps_ahead(
     assert host.path("var/lib/byteor/agent/state.json.corrupt-1").read_text() == content
 
 
-def test_no_secret_is_in_the_process_or_what_it_writes(host: Host, start: Callable[..., Agent]) -> None:
+def test_no_secret_is_in_the_process_or_what_it_writes(
+    host: Host, start: Callable[..., Agent]
+) -> None:
     """argv, environment, status.json and stderr of a running agent hold no key."""
     assert host.call("byteor-firstboot", "unseal").code == 0
     key = json.loads(host.path("run/byteor-agent/handover.json").read_text())["api_key"]
@@ -222,7 +265,9 @@ def test_no_secret_is_in_the_process_or_what_it_writes(host: Host, start: Callab
 
 
 def test_first_boot_waits_for_a_late_token_and_uses_it(tmp_path: Path, control_plane: Any) -> None:
-    """While the plane is away a run reads all sources again before each attempt: a better token dropped late is used."""
+    """While the plane is away a run reads all sources again before each attempt: a better token
+    dropped late is used.
+    """
     host = Host(tmp_path / "root", control_plane)
     host.defaults()
     host.token(host.mint())
@@ -239,14 +284,21 @@ def test_first_boot_waits_for_a_late_token_and_uses_it(tmp_path: Path, control_p
     assert len(control_plane.agents()) == 1
 
 
-def test_a_refused_key_is_said_in_the_beats_that_still_go_out(host: Host, start: Callable[..., Agent]) -> None:
-    """A probe after a 401 says degraded and names the refusal; the beat after the next success says ok again."""
+def test_a_refused_key_is_said_in_the_beats_that_still_go_out(
+    host: Host, start: Callable[..., Agent]
+) -> None:
+    """A probe after a 401 says degraded and names the refusal; the beat after the next success says
+    ok again.
+    """
     host.plane.fault("heartbeat", "problem", times=1, status=401, code="key_expired")
     start()
     wait_for_beats(host, 2, limit_s=60)
     bodies = [json.loads(request["body"]) for request in host.plane.requests("heartbeat")]
     assert [body["status"] for body in bodies[:3]] == ["ok", "degraded", "ok"]
-    assert bodies[1]["problems"][0]["code"] == "heartbeat_failing" and "401" in bodies[1]["problems"][0]["detail"]
+    assert (
+        bodies[1]["problems"][0]["code"] == "heartbeat_failing"
+        and "401" in bodies[1]["problems"][0]["detail"]
+    )
 
 
 def test_sighup_reads_the_settings_again(host: Host, start: Callable[..., Agent]) -> None:
@@ -266,7 +318,9 @@ def test_sighup_reads_the_settings_again(host: Host, start: Callable[..., Agent]
     assert len(beats(host)) >= before
 
 
-def test_a_storm_of_signals_neither_ends_nor_stops_it(host: Host, start: Callable[..., Agent]) -> None:
+def test_a_storm_of_signals_neither_ends_nor_stops_it(
+    host: Host, start: Callable[..., Agent]
+) -> None:
     """Whoever signals, and however often at once: it goes on beating, and ends in order."""
     agent = start()
     before = len(wait_for_beats(host, 1))

@@ -1,4 +1,6 @@
-"""Artifacts from the command line to the plane: durable, once, without secrets; whatever is killed, refused, full or away."""
+"""Artifacts from the command line to the plane: durable, once, without secrets; whatever is killed,
+refused, full or away.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any
 
 import pytest
 
@@ -27,7 +30,12 @@ from tests.integration.host import BIN, Done, Host
 from tests.unit.test_packing import HIDDEN, PLACES, everything, fill, members
 
 MIB = 1 << 20
-SCOPES = ["agent:heartbeat", "agent:deployment_read", "agent:deployment_report", "agent:signing_keys_read"]
+SCOPES = [
+    "agent:heartbeat",
+    "agent:deployment_read",
+    "agent:deployment_report",
+    "agent:signing_keys_read",
+]
 
 
 class Artifacts(Host):
@@ -71,16 +79,19 @@ class Artifacts(Host):
         finally:
             os.close(held)
 
-    def status(self) -> Dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         return dict(json.loads(self.call("byteor-agent", "status", "--json").out))
 
-    def waiting(self) -> List[str]:
+    def waiting(self) -> list[str]:
         return stock.ids(self.layout.spool)
 
-    def stored(self) -> Dict[str, bytes]:
+    def stored(self) -> dict[str, bytes]:
         """What the plane keeps, by SHA-256, each there once and as long as it says."""
         rows = self.plane.artifacts()
-        found = {row["sha256"]: (self.plane.state_dir / "artifacts" / row["artifact_id"]).read_bytes() for row in rows}
+        found = {
+            row["sha256"]: (self.plane.state_dir / "artifacts" / row["artifact_id"]).read_bytes()
+            for row in rows
+        }
         assert len(found) == len(rows)
         return found
 
@@ -94,7 +105,9 @@ def host(tmp_path: Path, control_plane: Any) -> Iterator[Artifacts]:
 
 
 def test_an_upload_is_durable_without_an_agent_and_goes_when_there_is_one(host: Artifacts) -> None:
-    """Spooled while the agent and the plane are away; uploaded byte for byte, with its metadata, soon after both are back."""
+    """Spooled while the agent and the plane are away; uploaded byte for byte, with its metadata,
+    soon after both are back.
+    """
     host.plane.stop()
     data = os.urandom(300_000)
     done = host.upload(host.file("shot.bin", data))
@@ -111,7 +124,9 @@ def test_an_upload_is_durable_without_an_agent_and_goes_when_there_is_one(host: 
 
 
 def test_a_running_agent_is_woken_and_wait_says_what_came_of_it(host: Artifacts) -> None:
-    """Far sooner than its period; one line on stderr, the id alone on stdout; exit 5 with the reason for a refusal."""
+    """Far sooner than its period; one line on stderr, the id alone on stdout; exit 5 with the
+    reason for a refusal.
+    """
     path = host.layout.settings
     path.write_text(json.dumps({**json.loads(path.read_text()), "heartbeat_interval_s": 3600}))
     agent = host.up()
@@ -119,7 +134,10 @@ def test_a_running_agent_is_woken_and_wait_says_what_came_of_it(host: Artifacts)
     began = time.monotonic()
     done = host.upload(host.file("a.txt", "a"), "diagnostic", "--wait")
     assert done.code == 0 and time.monotonic() - began < 20
-    assert done.out.count("\n") == 1 and f"uploaded as {host.plane.artifacts()[0]['artifact_id']}" in done.err
+    assert (
+        done.out.count("\n") == 1
+        and f"uploaded as {host.plane.artifacts()[0]['artifact_id']}" in done.err
+    )
     host.plane.configure(artifact_limit_bytes=10)
     refused = host.upload(host.file("b.txt", "b" * 11), "diagnostic", "--wait")
     name = refused.out.strip()
@@ -129,7 +147,9 @@ def test_a_running_agent_is_woken_and_wait_says_what_came_of_it(host: Artifacts)
     page = host.call("byteor-agent", "status").out
     assert f"byteor-agent retry {name}" in page and "1 quarantined" in page
     assert host.status()["spool"]["quarantine"][0]["id"] == name
-    assert host.upload(host.file("b2.txt", "b" * 11), "diagnostic").code == 5  # the same content: already refused
+    assert (
+        host.upload(host.file("b2.txt", "b" * 11), "diagnostic").code == 5
+    )  # the same content: already refused
     host.plane.configure(artifact_limit_bytes=64 * MIB)
     assert host.call("byteor-agent", "retry", name).code == 0
     host.plane.wait_for(lambda: len(host.plane.artifacts()) == 2)
@@ -139,20 +159,28 @@ def test_a_running_agent_is_woken_and_wait_says_what_came_of_it(host: Artifacts)
 
 
 def test_verify_uploads_on_request(host: Artifacts) -> None:
-    """The guide's fourth check, with a small diagnostic; a plane that refuses it fails the check."""
+    """The guide's fourth check, with a small diagnostic; a plane that refuses it fails the
+    check.
+    """
     host.up()
     host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
     done = host.call("byteor-firstboot", "verify", "--upload-test", "--json")
     check = json.loads(done.out)["checks"][3]
-    assert check["result"] == "ok" and host.plane.artifacts()[0]["artifact_id"] in check["seen"], done
+    assert check["result"] == "ok" and host.plane.artifacts()[0]["artifact_id"] in check["seen"], (
+        done
+    )
     host.plane.scopes(host.plane.agents()[0]["agent_id"], SCOPES)
     done = host.call("byteor-firstboot", "verify", "--upload-test", "--json")
     check = json.loads(done.out)["checks"][3]
-    assert done.code == 10 and check["result"] == "failed" and "agent:artifact_upload" in check["seen"]
+    assert (
+        done.code == 10 and check["result"] == "failed" and "agent:artifact_upload" in check["seen"]
+    )
 
 
 def test_a_missing_scope_loses_nothing_and_flows_when_granted(host: Artifacts) -> None:
-    """403: kept, the scope named in status and heartbeat, the beats go on; granted: all are there, in order."""
+    """403: kept, the scope named in status and heartbeat, the beats go on; granted: all are there,
+    in order.
+    """
     agent_id = host.plane.agents()[0]["agent_id"]
     host.plane.scopes(agent_id, SCOPES)
     host.up()
@@ -161,30 +189,48 @@ def test_a_missing_scope_loses_nothing_and_flows_when_granted(host: Artifacts) -
 
     def said() -> bool:
         beat = host.plane.agents()[0]["last_heartbeat"] or {}
-        named = any("agent:artifact_upload" in problem["detail"] for problem in beat.get("problems", ()))
+        named = any(
+            "agent:artifact_upload" in problem["detail"] for problem in beat.get("problems", ())
+        )
         return named and beat["spool"] == {"pending": 3, "quarantined": 0}
 
     host.plane.wait_for(said, limit_s=30)
     shown = host.status()
-    assert "agent:artifact_upload" in shown["loops"]["artifacts"]["problem"] and shown["status"] == "degraded"
+    assert (
+        "agent:artifact_upload" in shown["loops"]["artifacts"]["problem"]
+        and shown["status"] == "degraded"
+    )
     assert host.waiting() == names and host.plane.artifacts() == []
     waited = host.upload(host.file("one.bin", b"more"), "snapshot", "--wait")
-    assert waited.code == 5 and "agent:artifact_upload" in waited.err and "stays in the spool" in waited.err
+    assert (
+        waited.code == 5
+        and "agent:artifact_upload" in waited.err
+        and "stays in the spool" in waited.err
+    )
     host.plane.scopes(agent_id, [*SCOPES, "agent:artifact_upload"])
     host.plane.wait_for(lambda: not host.waiting(), limit_s=60)
     assert [row["size"] for row in host.plane.artifacts()] == [100, 100, 100, 4]
-    first = [request["metadata"]["sha256"] for request in host.plane.requests("artifacts") if request["status"] == 201]
+    first = [
+        request["metadata"]["sha256"]
+        for request in host.plane.requests("artifacts")
+        if request["status"] == 201
+    ]
     assert first[:3] == [hashlib.sha256(bytes([n]) * 100).hexdigest() for n in range(3)]
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("drop", {"when": "after"}), ("drop", {"when": "before", "reset": True}), ("cut", {"at": 30, "when": "after"}),
-        ("garbage", {}), ("problem", {"status": 429, "headers": {"Retry-After": "1"}}),
+        ("drop", {"when": "after"}),
+        ("drop", {"when": "before", "reset": True}),
+        ("cut", {"at": 30, "when": "after"}),
+        ("garbage", {}),
+        ("problem", {"status": 429, "headers": {"Retry-After": "1"}}),
     ],
 )
-def test_an_answer_that_is_lost_is_one_artifact(host: Artifacts, kind: str, options: Dict[str, Any]) -> None:
+def test_an_answer_that_is_lost_is_one_artifact(
+    host: Artifacts, kind: str, options: dict[str, Any]
+) -> None:
     """Before or after the plane stored it: sent again, there once, not in quarantine."""
     data = os.urandom(2 * MIB)
     host.put(data)
@@ -196,15 +242,23 @@ def test_an_answer_that_is_lost_is_one_artifact(host: Artifacts, kind: str, opti
 
 
 @pytest.mark.parametrize(("status", "settings"), [(403, {}), (413, {"artifact_limit_bytes": 1000})])
-def test_an_answer_that_comes_while_we_send_is_read(host: Artifacts, status: int, settings: Dict[str, Any]) -> None:
-    """The plane refuses 30 MiB after the headers and reads no more: its word counts, not the broken pipe."""
+def test_an_answer_that_comes_while_we_send_is_read(
+    host: Artifacts, status: int, settings: dict[str, Any]
+) -> None:
+    """The plane refuses 30 MiB after the headers and reads no more: its word counts, not the broken
+    pipe.
+    """
     if status == 403:
         host.plane.scopes(host.plane.agents()[0]["agent_id"], SCOPES)
     host.plane.configure(drain_refused=False, **settings)
     host.put(os.urandom(30 * MIB))
     host.up()
-    host.plane.wait_for(lambda: (host.status()["loops"].get("artifacts") or {}).get("last_attempt_at"), limit_s=30)
-    host.plane.wait_for(lambda: host.plane.requests("artifacts") and _settled(host, status), limit_s=30)
+    host.plane.wait_for(
+        lambda: (host.status()["loops"].get("artifacts") or {}).get("last_attempt_at"), limit_s=30
+    )
+    host.plane.wait_for(
+        lambda: host.plane.requests("artifacts") and _settled(host, status), limit_s=30
+    )
 
 
 def _settled(host: Artifacts, status: int) -> bool:
@@ -217,7 +271,9 @@ def _settled(host: Artifacts, status: int) -> bool:
 
 
 def test_what_cannot_be_an_artifact_is_said(host: Artifacts) -> None:
-    """A FIFO, a link, a device, a socket, a directory, nothing, 0 bytes, 64 MiB + 1: one sentence, exit 7, nothing spooled."""
+    """A FIFO, a link, a device, a socket, a directory, nothing, 0 bytes, 64 MiB + 1: one sentence,
+    exit 7, nothing spooled.
+    """
     fifo, link, sock = host.files / "fifo", host.files / "link", host.files / "sock"
     os.mkfifo(fifo)
     link.symlink_to(host.file("real", "x"))
@@ -232,7 +288,9 @@ def test_what_cannot_be_an_artifact_is_said(host: Artifacts) -> None:
     }  # fmt: skip
     for path, said in cases.items():
         done = host.upload(path)
-        assert done.code == 7 and done.err.count("error:") == 1 and said in done.err and done.out == "", (path, done)
+        assert (
+            done.code == 7 and done.err.count("error:") == 1 and said in done.err and done.out == ""
+        ), (path, done)
     assert host.waiting() == [] and host.plane.requests("artifacts") == []
     assert host.call("byteor-agent", "upload", str(large), "--kind", "core-dump").code == 2
     os.truncate(large, 64 * MIB)
@@ -266,17 +324,29 @@ def test_a_text_loses_its_secrets_and_a_snapshot_stays_as_it_is(host: Artifacts)
     host.plane.wait_for(lambda: len(host.plane.artifacts()) == 4, limit_s=30)
     first, *rest = host.stored().values()
     assert first == b"start\nBYTEOR_AGENT_API_KEY=<secret>\n"
-    assert rest[:2] == [binary + b"snapshot", binary + b"diagnostic"] and gzip.decompress(rest[2]) == text.encode()
+    assert (
+        rest[:2] == [binary + b"snapshot", binary + b"diagnostic"]
+        and gzip.decompress(rest[2]) == text.encode()
+    )
 
 
 def test_secrets_in_every_place_of_a_bundle_stay_here(host: Artifacts) -> None:
-    """The runtime key, bare and in every place; after the upload none is in what the plane received, nor beside it."""
+    """The runtime key, bare and in every place; after the upload none is in what the plane
+    received, nor beside it.
+    """
     directory = host.files / "incident"
     for number, (name, content) in enumerate(PLACES):
         fill(directory / str(number), {name: content})
     assert host.call("byteor-firstboot", "unseal").code == 0
     key = json.loads(host.layout.handover.read_text())["api_key"]
-    fill(directory, {"spec.kv": "a = 1\n", "environment.json": {"BYTEOR_AGENT_API_KEY": key}, "bare.log": f"\n {key} \n"})
+    fill(
+        directory,
+        {
+            "spec.kv": "a = 1\n",
+            "environment.json": {"BYTEOR_AGENT_API_KEY": key},
+            "bare.log": f"\n {key} \n",
+        },
+    )
     (directory / "link").symlink_to(host.layout.handover)
     done = host.upload(directory, "incident-bundle")
     assert done.code == 0 and HIDDEN not in done.err and key not in done.err
@@ -285,18 +355,30 @@ def test_secrets_in_every_place_of_a_bundle_stay_here(host: Artifacts) -> None:
     host.up()
     host.plane.wait_for(lambda: host.plane.artifacts(), limit_s=30)
     (bundle,) = host.stored().values()
-    received = everything(bundle) + json.dumps(host.plane.requests()).encode() + json.dumps(host.plane.artifacts()).encode()
+    received = (
+        everything(bundle)
+        + json.dumps(host.plane.requests()).encode()
+        + json.dumps(host.plane.artifacts()).encode()
+    )
     assert HIDDEN.encode() not in received and key.encode() not in received
-    assert members(bundle)["spec.kv"] == b"a = 1\n" and members(bundle)["bare.log"] == b"\n <secret> \n"
+    assert (
+        members(bundle)["spec.kv"] == b"a = 1\n"
+        and members(bundle)["bare.log"] == b"\n <secret> \n"
+    )
     assert len(json.loads(members(bundle)["redactions.json"])["replaced"]) >= len(PLACES)
-    assert host.plane.artifacts()[0]["metadata"]["spec_hash"] == "sha256:" + hashlib.sha256(b"a = 1\n").hexdigest()
+    assert (
+        host.plane.artifacts()[0]["metadata"]["spec_hash"]
+        == "sha256:" + hashlib.sha256(b"a = 1\n").hexdigest()
+    )
 
 
 def test_a_full_spool_refuses_and_keeps(host: Artifacts) -> None:
     """A thousand wait: the next is refused with what to do, each of the thousand is still there."""
     first = host.put(b"first")
     for number in range(2, stock.MOST_ENTRIES + 1):
-        shutil.copytree(host.layout.spool / first, host.layout.spool / f"{number:08d}-{number:016x}")
+        shutil.copytree(
+            host.layout.spool / first, host.layout.spool / f"{number:08d}-{number:016x}"
+        )
     done = host.upload(host.file("a", "one too many"))
     assert done.code == 7 and "the spool is full" in done.err and "hint:" in done.err, done
     assert len(host.waiting()) == stock.MOST_ENTRIES
@@ -304,15 +386,22 @@ def test_a_full_spool_refuses_and_keeps(host: Artifacts) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
 def test_a_full_disk_refuses_and_what_is_there_goes(host: Artifacts) -> None:
-    """A disk without room: exit 7 and a hint, nothing half done; what was there before is uploaded, and makes room."""
+    """A disk without room: exit 7 and a hint, nothing half done; what was there before is uploaded,
+    and makes room.
+    """
     directory = host.layout.agent
     directory.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(directory)], check=True)
     try:
         assert host.upload(host.file("a", os.urandom(MIB))).code == 0
         done = host.upload(host.file("b", os.urandom(MIB)))
-        assert done.code == 7 and done.err.count("error:") == 1 and "free some space" in done.err, done
-        with open(directory / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
+        assert done.code == 7 and done.err.count("error:") == 1 and "free some space" in done.err, (
+            done
+        )
+        with (
+            open(directory / "ballast", "wb", buffering=0) as ballast,
+            pytest.raises(OSError, match="No space"),
+        ):
             while True:
                 ballast.write(b"x" * 4096)
         host.up()
@@ -327,7 +416,9 @@ def test_a_full_disk_refuses_and_what_is_there_goes(host: Artifacts) -> None:
 
 
 def test_what_is_damaged_on_this_disk_never_reaches_the_plane(host: Artifacts) -> None:
-    """Flipped in the spool, at the same length: the request is not completed, the artifact is kept in quarantine."""
+    """Flipped in the spool, at the same length: the request is not completed, the artifact is kept
+    in quarantine.
+    """
     name = host.put(b"a" * (3 * MIB))
     with open(host.layout.spool / name / "data", "r+b") as stream:
         stream.seek(2 * MIB)
@@ -336,7 +427,9 @@ def test_what_is_damaged_on_this_disk_never_reaches_the_plane(host: Artifacts) -
     host.up()
     host.plane.wait_for(lambda: not host.waiting(), limit_s=30)
     assert list(host.stored().values()) == [b"good"] and stock.ids(host.layout.quarantine) == [name]
-    assert json.loads((host.layout.quarantine / name / "reason.json").read_text())["code"] == "damaged"
+    assert (
+        json.loads((host.layout.quarantine / name / "reason.json").read_text())["code"] == "damaged"
+    )
 
 
 def test_the_activators_diagnostics_flow(host: Artifacts) -> None:
@@ -349,7 +442,9 @@ def test_the_activators_diagnostics_flow(host: Artifacts) -> None:
         "spec_hash": made["spec_hash"], "reason": "health", "occurred_at": "2026-01-01T00:00:00Z",
     }  # fmt: skip
     (outcomes / "00000001.txt").write_text(f"health check failed\npassword: {HIDDEN}\n")
-    (outcomes / "00000001.json").write_text(json.dumps({"v": 1, "deployment_id": made["deployment_id"], "report": report}))
+    (outcomes / "00000001.json").write_text(
+        json.dumps({"v": 1, "deployment_id": made["deployment_id"], "report": report})
+    )
     host.up()
     host.plane.wait_for(lambda: host.plane.artifacts(), limit_s=30)
     (row,) = host.plane.artifacts()
@@ -362,8 +457,12 @@ def test_the_activators_diagnostics_flow(host: Artifacts) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_root_reads_and_the_agents_user_writes(tmp_path: Path) -> None:
-    """On a host: root's own file goes in, the spool is byteor-agent's; that user may, another gets a refusal."""
-    (tmp_path / "passwd").write_text(Path("/etc/passwd").read_text() + "byteor-agent:x:61999:61999::/:/usr/sbin/nologin\n")
+    """On a host: root's own file goes in, the spool is byteor-agent's; that user may, another gets
+    a refusal.
+    """
+    (tmp_path / "passwd").write_text(
+        Path("/etc/passwd").read_text() + "byteor-agent:x:61999:61999::/:/usr/sbin/nologin\n"
+    )
     (tmp_path / "secret.bin").write_bytes(b"\0root's")
     (tmp_path / "secret.bin").chmod(0o600)
     (tmp_path / "open.bin").write_bytes(b"\0anybody's")
@@ -384,9 +483,13 @@ def test_root_reads_and_the_agents_user_writes(tmp_path: Path) -> None:
         find /var/lib/byteor/agent -printf '%U %m %y %P\\n'
         cat /var/lib/byteor/agent/spool/*/data
     """
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
     if done.returncode == 99 or "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"no mount namespaces here, or an interpreter for root alone: {done.stderr.strip()}")
+        pytest.skip(
+            f"no mount namespaces here, or an interpreter for root alone: {done.stderr.strip()}"
+        )
     assert done.returncode == 0, done.stderr
     assert "exit 7" in done.stdout and "only root and byteor-agent" in done.stderr
     owners = re.findall(r"^(\d+) (\d+) (.) ", done.stdout, re.M)
@@ -400,7 +503,14 @@ def test_a_terminal_shows_a_bar_and_an_interrupt_leaves_it_spooled(host: Artifac
     host.plane.stop()
     host.up()
     data = os.urandom(30 * MIB)
-    command = [str(BIN / "byteor-agent"), "upload", str(host.file("a", data)), "--kind", "snapshot", "--wait"]
+    command = [
+        str(BIN / "byteor-agent"),
+        "upload",
+        str(host.file("a", data)),
+        "--kind",
+        "snapshot",
+        "--wait",
+    ]
     command += ["--root", str(host.root)]
     ours, theirs = pty.openpty()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True)
@@ -419,13 +529,19 @@ def test_a_terminal_shows_a_bar_and_an_interrupt_leaves_it_spooled(host: Artifac
     except OSError:  # the other end is closed: it has ended
         os.close(ours)
     assert second.communicate(timeout=20)[0] == out and second.returncode == 0
-    assert b"stays in the spool" in seen and b"already in the spool" in seen and b"uploaded as" in seen
+    assert (
+        b"stays in the spool" in seen and b"already in the spool" in seen and b"uploaded as" in seen
+    )
     assert re.search(rb"\[#* *\] \d+\.\d of 30\.0 MiB", seen), seen
     assert list(host.stored().values()) == [data]
 
 
-def test_nothing_is_waited_for_when_no_agent_comes(host: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--wait` on a host whose agent is down ends with exit 7 and what to do; the artifact stays."""
+def test_nothing_is_waited_for_when_no_agent_comes(
+    host: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--wait` on a host whose agent is down ends with exit 7 and what to do; the artifact
+    stays.
+    """
     from firstboot.base.errors import LocalFault, TryAgain
     from firstboot.commands import waiting
 
@@ -465,15 +581,19 @@ def test_memory_does_not_grow_with_the_artifact(host: Artifacts) -> None:
 
 
 def storm(host: Artifacts, *, kills: int, artifacts: int, largest: int) -> None:
-    """Artifacts come in while agent and plane are killed at random; then all must be where it belongs, once."""
+    """Artifacts come in while agent and plane are killed at random; then all must be where it
+    belongs, once.
+    """
     seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"TEST_SEED={seed}")
     chance = random.Random(seed)
     limit = largest * 3 // 4
     host.plane.configure(artifact_limit_bytes=limit)
-    host.plane.fault("artifacts", "delay", seconds=0.05, times=None)  # else most are through before the next kill
+    host.plane.fault(
+        "artifacts", "delay", seconds=0.05, times=None
+    )  # else most are through before the next kill
     sizes = [int(1024 * (largest / 1024) ** chance.random()) for _ in range(artifacts)]
-    given: Dict[str, int] = {}
+    given: dict[str, int] = {}
     host.up()
     batch, killed, amid = 1 + artifacts // kills, 0, 0
     while sizes or killed < kills:
@@ -502,8 +622,10 @@ def storm(host: Artifacts, *, kills: int, artifacts: int, largest: int) -> None:
     refused = {sha256 for sha256, size in given.items() if size > limit}
     stored = host.stored()
     assert set(stored) == set(given) - refused, f"seed {seed}"
-    assert all(hashlib.sha256(data).hexdigest() == sha256 for sha256, data in stored.items()), f"seed {seed}"
-    kept: Set[str] = {
+    assert all(hashlib.sha256(data).hexdigest() == sha256 for sha256, data in stored.items()), (
+        f"seed {seed}"
+    )
+    kept: set[str] = {
         hashlib.sha256((host.layout.quarantine / name / "data").read_bytes()).hexdigest()
         for name in stock.ids(host.layout.quarantine)
     }

@@ -1,4 +1,6 @@
-"""User data and files that are broken, hostile or huge: exit 3 or 4, one clear line, soon, and never the token."""
+"""User data and files that are broken, hostile or huge: exit 3 or 4, one clear line, soon, and
+never the token.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import gzip
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 
@@ -26,7 +29,11 @@ def host(tmp_path: Path, control_plane: Any) -> Iterator[Host]:
 
 
 def block(text: str) -> bytes:
-    return b"#cloud-config\n#byteor-firstboot:\n" + "".join(f"#  {line}\n" for line in text.split("\n")).encode() + b"{}\n"
+    return (
+        b"#cloud-config\n#byteor-firstboot:\n"
+        + "".join(f"#  {line}\n" for line in text.split("\n")).encode()
+        + b"{}\n"
+    )
 
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -54,14 +61,18 @@ BROKEN = {
     "two blocks": block(f"enrollment_token: {TOKEN}") + block(f"enrollment_token: {TOKEN}2"),
     "plain http": block(f"enrollment_token: {TOKEN}\napi_base_url: http://plane.example"),
     "another path in an id": block(f"enrollment_token: {TOKEN}\norg_id: ../../x"),
-    "root commands in user data": block(f"enrollment_token: {TOKEN}\nactivation: {{command: [id]}}"),
+    "root commands in user data": block(
+        f"enrollment_token: {TOKEN}\nactivation: {{command: [id]}}"
+    ),
     "null bytes in the block": block(f"enrollment_token: {TOKEN}\0\0"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_user_data_is_said_in_one_line_without_the_token(host: Host, case: str) -> None:
-    """exit 3 or 4, one error and at most one hint, no token, no request, and it does not take long."""
+    """exit 3 or 4, one error and at most one hint, no token, no request, and it does not take
+    long.
+    """
     host.user_data(BROKEN[case])
     began = time.monotonic()
     done = host.run("-v")
@@ -111,7 +122,9 @@ def test_a_token_file_that_is_not_private_is_not_used(host: Host, spoil: str) ->
 
 
 def test_the_callers_environment_changes_nothing(host: Host, tmp_path: Path) -> None:
-    """.netrc, REQUESTS_CA_BUNDLE, SSL_CERT_FILE, SSLKEYLOGFILE and a lower-case proxy are not ours."""
+    """.netrc, REQUESTS_CA_BUNDLE, SSL_CERT_FILE, SSLKEYLOGFILE and a lower-case proxy are not
+    ours.
+    """
     home = tmp_path / "home"
     home.mkdir()
     (home / ".netrc").write_text("machine 127.0.0.1 login x password y\n")
@@ -119,22 +132,39 @@ def test_the_callers_environment_changes_nothing(host: Host, tmp_path: Path) -> 
     keys = tmp_path / "keys"
     nothing = str(tmp_path / "nothing.pem")
     environ = {
-        "HOME": str(home), "REQUESTS_CA_BUNDLE": nothing, "CURL_CA_BUNDLE": nothing, "SSL_CERT_FILE": nothing,
-        "SSL_CERT_DIR": nothing, "SSLKEYLOGFILE": str(keys), "ALL_PROXY": "http://127.0.0.1:1",
+        "HOME": str(home),
+        "REQUESTS_CA_BUNDLE": nothing,
+        "CURL_CA_BUNDLE": nothing,
+        "SSL_CERT_FILE": nothing,
+        "SSL_CERT_DIR": nothing,
+        "SSLKEYLOGFILE": str(keys),
+        "ALL_PROXY": "http://127.0.0.1:1",
     }
     assert host.run(env=environ).code == 0
     assert not keys.exists()
-    assert all(request["credential"]["kind"] == "enrollment_token" for request in host.enrollments())
+    assert all(
+        request["credential"]["kind"] == "enrollment_token" for request in host.enrollments()
+    )
 
 
 @pytest.mark.parametrize("name", ["marks.json", "intent.json", "credentials.sealed", "sealing.key"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 100, b'{"v": 99}', NOISE[:5000]], ids=range(5))
-def test_a_damaged_state_file_is_set_aside_or_said_and_never_a_traceback(host: Host, name: str, content: bytes) -> None:
-    """Each of our files, damaged before a run with a token: it enrolls (the old file kept) or stops with its code."""
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\0" * 100, b'{"v": 99}', NOISE[:5000]], ids=range(5)
+)
+def test_a_damaged_state_file_is_set_aside_or_said_and_never_a_traceback(
+    host: Host, name: str, content: bytes
+) -> None:
+    """Each of our files, damaged before a run with a token: it enrolls (the old file kept) or stops
+    with its code.
+    """
     token = host.mint()
     host.token(token)
     host.write(f"var/lib/byteor/identity/{name}", content, 0o600)
     done = host.run()
     assert done.code == 0, done
-    kept = [path for path in host.path("var/lib/byteor/identity").rglob("*") if path.is_file() and path.read_bytes() == content]
+    kept = [
+        path
+        for path in host.path("var/lib/byteor/identity").rglob("*")
+        if path.is_file() and path.read_bytes() == content
+    ]
     assert kept, "the damaged file was thrown away"

@@ -1,4 +1,6 @@
-"""Bad luck: lost replies, refusals, outages, kills, full disks. Each ends with one agent, or says what to do."""
+"""Bad luck: lost replies, refusals, outages, kills, full disks. Each ends with one agent, or says
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ import os
 import random
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 
@@ -40,7 +43,9 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("status", "code"), REFUSALS)
 def test_a_refusal_is_exit_5_once_a_boot(host: Host, status: int, code: str) -> None:
-    """One line and a hint; the token kept and not presented again in this boot; --again presents it with a new key."""
+    """One line and a hint; the token kept and not presented again in this boot; --again presents it
+    with a new key.
+    """
     host.defaults(name="edge-1")
     token = host.mint()
     host.token(token)
@@ -96,8 +101,12 @@ TRANSIENT = [
 
 
 @pytest.mark.parametrize(("kind", "options"), TRANSIENT, ids=lambda value: str(value)[:60])
-def test_a_transient_answer_is_tried_again_until_one_agent(host: Host, kind: str, options: dict[str, Any]) -> None:
-    """Whatever stands between: the run goes on by itself, says why, and ends with one usable agent and one key."""
+def test_a_transient_answer_is_tried_again_until_one_agent(
+    host: Host, kind: str, options: dict[str, Any]
+) -> None:
+    """Whatever stands between: the run goes on by itself, says why, and ends with one usable agent
+    and one key.
+    """
     token = host.mint()
     host.token(token)
     host.plane.fault("connection" if kind == "tls" else "enroll", kind, **options)
@@ -119,7 +128,9 @@ def test_a_reply_cut_anywhere_is_not_half_believed(host: Host, at: int) -> None:
 
 
 def test_a_limit_is_kept_and_costs_nothing(host: Host) -> None:
-    """A plane that is away: exit 6 within the limit, the token kept and fresh, and the next run enrolls."""
+    """A plane that is away: exit 6 within the limit, the token kept and fresh, and the next run
+    enrolls.
+    """
     token = host.mint()
     host.token(token)
     host.plane.stop()
@@ -143,21 +154,31 @@ def test_a_lost_answer_and_a_plane_that_forgets_names_the_agent_to_delete(host: 
 
 
 def test_what_is_optional_in_a_reply_and_makes_no_sense_is_left_out(host: Host) -> None:
-    """A name with escapes, endless scopes, a date that is none: the host enrolls, and nothing of it reaches a terminal."""
+    """A name with escapes, endless scopes, a date that is none: the host enrolls, and nothing of it
+    reaches a terminal.
+    """
     host.token(host.mint())
     odd = {"name": "a\n\x1b[31m\ud800", "scopes": ["s" * 5000] * 1000, "expires_at": "never"}
     body = {"agent_id": "a1", "api_key": "k" * 40, **odd}
-    host.plane.fault("enroll", "status", status=201, body=json.dumps(body), content_type="application/json")
+    host.plane.fault(
+        "enroll", "status", status=201, body=json.dumps(body), content_type="application/json"
+    )
     assert host.run().code == 0
     done = host.call("byteor-firstboot", "status", "--json")
     assert done.code == 0 and json.loads(done.out)["name"] == "edge-node-01"
 
 
 def test_a_success_without_a_key_is_not_sealed(host: Host) -> None:
-    """201 with JSON that lacks id or key: repeated with the same key, nothing sealed, the token kept."""
+    """201 with JSON that lacks id or key: repeated with the same key, nothing sealed, the token
+    kept.
+    """
     host.token(host.mint())
     host.plane.fault(
-        "enroll", "status", status=201, body='{"agent_id": "a b", "api_key": ""}', content_type="application/json",
+        "enroll",
+        "status",
+        status=201,
+        body='{"agent_id": "a b", "api_key": ""}',
+        content_type="application/json",
         times=None,
     )
     assert host.run("--give-up-after", "1").code == 6
@@ -168,7 +189,9 @@ def test_a_success_without_a_key_is_not_sealed(host: Host) -> None:
 
 
 def test_an_address_that_is_gone_after_the_first_attempt_is_said(host: Host) -> None:
-    """An intent stands, and somebody emptied the settings: exit 4 naming them; put back, the same key goes on."""
+    """An intent stands, and somebody emptied the settings: exit 4 naming them; put back, the same
+    key goes on.
+    """
     host.token(host.mint())
     host.plane.fault("enroll", "drop", when="after", times=None)
     assert host.run("--give-up-after", "1").code == 6
@@ -208,7 +231,9 @@ def enroll_through_kills(host: Host, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("round_", range(6))
 def test_killed_at_random_moments_it_becomes_one_agent(host: Host, round_: int) -> None:
-    """SIGKILL anywhere, again and again: one agent, usable, no token (TEST_SEED repeats a failure)."""
+    """SIGKILL anywhere, again and again: one agent, usable, no token (TEST_SEED repeats a
+    failure).
+    """
     seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"TEST_SEED={seed}")
     host.path("etc/byteor/firstboot.yaml").unlink()
@@ -219,7 +244,9 @@ def test_killed_at_random_moments_it_becomes_one_agent(host: Host, round_: int) 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_hundred_kills(tmp_path: Path, control_plane: Any) -> None:
-    """A hundred hosts, each killed once at a random moment and run again to the end: a hundred agents."""
+    """A hundred hosts, each killed once at a random moment and run again to the end: a hundred
+    agents.
+    """
     seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"TEST_SEED={seed}")
     for number in range(100):
@@ -237,7 +264,9 @@ def test_a_full_disk_spends_nothing(host: Host) -> None:
 
     host.token(host.mint())
     process = host.start(
-        "byteor-firstboot", "run", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        "byteor-firstboot",
+        "run",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 7, err
@@ -248,7 +277,9 @@ def test_a_full_disk_spends_nothing(host: Host) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
 @pytest.mark.parametrize("options", ["size=64k", "ro"])
 def test_a_real_disk_that_is_full_or_read_only_spends_nothing(host: Host, options: str) -> None:
-    """A mount without room, or read-only: exit 7, one line with a hint, no request with the token."""
+    """A mount without room, or read-only: exit 7, one line with a hint, no request with the
+    token.
+    """
     host.token(host.mint())
     state = host.path("var/lib/byteor")
     state.mkdir()

@@ -1,4 +1,6 @@
-"""An agent whose identity is its environment: nothing is sealed, children inherit nothing, what is wrong is named."""
+"""An agent whose identity is its environment: nothing is sealed, children inherit nothing, what is
+wrong is named.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,7 @@ ADDRESS, AGENT, KEY = "BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_AP
 
 
 @pytest.fixture
-def given(tmp_path: Path, control_plane: Any) -> Dict[str, str]:
+def given(tmp_path: Path, control_plane: Any) -> dict[str, str]:
     """The three variables of an agent that was enrolled elsewhere."""
     elsewhere = Host(tmp_path / "elsewhere", control_plane)
     elsewhere.defaults()
@@ -36,12 +39,16 @@ def container(tmp_path: Path, control_plane: Any) -> Host:
 @pytest.fixture
 def config(tmp_path: Path, container: Host) -> Path:
     path = tmp_path / "settings.yaml"
-    path.write_text(json.dumps(container.settings(heartbeat_interval_s=5, org_id=None, api_base_url=None)))
+    path.write_text(
+        json.dumps(container.settings(heartbeat_interval_s=5, org_id=None, api_base_url=None))
+    )
     return path
 
 
 @pytest.fixture
-def running(container: Host, config: Path, given: Dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def running(
+    container: Host, config: Path, given: dict[str, str]
+) -> Iterator[subprocess.Popen[str]]:
     process = container.start("byteor-agent", "run", "--config", str(config), env=given)
     yield process
     if process.poll() is None:
@@ -50,9 +57,11 @@ def running(container: Host, config: Path, given: Dict[str, str]) -> Iterator[su
 
 
 def test_it_beats_and_seals_nothing(
-    container: Host, running: subprocess.Popen[str], given: Dict[str, str], control_plane: Any
+    container: Host, running: subprocess.Popen[str], given: dict[str, str], control_plane: Any
 ) -> None:
-    """Beats arrive under the given id; status names the source; no file of the tree holds the key; it ends in order."""
+    """Beats arrive under the given id; status names the source; no file of the tree holds the key;
+    it ends in order.
+    """
     control_plane.wait_for(lambda: control_plane.requests("heartbeat"), limit_s=20)
     done = container.call("byteor-agent", "status", "--json")
     identity = json.loads(done.out)["identity"]
@@ -64,14 +73,19 @@ def test_it_beats_and_seals_nothing(
     _, err = running.communicate(timeout=20)
     assert running.returncode == 0, err
     files = [path for path in container.root.rglob("*") if path.is_file()]
-    assert not any(given[KEY].encode() in path.read_bytes() for path in files) and given[KEY] not in err
+    assert (
+        not any(given[KEY].encode() in path.read_bytes() for path in files)
+        and given[KEY] not in err
+    )
     assert [path.name for path in container.path("var/lib/byteor").iterdir()] == ["agent"]
 
 
 def test_deployments_come_into_force_in_a_container(
-    container: Host, tmp_path: Path, given: Dict[str, str], control_plane: Any
+    container: Host, tmp_path: Path, given: dict[str, str], control_plane: Any
 ) -> None:
-    """Judged by the settings file, as nothing was frozen; the activation's command sees none of the three variables."""
+    """Judged by the settings file, as nothing was frozen; the activation's command sees none of the
+    three variables.
+    """
     config, seen = tmp_path / "settings.yaml", tmp_path / "seen"
     activation = {"command": ["/bin/sh", "-c", f"env > {seen}"], "window_s": 0}
     config.write_text(json.dumps(container.settings(heartbeat_interval_s=5, activation=activation)))
@@ -90,9 +104,11 @@ def test_deployments_come_into_force_in_a_container(
 
 
 def test_a_containers_operator_has_the_commands(
-    container: Host, tmp_path: Path, given: Dict[str, str], control_plane: Any
+    container: Host, tmp_path: Path, given: dict[str, str], control_plane: Any
 ) -> None:
-    """What was deployed is listed, what failed is tried again, trust is shown and reset, status says where the identity is."""
+    """What was deployed is listed, what failed is tried again, trust is shown and reset, status
+    says where the identity is.
+    """
     config, flag = tmp_path / "settings.yaml", tmp_path / "broken"
     flag.touch()
     activation = {"command": ["/bin/sh", "-c", f"test ! -e {flag}"], "window_s": 0}
@@ -102,21 +118,33 @@ def test_a_containers_operator_has_the_commands(
     try:
         control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)
         flag.unlink()
-        assert json.loads(container.call("byteor-firstboot", "status", "--json").out)["state"] == "environment"
-        again = container.call("byteor-agent", "retry", made["deployment_id"], "--config", str(config))
+        assert (
+            json.loads(container.call("byteor-firstboot", "status", "--json").out)["state"]
+            == "environment"
+        )
+        again = container.call(
+            "byteor-agent", "retry", made["deployment_id"], "--config", str(config)
+        )
         assert again.code == 0, again
-        control_plane.wait_for(lambda: control_plane.reports()[-1]["status"] == "active", limit_s=15)
+        control_plane.wait_for(
+            lambda: control_plane.reports()[-1]["status"] == "active", limit_s=15
+        )
         assert "failed" in container.call("byteor-agent", "deployments").out
         shown = container.call("byteor-firstboot", "trust", "--json", "--config", str(config))
         assert json.loads(shown.out)["version"] == 1
-        assert container.call("byteor-firstboot", "trust", "--reset", "--config", str(config)).code == 0
+        assert (
+            container.call("byteor-firstboot", "trust", "--reset", "--config", str(config)).code
+            == 0
+        )
     finally:
         process.terminate()
         process.communicate(timeout=20)
 
 
-def test_children_inherit_none_of_the_three(tmp_path: Path, given: Dict[str, str]) -> None:
-    """Once it arrived, the process's own environment holds none of them; neither yaml nor cryptography was loaded."""
+def test_children_inherit_none_of_the_three(tmp_path: Path, given: dict[str, str]) -> None:
+    """Once it arrived, the process's own environment holds none of them; neither yaml nor
+    cryptography was loaded.
+    """
     (tmp_path / "r").mkdir()
     code = """
 import os, subprocess, sys
@@ -146,19 +174,23 @@ print(subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
     ],
 )
 def test_partial_or_ill_formed_variables_are_named_and_not_shown(
-    container: Host, given: Dict[str, str], change: Dict[str, Any], said: str
+    container: Host, given: dict[str, str], change: dict[str, Any], said: str
 ) -> None:
     """Exit 4, one error line with the variable's name, never a value; nothing was sent."""
     environ = {name: value for name, value in {**given, **change}.items() if value is not None}
     done = container.call("byteor-agent", "run", env=environ)
     assert done.code == 4 and said in done.err and done.err.count("error:") == 1, done
-    assert not any(value in done.err for value in environ.values() if value and value != given[ADDRESS])
+    assert not any(
+        value in done.err for value in environ.values() if value and value != given[ADDRESS]
+    )
     assert not container.plane.requests("heartbeat")
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "there is no file"), ("x: [", "not YAML"), ("org_if: a", "org_id")])
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "there is no file"), ("x: [", "not YAML"), ("org_if: a", "org_id")]
+)
 def test_a_broken_settings_file_stops_it(
-    container: Host, config: Path, given: Dict[str, str], text: Any, said: str
+    container: Host, config: Path, given: dict[str, str], text: Any, said: str
 ) -> None:
     """Exit 4 with the words of the settings' reader, once."""
     config.unlink() if text is None else config.write_text(text)
@@ -166,9 +198,13 @@ def test_a_broken_settings_file_stops_it(
     assert done.code == 4 and said in done.err and done.err.count("error:") == 1, done
 
 
-def test_one_agent_a_tree(container: Host, running: subprocess.Popen[str], config: Path, given: Dict[str, str]) -> None:
+def test_one_agent_a_tree(
+    container: Host, running: subprocess.Popen[str], config: Path, given: dict[str, str]
+) -> None:
     """A second run on the same tree ends with exit 6 and a sentence; the first goes on."""
-    container.plane.wait_for(lambda: container.path("run/byteor-agent/status.json").exists(), limit_s=20)
+    container.plane.wait_for(
+        lambda: container.path("run/byteor-agent/status.json").exists(), limit_s=20
+    )
     done = container.call("byteor-agent", "run", "--config", str(config), env=given)
     assert done.code == 6 and "another byteor-agent" in done.err, done
     assert running.poll() is None

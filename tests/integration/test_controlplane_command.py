@@ -6,8 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List
 
 import pytest
 
@@ -22,7 +22,7 @@ def run(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=60)
 
 
-def lines(state: Path, *words: str) -> List[str]:
+def lines(state: Path, *words: str) -> list[str]:
     done = run(state, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -50,8 +50,12 @@ def test_mint_agents_requests_and_violations(control_plane: ControlPlane, host: 
     assert lines(state, "violations") == []
 
 
-def test_deploy_rotate_and_approve(control_plane: ControlPlane, host: PlainHost, tmp_path: Path) -> None:
-    """Files become a deployment, a rotation a key set, a spec an approval; a rule can be broken by its code."""
+def test_deploy_rotate_and_approve(
+    control_plane: ControlPlane, host: PlainHost, tmp_path: Path
+) -> None:
+    """Files become a deployment, a rotation a key set, a spec an approval; a rule can be broken by
+    its code.
+    """
     state, spec = control_plane.state_dir, tmp_path / "spec.kv"
     spec.write_text("name = edge\n")
     made = json.loads(lines(state, "deploy", str(spec), "--posture", "prod")[0])
@@ -66,7 +70,17 @@ def test_deploy_rotate_and_approve(control_plane: ControlPlane, host: PlainHost,
 def test_faults(control_plane: ControlPlane, host: PlainHost) -> None:
     """Faults are added, listed with what they hit, and cleared."""
     state = control_plane.state_dir
-    lines(state, "faults", "add", "healthz", "problem", "--option", "status=500", "--option", "times=2")
+    lines(
+        state,
+        "faults",
+        "add",
+        "healthz",
+        "problem",
+        "--option",
+        "status=500",
+        "--option",
+        "times=2",
+    )
     assert host.http.get("/healthz").status_code == 500
     assert "1 of 2 times" in lines(state, "faults")[0]
     lines(state, "faults", "clear")
@@ -77,7 +91,15 @@ def test_faults(control_plane: ControlPlane, host: PlainHost) -> None:
 
 def test_watch_shows_who_comes(control_plane: ControlPlane, host: PlainHost) -> None:
     """agents --watch paints the table again and again, until it is interrupted."""
-    command = [sys.executable, "-m", "tests.controlplane", "--state", str(control_plane.state_dir), "agents", "--watch"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.controlplane",
+        "--state",
+        str(control_plane.state_dir),
+        "agents",
+        "--watch",
+    ]
     with subprocess.Popen(command, cwd=TOP, stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout is not None
         assert "AGENT" in watch.stdout.readline()
@@ -88,7 +110,9 @@ def test_watch_shows_who_comes(control_plane: ControlPlane, host: PlainHost) -> 
 
 
 def test_serve_from_a_shell_keeps_its_address(tmp_path: Path) -> None:
-    """A plane started by hand again with the same state has the same address and agents; without one: exit 1."""
+    """A plane started by hand again with the same state has the same address and agents; without
+    one: exit 1.
+    """
     addresses = []
     for _ in range(2):
         command = [sys.executable, "-m", "tests.controlplane", "--state", str(tmp_path), "serve"]
@@ -101,4 +125,7 @@ def test_serve_from_a_shell_keeps_its_address(tmp_path: Path) -> None:
     assert addresses[0] == addresses[1]
     assert "https://127.0.0.1:" in addresses[0]
     nobody = run(tmp_path, "mint")
-    assert (nobody.returncode, nobody.stderr.startswith("controlplane: error: no control plane serves")) == (1, True)
+    assert (
+        nobody.returncode,
+        nobody.stderr.startswith("controlplane: error: no control plane serves"),
+    ) == (1, True)

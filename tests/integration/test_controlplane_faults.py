@@ -8,7 +8,8 @@ import socket
 import ssl
 import time
 import uuid
-from typing import Any, Callable, Iterator
+from collections.abc import Iterator
+from typing import Any, Callable
 
 import httpx
 import pytest
@@ -62,7 +63,9 @@ def raw(plane: ControlPlane) -> bytes:
 def test_drop_says_nothing_before_or_after_the_commit(
     control_plane: ControlPlane, host: PlainHost, when: str, agents: int
 ) -> None:
-    """The connection ends without a byte; what is committed shows on which side; the repeat gets the one agent."""
+    """The connection ends without a byte; what is committed shows on which side; the repeat gets
+    the one agent.
+    """
     token, key = control_plane.mint(), str(uuid.uuid4())
     control_plane.fault("enroll", "drop", when=when)
     with pytest.raises(httpx.RemoteProtocolError):
@@ -89,7 +92,9 @@ def test_cut_ends_the_reply_at_byte_n(control_plane: ControlPlane, count: int) -
     assert got[: len(whole)] == whole[:count][: len(got)]
 
 
-def test_cut_after_the_commit_loses_only_the_answer(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_cut_after_the_commit_loses_only_the_answer(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """A reply cut in its head or its body leaves one agent; the repeat gets the same one."""
     for at in (5, 300):
         token, key = control_plane.mint(), str(uuid.uuid4())
@@ -127,10 +132,19 @@ def test_drip(control_plane: ControlPlane, host: PlainHost) -> None:
 def test_status_with_any_body_and_headers(control_plane: ControlPlane, host: PlainHost) -> None:
     """Status, body, content type and headers are the fault's."""
     control_plane.fault(
-        "healthz", "status", status=418, body="<tea/>", content_type="text/xml", headers={"Retry-After": "7"}
+        "healthz",
+        "status",
+        status=418,
+        body="<tea/>",
+        content_type="text/xml",
+        headers={"Retry-After": "7"},
     )
     reply = host.http.get("/healthz")
-    assert (reply.status_code, reply.text, reply.headers["content-type"]) == (418, "<tea/>", "text/xml")
+    assert (reply.status_code, reply.text, reply.headers["content-type"]) == (
+        418,
+        "<tea/>",
+        "text/xml",
+    )
     assert reply.headers["retry-after"] == "7"
 
 
@@ -147,7 +161,10 @@ def test_html(control_plane: ControlPlane, host: PlainHost) -> None:
     for status in (200, 403):
         control_plane.fault("healthz", "html", status=status)
         reply = host.http.get("/healthz")
-        assert (reply.status_code, reply.headers["content-type"]) == (status, "text/html; charset=utf-8")
+        assert (reply.status_code, reply.headers["content-type"]) == (
+            status,
+            "text/html; charset=utf-8",
+        )
         assert reply.text.startswith("<!DOCTYPE html>")
 
 
@@ -188,7 +205,9 @@ def test_date(control_plane: ControlPlane, host: PlainHost) -> None:
     assert 86390 <= difference.total_seconds() <= 86410
 
 
-def test_a_crash_between_commit_and_reply_is_a_lost_reply(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_a_crash_between_commit_and_reply_is_a_lost_reply(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """The server dies after the commit; started again, the repeat gets the one agent."""
     token, key = control_plane.mint(), str(uuid.uuid4())
     control_plane.fault("enroll", "crash")
@@ -202,7 +221,9 @@ def test_a_crash_between_commit_and_reply_is_a_lost_reply(control_plane: Control
     assert [agent["name"] for agent in control_plane.agents()] == ["edge"]
 
 
-def test_a_crash_before_the_commit_spends_nothing(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_a_crash_before_the_commit_spends_nothing(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """The token is as fresh as it was."""
     token = control_plane.mint()
     control_plane.fault("enroll", "crash", when="before")
@@ -224,7 +245,9 @@ def test_a_crash_before_the_commit_spends_nothing(control_plane: ControlPlane, h
     ],
 )
 def test_tls_faults(control_plane: ControlPlane, host: PlainHost, mode: str, says: str) -> None:
-    """The handshake fails for exactly that reason, once; also on a host that had a connection open."""
+    """The handshake fails for exactly that reason, once; also on a host that had a connection
+    open.
+    """
     assert host.http.get("/healthz").status_code == 200
     control_plane.fault("*", "tls", mode=mode)
     with pytest.raises(httpx.ConnectError, match=says):
@@ -270,14 +293,26 @@ def test_for_one_host_alone(control_plane: ControlPlane, host: PlainHost, narrow
     with PlainHost(control_plane) as other:
         host.enrolled("one")
         other.enrolled("two")
-        control_plane.fault("heartbeat", "problem", times=None, **{narrow: "one" if narrow == "host" else host.agent_id})
-        assert [host.beat().status_code, other.beat().status_code, host.beat().status_code] == [503, 200, 503]
+        control_plane.fault(
+            "heartbeat",
+            "problem",
+            times=None,
+            **{narrow: "one" if narrow == "host" else host.agent_id},
+        )
+        assert [host.beat().status_code, other.beat().status_code, host.beat().status_code] == [
+            503,
+            200,
+            503,
+        ]
 
 
 def test_for_one_host_name_at_enrollment(control_plane: ControlPlane, host: PlainHost) -> None:
     """Before there is an agent, the name that a host gives tells it apart."""
     control_plane.fault("enroll", "problem", host="edge-2")
-    replies = [host.enroll(control_plane.mint(), {"hostname": name}).status_code for name in ("edge-1", "edge-2", "edge-2")]
+    replies = [
+        host.enroll(control_plane.mint(), {"hostname": name}).status_code
+        for name in ("edge-1", "edge-2", "edge-2")
+    ]
     assert replies == [201, 503, 201]
 
 
@@ -293,7 +328,12 @@ def test_faults_compose_and_are_recorded(control_plane: ControlPlane, host: Plai
 
 @pytest.mark.parametrize(
     "words",
-    [("healthz", "nonsense", {}), ("nonsense", "drop", {}), ("healthz", "drop", {"seconds": 1}), ("*", "tls", {"mode": "x"})],
+    [
+        ("healthz", "nonsense", {}),
+        ("nonsense", "drop", {}),
+        ("healthz", "drop", {"seconds": 1}),
+        ("*", "tls", {"mode": "x"}),
+    ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(control_plane: ControlPlane, words: Any) -> None:
     """A typing error in a test must not become a test without a fault."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,13 +17,17 @@ def host(control_plane: ControlPlane) -> Iterator[PlainHost]:
         yield one.enrolled()
 
 
-def test_requests_that_do_not_conform_are_seen(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_requests_that_do_not_conform_are_seen(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """The check that every test's end makes over the recorded requests is able to fail."""
     host.beat()
     assert complaints(control_plane.requests()) == []
     (enrollment, beat) = control_plane.requests()
     for change in (
-        {"path": "/api/v2/agents", "operation": None}, {"body": "{}"}, {"query": "debug=1"},
+        {"path": "/api/v2/agents", "operation": None},
+        {"body": "{}"},
+        {"query": "debug=1"},
         {"headers": {**beat["headers"], "content-type": "text/plain"}},
     ):
         assert len(complaints([enrollment, {**beat, **change}])) == 1

@@ -1,4 +1,6 @@
-"""The reference control plane keeps the contract for requests 1, 2, 3 and 9, and records who does not."""
+"""The reference control plane keeps the contract for requests 1, 2, 3 and 9, and records who does
+not.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -37,16 +40,29 @@ def rules(plane: ControlPlane) -> Any:
     return [row["rule"] for row in plane.violations()]
 
 
-def test_a_token_becomes_one_agent_with_its_key_scopes_and_key_set(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_a_token_becomes_one_agent_with_its_key_scopes_and_key_set(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """Request 1 answers 201 with id, key, name, scopes and the signing keys."""
     reply = host.enroll(control_plane.mint(key_ttl_s=60), {"name": "edge-node-01"})
     assert reply.status_code == 201
-    assert set(reply.json()) == {"agent_id", "api_key", "name", "scopes", "expires_at", "signing_keys"}
+    assert set(reply.json()) == {
+        "agent_id",
+        "api_key",
+        "name",
+        "scopes",
+        "expires_at",
+        "signing_keys",
+    }
     assert [agent["name"] for agent in control_plane.agents()] == ["edge-node-01"]
 
 
-def test_a_repeat_of_a_success_gets_the_first_answer_for_a_day(control_plane: ControlPlane, host: PlainHost) -> None:
-    """Same key, token and body: the first answer, also after a restart and hours later; after a day the token is used."""
+def test_a_repeat_of_a_success_gets_the_first_answer_for_a_day(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
+    """Same key, token and body: the first answer, also after a restart and hours later; after a day
+    the token is used.
+    """
     token, key = control_plane.mint(), str(uuid.uuid4())
     first = host.enroll(token, {"hostname": "edge"}, key=key)
     control_plane.restart()
@@ -59,22 +75,31 @@ def test_a_repeat_of_a_success_gets_the_first_answer_for_a_day(control_plane: Co
 
 
 @pytest.mark.provokes_violations
-def test_an_idempotency_key_belongs_to_one_body_and_one_token(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_an_idempotency_key_belongs_to_one_body_and_one_token(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """Another body or token under a known key is 422 and a violation."""
     token, key = control_plane.mint(), str(uuid.uuid4())
     host.enroll(token, {"name": "one"}, key=key)
     assert code(host.enroll(token, {"name": "two"}, key=key)) == (422, "idempotency_key_reused")
-    assert code(host.enroll(control_plane.mint(), {"name": "one"}, key=key)) == (422, "idempotency_key_reused")
+    assert code(host.enroll(control_plane.mint(), {"name": "one"}, key=key)) == (
+        422,
+        "idempotency_key_reused",
+    )
     assert rules(control_plane) == ["idempotency_key_reused"] * 2
 
 
-def test_a_second_attempt_while_the_first_is_in_progress_is_a_conflict(control_plane: ControlPlane) -> None:
+def test_a_second_attempt_while_the_first_is_in_progress_is_a_conflict(
+    control_plane: ControlPlane,
+) -> None:
     """409 with code in_progress, and afterwards the first answer."""
     token, key = control_plane.mint(), str(uuid.uuid4())
     control_plane.fault("enroll", "delay", seconds=1.0)
     first = []
     with PlainHost(control_plane) as slow, PlainHost(control_plane) as host:
-        thread = threading.Thread(target=lambda: first.append(slow.enroll(token, {"name": "edge"}, key=key)))
+        thread = threading.Thread(
+            target=lambda: first.append(slow.enroll(token, {"name": "edge"}, key=key))
+        )
         thread.start()
         control_plane.wait_for(lambda: control_plane.faults()[0]["hits"])
         assert code(host.enroll(token, {"name": "edge"}, key=key)) == (409, "in_progress")
@@ -101,8 +126,12 @@ def test_tokens_that_do_not_fit_are_refused_and_not_spent(
     assert len(control_plane.agents()) == 1
 
 
-def test_unknown_and_used_tokens_and_unknown_environments(control_plane: ControlPlane, host: PlainHost) -> None:
-    """401 unknown, 404 no such environment, and used with each of the statuses that the contract knows for it."""
+def test_unknown_and_used_tokens_and_unknown_environments(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
+    """401 unknown, 404 no such environment, and used with each of the statuses that the contract
+    knows for it.
+    """
     assert code(host.enroll("bet_" + "x" * 43)) == (401, "token_unknown")
     token = control_plane.mint()
     elsewhere = host.agents_path.replace("env_1", "env_none")
@@ -113,19 +142,37 @@ def test_unknown_and_used_tokens_and_unknown_environments(control_plane: Control
         assert code(host.enroll(token)) == (status, "token_used")
 
 
-def test_names_derived_from_the_host_name_are_unique(control_plane: ControlPlane, host: PlainHost) -> None:
-    """The same host name twice gets a number; no host name gets an invented one; another environment starts anew."""
-    names = [host.enroll(control_plane.mint(), body).json()["name"] for body in ({"hostname": "Edge_1"},) * 3]
+def test_names_derived_from_the_host_name_are_unique(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
+    """The same host name twice gets a number; no host name gets an invented one; another
+    environment starts anew.
+    """
+    names = [
+        host.enroll(control_plane.mint(), body).json()["name"]
+        for body in ({"hostname": "Edge_1"},) * 3
+    ]
     assert names == ["edge-1", "edge-1-2", "edge-1-3"]
     assert host.enroll(control_plane.mint(), {}).json()["name"].startswith("agent-")
     other = {"environment_id": "env_2"}
     path = host.agents_path.replace("env_1", "env_2")
-    assert host.enroll(control_plane.mint(where=other), {"hostname": "edge-1"}, path=path).json()["name"] == "edge-1"
+    assert (
+        host.enroll(control_plane.mint(where=other), {"hostname": "edge-1"}, path=path).json()[
+            "name"
+        ]
+        == "edge-1"
+    )
 
 
-def test_a_plane_may_refuse_the_host_name_and_use_other_words(control_plane: ControlPlane, host: PlainHost) -> None:
-    """accept_hostname, reply_aliases, extra_members and enroll_status change the answer as they say."""
-    control_plane.configure(accept_hostname=False, reply_aliases=True, extra_members=True, enroll_status=200)
+def test_a_plane_may_refuse_the_host_name_and_use_other_words(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
+    """accept_hostname, reply_aliases, extra_members and enroll_status change the answer as they
+    say.
+    """
+    control_plane.configure(
+        accept_hostname=False, reply_aliases=True, extra_members=True, enroll_status=200
+    )
     token = control_plane.mint()
     assert code(host.enroll(token, {"hostname": "edge"})) == (422, "hostname_not_accepted")
     reply = host.enroll(token, {})
@@ -133,7 +180,10 @@ def test_a_plane_may_refuse_the_host_name_and_use_other_words(control_plane: Con
     assert {"id", "runtime_api_key", "x_unknown"} < set(reply.json())
 
 
-HEADERS = {"Authorization": "Bearer {token}", "Idempotency-Key": "0d0e6f30-6b1c-4d0e-8a3a-3f5f1f2f3f4f"}
+HEADERS = {
+    "Authorization": "Bearer {token}",
+    "Idempotency-Key": "0d0e6f30-6b1c-4d0e-8a3a-3f5f1f2f3f4f",
+}
 
 
 @pytest.mark.provokes_violations
@@ -142,7 +192,12 @@ HEADERS = {"Authorization": "Bearer {token}", "Idempotency-Key": "0d0e6f30-6b1c-
     [
         ({"User-Agent": "python-requests/2.32"}, b"{}", 400, "malformed_parameter"),
         ({"Idempotency-Key": "no-uuid"}, b"{}", 400, "malformed_parameter"),
-        ({"Idempotency-Key": "0d0e6f30-6b1c-1d0e-8a3a-3f5f1f2f3f4f"}, b"{}", 400, "malformed_parameter"),
+        (
+            {"Idempotency-Key": "0d0e6f30-6b1c-1d0e-8a3a-3f5f1f2f3f4f"},
+            b"{}",
+            400,
+            "malformed_parameter",
+        ),
         ({"Idempotency-Key": None}, b"{}", 400, "missing_parameter"),
         ({"Authorization": None}, b"{}", 401, "missing_credential"),
         ({"Authorization": "Basic YTpi"}, b"{}", 401, "missing_credential"),
@@ -160,7 +215,12 @@ HEADERS = {"Authorization": "Bearer {token}", "Idempotency-Key": "0d0e6f30-6b1c-
     ],
 )
 def test_enrollment_is_strict(
-    control_plane: ControlPlane, host: PlainHost, headers: Any, content: bytes, status: int, rule: str
+    control_plane: ControlPlane,
+    host: PlainHost,
+    headers: Any,
+    content: bytes,
+    status: int,
+    rule: str,
 ) -> None:
     """What the contract does not allow is refused, recorded as a violation, and spends no token."""
     token = control_plane.mint()
@@ -173,8 +233,12 @@ def test_enrollment_is_strict(
 
 
 @pytest.mark.provokes_violations
-def test_an_enrollment_token_belongs_in_request_1_alone(control_plane: ControlPlane, host: PlainHost) -> None:
-    """In another request, an address, another header or a body it is a violation, and the log shows only its hash."""
+def test_an_enrollment_token_belongs_in_request_1_alone(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
+    """In another request, an address, another header or a body it is a violation, and the log shows
+    only its hash.
+    """
     host.enrolled()
     token, chosen = control_plane.mint(), control_plane.mint(text="plain-chosen-token-0001")
     bearer = {"Authorization": f"Bearer {token}"}
@@ -197,32 +261,47 @@ def test_credentials_are_not_interchangeable(control_plane: ControlPlane, host: 
     host.enrolled()
     assert code(host.enroll(host.api_key)) == (401, "wrong_credential")
     bearer = {"Authorization": f"Bearer {control_plane.operator_token}"}
-    assert code(host.http.post(host.path("heartbeat"), json=host.beat_body(), headers=bearer)) == (401, "wrong_credential")
+    assert code(host.http.post(host.path("heartbeat"), json=host.beat_body(), headers=bearer)) == (
+        401,
+        "wrong_credential",
+    )
     bearer = {"Authorization": f"Bearer {host.api_key}"}
     assert code(host.http.get(host.agents_path, headers=bearer)) == (401, "wrong_credential")
     assert rules(control_plane) == ["credential_misplaced"] * 3
 
 
-def test_the_operator_sees_agents_and_their_last_heartbeat(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_the_operator_sees_agents_and_their_last_heartbeat(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """Request 2 has name and last heartbeat of each agent."""
     host.enrolled("edge")
     bearer = {"Authorization": f"Bearer {control_plane.operator_token}"}
     listed = host.http.get(host.agents_path, headers=bearer).json()
-    assert listed == {"agents": [{"agent_id": host.agent_id, "name": "edge", "last_heartbeat_at": None}], "next": None}
+    assert listed == {
+        "agents": [{"agent_id": host.agent_id, "name": "edge", "last_heartbeat_at": None}],
+        "next": None,
+    }
     host.beat()
-    assert host.http.get(host.agents_path, headers=bearer).json()["agents"][0]["last_heartbeat_at"] is not None
+    assert (
+        host.http.get(host.agents_path, headers=bearer).json()["agents"][0]["last_heartbeat_at"]
+        is not None
+    )
     unknown = {"Authorization": "Bearer " + "o" * 20}
     assert code(host.http.get(host.agents_path, headers=unknown)) == (401, "operator_token_unknown")
 
 
-def test_heartbeats_are_kept_and_answered_with_hints(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_heartbeats_are_kept_and_answered_with_hints(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """Request 3 answers what is assigned, or 204."""
     host.enrolled()
     control_plane.configure(heartbeat_interval_s=5)
     made = control_plane.deploy()
     hints = host.beat(status="degraded").json()
     assert hints == {
-        "heartbeat_interval_s": 5, "deployment_id": made["deployment_id"], "deployment_sequence": 1,
+        "heartbeat_interval_s": 5,
+        "deployment_id": made["deployment_id"],
+        "deployment_sequence": 1,
         "signing_keys_version": 1,
     }
     control_plane.configure(heartbeat_answer=204)
@@ -235,9 +314,19 @@ def test_heartbeats_are_kept_and_answered_with_hints(control_plane: ControlPlane
 @pytest.mark.parametrize(
     "change",
     [
-        {"status": "fine"}, {"sequence": "2"}, {"sequence": True}, {"sequence": 2.5}, {"uptime_s": -1}, {"sent_at": "now"},
-        {"boot_id": ""}, {"deployment": {}}, {"spool": {"pending": 0}}, {"problems": [{"code": "Bad Code", "detail": ""}]},
-        {"extra": 1}, {"agent_version": ""}, {"signing_keys_version": "1"},
+        {"status": "fine"},
+        {"sequence": "2"},
+        {"sequence": True},
+        {"sequence": 2.5},
+        {"uptime_s": -1},
+        {"sent_at": "now"},
+        {"boot_id": ""},
+        {"deployment": {}},
+        {"spool": {"pending": 0}},
+        {"problems": [{"code": "Bad Code", "detail": ""}]},
+        {"extra": 1},
+        {"agent_version": ""},
+        {"signing_keys_version": "1"},
     ],
 )
 def test_heartbeats_are_strict(control_plane: ControlPlane, host: PlainHost, change: Any) -> None:
@@ -259,8 +348,12 @@ def test_a_sequence_must_increase(control_plane: ControlPlane, host: PlainHost) 
     assert rules(control_plane) == ["sequence"]
 
 
-def test_runtime_keys_are_bound_expire_are_revoked_and_scoped(control_plane: ControlPlane, host: PlainHost) -> None:
-    """Each way in which a runtime key is not good has its answer of contract 2.6; taking it back works."""
+def test_runtime_keys_are_bound_expire_are_revoked_and_scoped(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
+    """Each way in which a runtime key is not good has its answer of contract 2.6; taking it back
+    works.
+    """
     host.enrolled()
     mine, other = host.agent_id, host.enrolled().agent_id
     host.agent_id = mine
@@ -286,7 +379,9 @@ def test_runtime_keys_are_bound_expire_are_revoked_and_scoped(control_plane: Con
 
 
 @pytest.mark.provokes_violations
-def test_what_the_contract_does_not_have_is_refused(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_what_the_contract_does_not_have_is_refused(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """Unknown paths and methods are violations with a problem body."""
     assert code(host.http.get("/api/v1/agents")) == (404, "not_found")
     refused = host.http.put(host.agents_path)
@@ -296,10 +391,16 @@ def test_what_the_contract_does_not_have_is_refused(control_plane: ControlPlane,
 
 
 @pytest.mark.parametrize("form", ["seconds", "date", "absent", "-5", "soon"])
-def test_rate_limits_say_when_to_come_back(control_plane: ControlPlane, host: PlainHost, form: str) -> None:
-    """429 after the limit with Retry-After in the chosen form and the X-RateLimit headers; other groups go on."""
+def test_rate_limits_say_when_to_come_back(
+    control_plane: ControlPlane, host: PlainHost, form: str
+) -> None:
+    """429 after the limit with Retry-After in the chosen form and the X-RateLimit headers; other
+    groups go on.
+    """
     host.enrolled()
-    control_plane.configure(rate_limits={"heartbeat": {"limit": 2, "window_s": 30, "retry_after": form}})
+    control_plane.configure(
+        rate_limits={"heartbeat": {"limit": 2, "window_s": 30, "retry_after": form}}
+    )
     assert [host.beat().headers["x-ratelimit-remaining"] for _ in range(2)] == ["1", "0"]
     refused = host.beat()
     assert code(refused) == (429, "rate_limited")
@@ -337,9 +438,13 @@ def test_state_survives_a_kill(control_plane: ControlPlane, host: PlainHost) -> 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, {"agent_id", "api_key", "name", "scopes", "signing_keys"}),
-     ({"signing_keys_in_enrollment": False, "heartbeat_interval_s": 7},
-      {"agent_id", "api_key", "name", "scopes", "heartbeat_interval_s"})],
+    [
+        ({}, {"agent_id", "api_key", "name", "scopes", "signing_keys"}),
+        (
+            {"signing_keys_in_enrollment": False, "heartbeat_interval_s": 7},
+            {"agent_id", "api_key", "name", "scopes", "heartbeat_interval_s"},
+        ),
+    ],
 )
 def test_optional_members_of_the_enrollment_reply(
     control_plane: ControlPlane, host: PlainHost, settings: Any, expected: Any
@@ -350,19 +455,30 @@ def test_optional_members_of_the_enrollment_reply(
 
 
 @pytest.mark.provokes_violations
-def test_a_request_without_credential_gets_none(control_plane: ControlPlane, host: PlainHost) -> None:
+def test_a_request_without_credential_gets_none(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
     """The runtime key at /healthz is answered, and is a violation."""
     host.enrolled()
-    assert host.http.get("/healthz", headers={"Authorization": f"Bearer {host.api_key}"}).status_code == 200
+    assert (
+        host.http.get("/healthz", headers={"Authorization": f"Bearer {host.api_key}"}).status_code
+        == 200
+    )
     assert rules(control_plane) == ["credential_misplaced"]
 
 
 @pytest.mark.provokes_violations
-def test_the_admin_interface_is_not_on_the_public_port(control_plane: ControlPlane, host: PlainHost) -> None:
-    """A word said to the public origin is an unknown path; without the admin secret the admin port refuses."""
+def test_the_admin_interface_is_not_on_the_public_port(
+    control_plane: ControlPlane, host: PlainHost
+) -> None:
+    """A word said to the public origin is an unknown path; without the admin secret the admin port
+    refuses.
+    """
     assert code(host.http.post("/mint", json={})) == (404, "not_found")
     port = json.loads((control_plane.state_dir / "admin.json").read_text())["admin_port"]
-    assert httpx.post(f"http://127.0.0.1:{port}/agents", json={}, trust_env=False).status_code == 401
+    assert (
+        httpx.post(f"http://127.0.0.1:{port}/agents", json={}, trust_env=False).status_code == 401
+    )
     assert (control_plane.state_dir / "admin.json").stat().st_mode & 0o777 == 0o600
 
 
@@ -373,11 +489,15 @@ def test_a_switch_that_does_not_exist_is_refused(control_plane: ControlPlane) ->
 
 
 def test_a_plane_for_guests_listens_where_no_interface_is_yet(tmp_path: Path) -> None:
-    """It starts before its address exists, and its certificate names the address and every other name."""
+    """It starts before its address exists, and its certificate names the address and every other
+    name.
+    """
     with ControlPlane(tmp_path / "plane", host="10.254.254.254") as plane:
         assert plane.base_url == f"https://10.254.254.254:{plane.port}"
         assert plane.running()
-    with ControlPlane(tmp_path / "named", host="127.0.0.1", names=("plane.test", "10.1.2.3")) as plane:
+    with ControlPlane(
+        tmp_path / "named", host="127.0.0.1", names=("plane.test", "10.1.2.3")
+    ) as plane:
         context = ssl.create_default_context(cafile=str(plane.ca_path))
         for name in ("127.0.0.1", "plane.test", "10.1.2.3"):
             with socket.create_connection((plane.host, plane.port)) as wire:
@@ -391,7 +511,9 @@ def test_a_plane_ends_with_its_parent(tmp_path: Path) -> None:
         "print(ControlPlane(sys.argv[1]).start().pid, flush=True); os.kill(os.getpid(), 9)"
     )
     top = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=top, stdout=subprocess.PIPE, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=top, stdout=subprocess.PIPE, timeout=60
+    )
     process = Path(f"/proc/{int(done.stdout)}")
     limit = time.monotonic() + 10
     while process.exists() and "Z" not in (process / "stat").read_text().split():

@@ -7,7 +7,8 @@ import resource
 import ssl
 import uuid
 from collections import Counter
-from typing import Any, Dict, Iterator, List
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from tests.controlplane import ControlPlane
 from tests.controlplane.plain import USER_AGENT, PlainHost
 
 
-async def _enroll(http: httpx.AsyncClient, path: str, token: str, key: str) -> Dict[str, Any]:
+async def _enroll(http: httpx.AsyncClient, path: str, token: str, key: str) -> dict[str, Any]:
     """Enroll as a host does whose replies get lost: the same key again until there is an answer."""
     headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": key}
     while True:
@@ -29,10 +30,12 @@ async def _enroll(http: httpx.AsyncClient, path: str, token: str, key: str) -> D
         assert reply.json()["code"] in ("in_progress", "unavailable"), reply.text
 
 
-async def _life(http: httpx.AsyncClient, host: PlainHost, token: str, beats: int) -> Dict[str, Any]:
+async def _life(http: httpx.AsyncClient, host: PlainHost, token: str, beats: int) -> dict[str, Any]:
     """Two attempts of the same enrollment race, then heartbeats that may fail and are followed by others."""
     key = str(uuid.uuid4())
-    one, other = await asyncio.gather(*(_enroll(http, host.agents_path, token, key) for _ in range(2)))
+    one, other = await asyncio.gather(
+        *(_enroll(http, host.agents_path, token, key) for _ in range(2))
+    )
     assert one == other
     bearer = {"Authorization": f"Bearer {one['api_key']}"}
     accepted = sequence = 0
@@ -40,21 +43,27 @@ async def _life(http: httpx.AsyncClient, host: PlainHost, token: str, beats: int
         sequence += 1
         body = {**host.beat_body(), "sequence": sequence}
         try:
-            reply = await http.post(f"/api/v1/agents/{one['agent_id']}/heartbeat", json=body, headers=bearer)
+            reply = await http.post(
+                f"/api/v1/agents/{one['agent_id']}/heartbeat", json=body, headers=bearer
+            )
         except httpx.TransportError:
             continue
         accepted += reply.status_code == 200
     return {**one, "sequence": sequence}
 
 
-async def _fleet(plane: ControlPlane, tokens: List[str], beats: int) -> List[Dict[str, Any]]:
+async def _fleet(plane: ControlPlane, tokens: list[str], beats: int) -> list[dict[str, Any]]:
     """All lives at once, each with connections of its own, as hosts have."""
     context = ssl.create_default_context(cafile=str(plane.ca_path))
     host = PlainHost(plane)
 
-    async def alone(token: str) -> Dict[str, Any]:
+    async def alone(token: str) -> dict[str, Any]:
         async with httpx.AsyncClient(
-            base_url=plane.base_url, verify=context, trust_env=False, timeout=100, headers={"User-Agent": USER_AGENT}
+            base_url=plane.base_url,
+            verify=context,
+            trust_env=False,
+            timeout=100,
+            headers={"User-Agent": USER_AGENT},
         ) as http:
             return await _life(http, host, token, beats)
 
@@ -92,7 +101,9 @@ def _enroll_and_beat(plane: ControlPlane, count: int) -> None:
 
 
 def test_a_hundred_hosts_at_once(control_plane: ControlPlane) -> None:
-    """Through lost replies, refusals and two racing attempts each, every token becomes exactly one agent."""
+    """Through lost replies, refusals and two racing attempts each, every token becomes exactly one
+    agent.
+    """
     _enroll_and_beat(control_plane, 100)
 
 
@@ -106,16 +117,23 @@ def test_hosts_that_share_one_token(control_plane: ControlPlane) -> None:
     """Fifty clones with one token and keys of their own: one agent, and 410 for the others."""
     token = control_plane.mint()
 
-    async def clones() -> List[int]:
+    async def clones() -> list[int]:
         context = ssl.create_default_context(cafile=str(control_plane.ca_path))
         headers = {"User-Agent": USER_AGENT, "Authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(
-            base_url=control_plane.base_url, verify=context, trust_env=False, headers=headers, timeout=60
+            base_url=control_plane.base_url,
+            verify=context,
+            trust_env=False,
+            headers=headers,
+            timeout=60,
         ) as http:
             path = PlainHost(control_plane, http).agents_path  # type: ignore[arg-type]
-            replies = await asyncio.gather(*(
-                http.post(path, json={}, headers={"Idempotency-Key": str(uuid.uuid4())}) for _ in range(50)
-            ))
+            replies = await asyncio.gather(
+                *(
+                    http.post(path, json={}, headers={"Idempotency-Key": str(uuid.uuid4())})
+                    for _ in range(50)
+                )
+            )
         return [reply.status_code for reply in replies]
 
     assert Counter(asyncio.run(clones())) == {201: 1, 410: 49}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import uuid
-from typing import Any, Dict, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -15,7 +16,9 @@ from tests.controlplane import ControlPlane, contract
 from tests.controlplane.plain import PlainHost
 
 # Older ones, all that Python 3.9 gets, want 406 for a missing User-Agent.
-schemathesis = pytest.importorskip("schemathesis", "4.30", reason="needs schemathesis 4.30, hence Python 3.10")
+schemathesis = pytest.importorskip(
+    "schemathesis", "4.30", reason="needs schemathesis 4.30, hence Python 3.10"
+)
 from schemathesis.checks import load_all_checks  # noqa: E402
 
 SCHEMA = schemathesis.openapi.from_path(str(contract.DOCUMENT))
@@ -36,14 +39,19 @@ def session(control_plane: ControlPlane) -> Iterator[requests.Session]:
         yield one
 
 
-def credential(case: Any, host: PlainHost) -> Dict[str, str]:
-    """What the operation needs, a fresh token for each enrollment; nothing where that would repair a bad header."""
+def credential(case: Any, host: PlainHost) -> dict[str, str]:
+    """What the operation needs, a fresh token for each enrollment; nothing where that would repair
+    a bad header.
+    """
     kind = contract.operations()[case.operation.definition.raw["operationId"]].credential
     data = case.meta.phase.data
-    if kind is None or (negative(case, "header") and getattr(data, "parameter", None) in (None, "Authorization")):
+    if kind is None or (
+        negative(case, "header") and getattr(data, "parameter", None) in (None, "Authorization")
+    ):
         return {}
     secrets = {
-        "enrollment_token": host.plane.mint, "operator_token": lambda: host.plane.operator_token,
+        "enrollment_token": host.plane.mint,
+        "operator_token": lambda: host.plane.operator_token,
         "runtime_key": lambda: host.api_key,
     }
     return {"Authorization": f"Bearer {secrets[kind]()}"}
@@ -51,13 +59,22 @@ def credential(case: Any, host: PlainHost) -> Dict[str, str]:
 
 def negative(case: Any, place: str) -> bool:
     """Whether that part of the case breaks the schema on purpose."""
-    return any(at.value == place and info.mode.value == "negative" for at, info in case.meta.components.items())
+    return any(
+        at.value == place and info.mode.value == "negative"
+        for at, info in case.meta.components.items()
+    )
 
 
-def make_real(case: Any, host: PlainHost, made: Dict[str, Any], numbers: Iterator[int]) -> None:
-    """Give a case that is meant to succeed what a generator cannot know: existing ids, digests, the next sequence."""
+def make_real(case: Any, host: PlainHost, made: dict[str, Any], numbers: Iterator[int]) -> None:
+    """Give a case that is meant to succeed what a generator cannot know: existing ids, digests, the
+    next sequence.
+    """
     if case.path_parameters and not negative(case, "path"):
-        known = {**host.plane.where(), "agent_id": host.agent_id, "deployment_id": made["deployment_id"]}
+        known = {
+            **host.plane.where(),
+            "agent_id": host.agent_id,
+            "deployment_id": made["deployment_id"],
+        }
         case.path_parameters = {name: known[name] for name in case.path_parameters}
     if case.headers and not negative(case, "header"):
         # The generator likes to repeat a key, and does not know how long the bundle is.
@@ -68,7 +85,11 @@ def make_real(case: Any, host: PlainHost, made: Dict[str, Any], numbers: Iterato
     if case.operation.definition.raw["operationId"] == "heartbeat" and "sequence" in case.body:
         case.body = {**case.body, "sequence": next(numbers)}
     if "metadata" in case.body and isinstance(case.body.get("file"), (bytes, str)):
-        data = case.body["file"] if isinstance(case.body["file"], bytes) else case.body["file"].encode()
+        data = (
+            case.body["file"]
+            if isinstance(case.body["file"], bytes)
+            else case.body["file"].encode()
+        )
         digest = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         case.body = {**case.body, "metadata": {**case.body["metadata"], **digest}}
 
@@ -79,15 +100,21 @@ def call(case: Any, host: PlainHost, session: requests.Session) -> None:
     made = plane.deploy()
     make_real(case, host, made, itertools.count(int(plane.agents()[0]["last_sequence"]) + 1))
     headers = credential(case, host)
-    case.call_and_validate(base_url=plane.base_url, session=session, headers=headers, verify=session.verify)
+    case.call_and_validate(
+        base_url=plane.base_url, session=session, headers=headers, verify=session.verify
+    )
     assert not [row for row in plane.violations() if row["rule"] == "plane_bug"]
     plane.clear_violations()
 
 
 def thorough(examples: int) -> Any:
     return settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None,
-        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -95,7 +122,9 @@ def thorough(examples: int) -> Any:
 @SCHEMA.parametrize()
 @thorough(20)
 def test_schemathesis_finds_nothing(case: Any, host: PlainHost, session: requests.Session) -> None:
-    """Every status, media type, header and body is documented; nothing malformed is accepted, nothing good refused."""
+    """Every status, media type, header and body is documented; nothing malformed is accepted,
+    nothing good refused.
+    """
     call(case, host, session)
 
 
@@ -103,6 +132,8 @@ def test_schemathesis_finds_nothing(case: Any, host: PlainHost, session: request
 @pytest.mark.provokes_violations
 @SCHEMA.parametrize()
 @thorough(200)
-def test_schemathesis_finds_nothing_in_a_long_search(case: Any, host: PlainHost, session: requests.Session) -> None:
+def test_schemathesis_finds_nothing_in_a_long_search(
+    case: Any, host: PlainHost, session: requests.Session
+) -> None:
     """The same with many more examples."""
     call(case, host, session)

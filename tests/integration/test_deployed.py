@@ -1,4 +1,6 @@
-"""Deployments as an operator lives with them: agent, activator and plane together, and what is active stays active."""
+"""Deployments as an operator lives with them: agent, activator and plane together, and what is
+active stays active.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import datetime
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any
 
 import pytest
 
@@ -18,11 +20,13 @@ FLAG = "broken"
 
 
 class Edge:
-    """An enrolled host whose agent runs; `look` hurries it up, since hints are followed once a minute at the most."""
+    """An enrolled host whose agent runs; `look` hurries it up, since hints are followed once a
+    minute at the most.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host, self.plane = host, host.plane
-        self.process: Optional[subprocess.Popen[str]] = None
+        self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         page = self.host.path("run/byteor-agent/status.json")
@@ -45,26 +49,30 @@ class Edge:
         self.look()
         return made
 
-    def spec(self) -> Optional[str]:
+    def spec(self) -> str | None:
         path = self.host.path("var/lib/byteor/current/spec.kv")
         return path.read_text() if path.exists() else None
 
     def wait_for_spec(self, text: str) -> None:
         assert self.plane.wait_for(lambda: self.spec() == text, limit_s=30), self.spec()
 
-    def reports(self) -> List[tuple[str, str, Optional[str]]]:
-        return [(one["deployment_id"], one["status"], one["reason"]) for one in self.plane.reports()]
+    def reports(self) -> list[tuple[str, str, str | None]]:
+        return [
+            (one["deployment_id"], one["status"], one["reason"]) for one in self.plane.reports()
+        ]
 
     def wait_for_report(self, made: Mapping[str, Any], status: str) -> None:
         wanted = (made["deployment_id"], status)
-        assert self.plane.wait_for(lambda: wanted in [row[:2] for row in self.reports()], limit_s=30), self.reports()
+        assert self.plane.wait_for(
+            lambda: wanted in [row[:2] for row in self.reports()], limit_s=30
+        ), self.reports()
 
-    def verdict(self) -> Dict[str, Any]:
+    def verdict(self) -> dict[str, Any]:
         done = self.host.call("byteor-agent", "deployments", "--json")
         rows = json.loads(done.out)["deployments"]
         return dict(rows[-1]) if rows else {}
 
-    def wait_for_verdict(self, verdict: str, code: Optional[str]) -> None:
+    def wait_for_verdict(self, verdict: str, code: str | None) -> None:
         def is_it() -> bool:
             return (self.verdict().get("verdict"), self.verdict().get("code")) == (verdict, code)
 
@@ -85,7 +93,9 @@ def edge(tmp_path: Path, control_plane: Any) -> Iterator[Edge]:
 
 
 def test_a_good_one_a_bad_one_and_the_plane_takes_it_back(edge: Edge) -> None:
-    """Active, then failed and rolled back in that order; a rollback that the plane orders names the old id anew."""
+    """Active, then failed and rolled back in that order; a rollback that the plane orders names the
+    old id anew.
+    """
     first = edge.deploy("a = 1\n")
     edge.wait_for_report(first, "active")
     bad = edge.deploy(f"a = {FLAG}\n")
@@ -109,7 +119,9 @@ def _beaten(edge: Edge) -> Mapping[str, Any]:
 
 
 def test_production_needs_an_approval(edge: Edge) -> None:
-    """With one it is activated and lies beside the specification; without, or over, it is refused and the plane told."""
+    """With one it is activated and lies beside the specification; without, or over, it is refused
+    and the plane told.
+    """
     edge.plane.environment(posture="prod")
     edge.wait_for_report(edge.deploy("a = 1\n"), "active")
     assert edge.host.path("var/lib/byteor/current/approval.cred").exists()
@@ -121,7 +133,9 @@ def test_production_needs_an_approval(edge: Edge) -> None:
 
 
 def test_what_is_active_stays_active(edge: Edge) -> None:
-    """Past the end of its key, with the plane away, across restarts of the agent: nothing takes it out of force."""
+    """Past the end of its key, with the plane away, across restarts of the agent: nothing takes it
+    out of force.
+    """
     end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=6)
     rotated = edge.plane.rotate(not_after=end.strftime("%Y-%m-%dT%H:%M:%SZ"))
     newest = rotated["active"][-1]
@@ -141,7 +155,9 @@ def test_what_is_active_stays_active(edge: Edge) -> None:
 
 
 def test_a_withdrawn_deployment_is_not_brought_into_force(edge: Edge) -> None:
-    """What the plane no longer assigns while the host was off is not activated from an old inbox."""
+    """What the plane no longer assigns while the host was off is not activated from an old
+    inbox.
+    """
     edge.wait_for_report(edge.deploy("a = 1\n"), "active")
     edge.stop()
     inbox = edge.host.path("var/lib/byteor/agent/inbox")
@@ -150,13 +166,17 @@ def test_a_withdrawn_deployment_is_not_brought_into_force(edge: Edge) -> None:
     edge.wait_for_report(edge.deploy("a = 2\n"), "active")
     edge.stop()
     (inbox / "envelope.json").write_bytes(stale)
-    (inbox / "request.json").write_text('{"v": 1, "request": "00000000-0000-4000-8000-000000000000", "clock_offset_s": 0}')
+    (inbox / "request.json").write_text(
+        '{"v": 1, "request": "00000000-0000-4000-8000-000000000000", "clock_offset_s": 0}'
+    )
     assert edge.host.call("byteor-agent", "activate").code == 0
     assert edge.spec() == "a = 2\n" and edge.verdict()["code"] == "rolled_back_sequence"
 
 
 def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
-    """Whatever its problem documents quote: neither status, beats, reasons nor the journal show the runtime key."""
+    """Whatever its problem documents quote: neither status, beats, reasons nor the journal show the
+    runtime key.
+    """
     from firstboot.base.layout import Layout
     from firstboot.identity import store
 
@@ -166,9 +186,13 @@ def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
     report = edge.host.write("report.txt", "words\n")
     edge.host.call("byteor-agent", "upload", str(report), "--kind", "diagnostic")
     quarantine = edge.host.path("var/lib/byteor/agent/quarantine")
-    edge.plane.wait_for(lambda: quarantine.exists() and list(quarantine.glob("*/reason.json")), limit_s=30)
+    edge.plane.wait_for(
+        lambda: quarantine.exists() and list(quarantine.glob("*/reason.json")), limit_s=30
+    )
     edge.look()
-    edge.plane.wait_for(lambda: "<secret>" in edge.host.call("byteor-agent", "status").out, limit_s=30)
+    edge.plane.wait_for(
+        lambda: "<secret>" in edge.host.call("byteor-agent", "status").out, limit_s=30
+    )
     beats = len(edge.plane.requests("heartbeat"))
     edge.plane.wait_for(lambda: len(edge.plane.requests("heartbeat")) > beats + 1, limit_s=30)
     assert edge.process is not None
@@ -176,20 +200,27 @@ def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
     _, err = edge.process.communicate(timeout=20)
     edge.process = None
     shown = [edge.host.call("byteor-agent", "status", *more).out for more in ((), ("--json",))]
-    written = [path.read_text() for path in edge.host.root.rglob("*.json") if "identity" not in path.parts]
+    written = [
+        path.read_text() for path in edge.host.root.rglob("*.json") if "identity" not in path.parts
+    ]
     bodies = [str(request["body"]) for request in edge.plane.requests("heartbeat")]
     assert not any(key in text for text in (err, *shown, *written, *bodies))
 
 
 def test_the_hosts_own_key_never_goes_out(edge: Edge) -> None:
-    """Known to who hands in as root, it is replaced in a text; in what is sent as it is, it stops the artifact."""
+    """Known to who hands in as root, it is replaced in a text; in what is sent as it is, it stops
+    the artifact.
+    """
     from firstboot.base.layout import Layout
     from firstboot.identity import store
 
     key = store.required(Layout(edge.host.root)).api_key.reveal()
     text = edge.host.write("report.txt", f"connecting with {key} failed\n")
     raw = edge.host.write("dump.bin", b"\0\1" + b"x" * 300_000 + key.encode() + b"\0")
-    assert edge.host.call("byteor-agent", "upload", str(text), "--kind", "diagnostic", "--wait").code == 0
+    assert (
+        edge.host.call("byteor-agent", "upload", str(text), "--kind", "diagnostic", "--wait").code
+        == 0
+    )
     done = edge.host.call("byteor-agent", "upload", str(raw), "--kind", "snapshot", "--wait")
     assert done.code == 5 and "its own" not in done.out
     (stored,) = edge.plane.artifacts()
@@ -198,7 +229,9 @@ def test_the_hosts_own_key_never_goes_out(edge: Edge) -> None:
 
 
 def test_an_operators_word_is_heard_at_once(edge: Edge) -> None:
-    """After `retry` the plane has the report, after `trust --reset` the ring its keys, without waiting for a period."""
+    """After `retry` the plane has the report, after `trust --reset` the ring its keys, without
+    waiting for a period.
+    """
     edge.wait_for_report(edge.deploy("a = 1\n"), "active")
     bad = edge.deploy(f"a = {FLAG}\n")
     edge.wait_for_report(bad, "rolled_back")
@@ -207,7 +240,14 @@ def test_an_operators_word_is_heard_at_once(edge: Edge) -> None:
     frozen = json.loads(settings.read_text())
     settings.write_text(json.dumps({**frozen, "activation": {"window_s": 0}}))
     assert path.exists() and edge.host.call("byteor-agent", "retry", bad["deployment_id"]).code == 0
-    edge.plane.wait_for(lambda: edge.reports()[-1][:2] == (bad["deployment_id"], "active"), limit_s=15)
-    assert json.loads(edge.host.call("byteor-firstboot", "trust", "--reset", "--json").out)["agent_told"] is True
+    edge.plane.wait_for(
+        lambda: edge.reports()[-1][:2] == (bad["deployment_id"], "active"), limit_s=15
+    )
+    assert (
+        json.loads(edge.host.call("byteor-firstboot", "trust", "--reset", "--json").out)[
+            "agent_told"
+        ]
+        is True
+    )
     ring = edge.host.path("var/lib/byteor/activation/keyring.json")
     edge.plane.wait_for(lambda: json.loads(ring.read_text())["version"] > 0, limit_s=15)

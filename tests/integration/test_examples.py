@@ -1,4 +1,6 @@
-"""The drop-ins of image-build/examples: systemd reads every line, and the runtime gets the three values by each."""
+"""The drop-ins of image-build/examples: systemd reads every line, and the runtime gets the three
+values by each.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,14 @@ def test_systemd_reads_every_line(which: str, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES / which, tmp_path / "units")
     (tmp_path / "units/byteor-runtime.service").write_text(RUNTIME)
     for path in [path for path in (tmp_path / "units").rglob("*") if path.is_file()]:
-        path.write_text(re.sub(r"^(ExecStart=!?)/usr/bin/byteor-\S+", r"\1/bin/true", path.read_text(), flags=re.MULTILINE))
+        path.write_text(
+            re.sub(
+                r"^(ExecStart=!?)/usr/bin/byteor-\S+",
+                r"\1/bin/true",
+                path.read_text(),
+                flags=re.MULTILINE,
+            )
+        )
     names = ["byteor-runtime.service"]
     if which == "credential":
         names += ["byteor-identity.socket", "byteor-identity@1.service"]
@@ -53,8 +62,10 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
     return host
 
 
-def local(host: Host, line: str, *, runtime: str) -> List[str]:
-    """A command line of a unit, for this host's root and a runtime that prints what it was given."""
+def local(host: Host, line: str, *, runtime: str) -> list[str]:
+    """A command line of a unit, for this host's root and a runtime that prints what it was
+    given.
+    """
     line = line.replace("/usr/bin/byteor-agent exec", f"{BIN}/byteor-agent exec --root {host.root}")
     line = line.replace("--user byteor", f"--user {os.geteuid()}").replace("$$", "$")
     inner = re.fullmatch(r"/bin/sh -c '(.*)'", line, re.DOTALL)
@@ -68,12 +79,19 @@ RUNTIME_PRINTS = "/usr/bin/printenv BYTEOR_API_BASE_URL BYTEOR_AGENT_ID BYTEOR_A
 def test_the_exec_example_hands_the_three_values_over(host: Host) -> None:
     """Its command line, run as it stands, ends in a runtime that has them."""
     line = command_line(EXAMPLES / "exec/byteor-runtime.service.d/identity.conf")
-    out = subprocess.run(local(host, line, runtime=RUNTIME_PRINTS), capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[:2] == [host.plane.base_url, host.plane.agents()[0]["agent_id"]] and len(out.split()) == 3
+    out = subprocess.run(
+        local(host, line, runtime=RUNTIME_PRINTS), capture_output=True, text=True, check=True
+    ).stdout
+    assert (
+        out.splitlines()[:2] == [host.plane.base_url, host.plane.agents()[0]["agent_id"]]
+        and len(out.split()) == 3
+    )
 
 
 def test_the_credential_example_hands_the_three_values_over(host: Host, tmp_path: Path) -> None:
-    """What the socket's unit answers is what the drop-in reads; without an answer the runtime does not start."""
+    """What the socket's unit answers is what the drop-in reads; without an answer the runtime does
+    not start.
+    """
     answer = local(host, command_line(EXAMPLES / "credential/byteor-identity@.service"), runtime="")
     credential = subprocess.run(answer, capture_output=True, text=True, check=True).stdout
     assert credential.splitlines()[:2] == [host.plane.base_url, host.plane.agents()[0]["agent_id"]]

@@ -1,4 +1,6 @@
-"""``byteor-agent exec``: a command with the identity in its environment, its own exit code, and our three."""
+"""``byteor-agent exec``: a command with the identity in its environment, its own exit code, and our
+three.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import pwd
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
@@ -36,7 +38,9 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
 
 def exec_(host: Host, *arguments: str, **keywords: Any) -> Any:
     """`byteor-agent exec` with our options before the command's."""
-    return host.call("byteor-agent", "exec", "--root", str(host.root), *arguments, root_last=False, **keywords)
+    return host.call(
+        "byteor-agent", "exec", "--root", str(host.root), *arguments, root_last=False, **keywords
+    )
 
 
 def key_of(host: Host) -> str:
@@ -47,37 +51,58 @@ def key_of(host: Host) -> str:
     return str(key)
 
 
-def shown(host: Host, *options: str, **keywords: Any) -> Dict[str, Any]:
+def shown(host: Host, *options: str, **keywords: Any) -> dict[str, Any]:
     done = exec_(host, *options, "--", sys.executable, "-c", SHOW, **keywords)
     assert done.code == 0, done
     return dict(json.loads(done.out))
 
 
 def test_the_command_gets_exactly_the_three_variables(host: Host) -> None:
-    """The identity's values replace what was there; other names of ours go; nothing is in its arguments or on disk."""
+    """The identity's values replace what was there; other names of ours go; nothing is in its
+    arguments or on disk.
+    """
     key = key_of(host)
     before = sorted(path.relative_to(host.root) for path in host.root.rglob("*"))
-    # Another name of ours would be an old one: it is spelled in two parts for the test that looks for those.
+    # Another name of ours would be an old one: it is spelled in two parts for the test that looks
+    # for those.
     found = shown(host, env={NAMES[1]: "someone-else", "BYTEOR_" + "OLD": "x", "KEPT": "yes"})
     environ = found["environ"]
     assert sorted(name for name in environ if name.startswith("BYTEOR_")) == NAMES
-    assert environ[NAMES[0]] == key and environ[NAMES[2]] == host.plane.base_url and environ["KEPT"] == "yes"
+    assert (
+        environ[NAMES[0]] == key
+        and environ[NAMES[2]] == host.plane.base_url
+        and environ["KEPT"] == "yes"
+    )
     assert environ[NAMES[1]] == host.plane.agents()[0]["agent_id"]
     assert key not in found["argv"]
     assert found["core"] == [0, 0] and len(found["fds"]) <= 4
     assert sorted(path.relative_to(host.root) for path in host.root.rglob("*")) == before
-    assert not any(key.encode() in path.read_bytes() for path in host.root.rglob("*") if path.is_file())
+    assert not any(
+        key.encode() in path.read_bytes() for path in host.root.rglob("*") if path.is_file()
+    )
 
 
 def test_exit_code_and_signals_are_the_commands(host: Host) -> None:
-    """It becomes the command: its exit code, its death by a signal, and the process id that a supervisor knows."""
+    """It becomes the command: its exit code, its death by a signal, and the process id that a
+    supervisor knows.
+    """
     assert exec_(host, "--", "sh", "-c", "exit 42").code == 42
     assert exec_(host, "--", "sh", "-c", "kill -TERM $$").code == -signal.SIGTERM
     ignored = exec_(host, "--", "grep", "SigIgn", "/proc/self/status").out.split()[1]
     assert not int(ignored, 16) & 1 << (signal.SIGPIPE - 1)
     # What follows the first -- is the command's, its own -- and options too.
     assert exec_(host, "--", "echo", "--", "--root", "-v").out == "-- --root -v\n"
-    process = host.start("byteor-agent", "exec", "--root", str(host.root), "--", "sh", "-c", "echo $$", root_last=False)
+    process = host.start(
+        "byteor-agent",
+        "exec",
+        "--root",
+        str(host.root),
+        "--",
+        "sh",
+        "-c",
+        "echo $$",
+        root_last=False,
+    )
     out, _ = process.communicate(timeout=30)
     assert int(out) == process.pid
 
@@ -95,13 +120,17 @@ def test_exit_code_and_signals_are_the_commands(host: Host) -> None:
         (["--usr", "x", "--", "true"], 125, "unrecognized"),
     ],
 )
-def test_our_own_failures_are_125_to_127(host: Host, arguments: List[str], code: int, said: str) -> None:
+def test_our_own_failures_are_125_to_127(
+    host: Host, arguments: list[str], code: int, said: str
+) -> None:
     """As with env and docker, with one error line that says why."""
     done = exec_(host, *arguments)
     assert done.code == code and said in done.err and done.err.count("error:") == 1, done
 
 
-def test_without_an_identity_of_this_host_nothing_runs(host: Host, tmp_path: Path, control_plane: Any) -> None:
+def test_without_an_identity_of_this_host_nothing_runs(
+    host: Host, tmp_path: Path, control_plane: Any
+) -> None:
     """Not enrolled, or a clone: 125, and the command never starts."""
     mark = tmp_path / "ran"
     empty = Host(tmp_path / "empty", control_plane)
@@ -115,7 +144,9 @@ def test_without_an_identity_of_this_host_nothing_runs(host: Host, tmp_path: Pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_it_falls_to_the_user_for_good(host: Host, tmp_path: Path) -> None:
-    """User, group and groups are those of the account, HOME and name too; a command that only root may run is 126."""
+    """User, group and groups are those of the account, HOME and name too; a command that only root
+    may run is 126.
+    """
     account = pwd.getpwnam("nobody")
     ids = "grep -E '^(Uid|Gid|Groups)' /proc/self/status | cut -f2-"
     script = f'{ids}; echo $HOME $USER $LOGNAME; test -n "${NAMES[0]}"'
@@ -125,7 +156,12 @@ def test_it_falls_to_the_user_for_good(host: Host, tmp_path: Path) -> None:
     assert uids.split() == [str(account.pw_uid)] * 4 and gids.split() == [str(account.pw_gid)] * 4
     assert groups.split() == [str(account.pw_gid)]
     assert names.split() == [account.pw_dir, "nobody", "nobody"]
-    assert exec_(host, "--user", "nobody", "--", "no-such-command", env={"PATH": f"{tmp_path}:/usr/bin"}).code == 127
+    assert (
+        exec_(
+            host, "--user", "nobody", "--", "no-such-command", env={"PATH": f"{tmp_path}:/usr/bin"}
+        ).code
+        == 127
+    )
     private = tmp_path / "private"
     private.write_text("#!/bin/sh\n")
     private.chmod(0o700)

@@ -1,4 +1,6 @@
-"""Bundles fetched from the reference control plane: cut, redirected, changed, too long, too short, stopped in the middle."""
+"""Bundles fetched from the reference control plane: cut, redirected, changed, too long, too short,
+stopped in the middle.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ import signal
 import subprocess
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 import pytest
 
@@ -31,7 +34,9 @@ class Fetching(Agent):
     """An agent that is to fetch one bundle of about `size` random bytes."""
 
     def begin(self, size: int, **options: Any) -> DeploymentsLoop:
-        self.made = self.plane.deploy({"spec.kv": b"name = big\n", "data.bin": os.urandom(size)}, **options)
+        self.made = self.plane.deploy(
+            {"spec.kv": b"name = big\n", "data.bin": os.urandom(size)}, **options
+        )
         self.want(self.made)
         self.loop = self.deployments(self.api())
         return self.loop
@@ -46,10 +51,15 @@ class Fetching(Agent):
     def is_whole(self) -> bool:
         """Byte by byte what the plane has, and nothing left beside it."""
         left = {path.name for path in self.layout.inbox.iterdir()}
-        assert left == {"envelope.json", "request.json", f"{self.made['bundle_sha256']}.bundle"}, left
-        return self.bundle() == (self.plane.state_dir / "bundles" / self.made["bundle_sha256"]).read_bytes()
+        assert left == {"envelope.json", "request.json", f"{self.made['bundle_sha256']}.bundle"}, (
+            left
+        )
+        return (
+            self.bundle()
+            == (self.plane.state_dir / "bundles" / self.made["bundle_sha256"]).read_bytes()
+        )
 
-    def asked(self) -> List[Dict[str, Any]]:
+    def asked(self) -> list[dict[str, Any]]:
         return list(self.plane.requests("bundle"))
 
 
@@ -62,7 +72,9 @@ def agent(control_plane: Any, tmp_path: Path) -> Iterator[Fetching]:
 
 
 def test_a_bundle_that_is_cut_ten_times_resumes_and_is_whole(agent: Fetching) -> None:
-    """64 MiB: each attempt goes on where the last one ended, but for the piece that was cut; the pause stays short."""
+    """64 MiB: each attempt goes on where the last one ended, but for the piece that was cut; the
+    pause stays short.
+    """
     loop = agent.begin(64 * MIB)
     agent.plane.fault("bundle", "cut", at=6 * MIB, times=10)
     for _ in range(10):
@@ -75,7 +87,9 @@ def test_a_bundle_that_is_cut_ten_times_resumes_and_is_whole(agent: Fetching) ->
     assert agent.is_whole() and loop.shown() == {"download": None}
     begins = [int(request["headers"]["range"][6:-1]) for request in agent.asked()[1:]]
     steps = [later - earlier for earlier, later in zip([0, *begins], begins)]
-    assert len(begins) == 10 and all(6 * MIB - PIECE_BYTES - 1000 < step < 6 * MIB for step in steps), steps
+    assert len(begins) == 10 and all(
+        6 * MIB - PIECE_BYTES - 1000 < step < 6 * MIB for step in steps
+    ), steps
     assert all(request["headers"]["if-range"] for request in agent.asked()[1:])
 
 
@@ -156,7 +170,9 @@ def test_a_part_that_the_plane_cannot_continue_is_begun_again(agent: Fetching) -
 def test_the_object_store_sees_no_credential_and_nobody_its_address(
     agent: Fetching, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One redirect is followed, cut and resumed; the plane records a violation should a key arrive there."""
+    """One redirect is followed, cut and resumed; the plane records a violation should a key arrive
+    there.
+    """
     agent.plane.configure(bundle_redirect="store")
     loop = agent.begin(2 * MIB)
     agent.plane.fault("store", "cut", at=MIB)
@@ -167,7 +183,10 @@ def test_the_object_store_sees_no_credential_and_nobody_its_address(
     there = agent.plane.requests(origin="store")
     assert len(there) == 2 and all(request["credential"] is None for request in there)
     assert there[1]["headers"]["range"]
-    texts = [str(error), *(path.read_text(errors="replace") for path in agent.layout.root.rglob("*.json"))]
+    texts = [
+        str(error),
+        *(path.read_text(errors="replace") for path in agent.layout.root.rglob("*.json")),
+    ]
     texts += list(capsys.readouterr())
     assert not any("signature=" in text or "/objects/" in text for text in texts)
 
@@ -182,7 +201,9 @@ def test_the_object_store_sees_no_credential_and_nobody_its_address(
     ],
     ids=["expired address", "lost object", "another's 401", "another redirect"],
 )
-def test_what_the_object_store_says_is_not_the_planes_word(agent: Fetching, fault: Any, said: str) -> None:
+def test_what_the_object_store_says_is_not_the_planes_word(
+    agent: Fetching, fault: Any, said: str
+) -> None:
     """Its refusals pass: the plane is asked for a fresh address; none of them is about our key."""
     agent.plane.configure(bundle_redirect="store")
     loop = agent.begin(MIB)
@@ -203,8 +224,12 @@ def test_a_second_redirect_is_not_followed(agent: Fetching) -> None:
 
 
 @pytest.mark.parametrize(("variant", "more"), [("smaller", 1), ("larger", -1)])
-def test_a_bundle_of_another_size_is_fetched_twice_and_handed_on(agent: Fetching, variant: str, more: int) -> None:
-    """Longer: one byte more than was signed is kept, no more; shorter: what there is. The activator refuses it."""
+def test_a_bundle_of_another_size_is_fetched_twice_and_handed_on(
+    agent: Fetching, variant: str, more: int
+) -> None:
+    """Longer: one byte more than was signed is kept, no more; shorter: what there is. The activator
+    refuses it.
+    """
     loop = agent.begin(MIB, broken="bundle_size", variant=variant)
     signed = agent.made["bundle_size"] - more
     agent.activator.wanted = {**(agent.activator.wanted or {}), "size": signed}
@@ -247,14 +272,18 @@ def test_without_room_nothing_is_fetched(agent: Fetching, monkeypatch: pytest.Mo
     loop = agent.begin(MIB)
     monkeypatch.setattr(download, "RESERVE_BYTES", 1 << 60)
     error = raised(loop.run_once)
-    assert isinstance(error, LocalFault) and "MiB are free" in str(error) and "free" in str(error.hint)
+    assert (
+        isinstance(error, LocalFault) and "MiB are free" in str(error) and "free" in str(error.hint)
+    )
     assert not agent.asked()
     monkeypatch.undo()
     loop.run_once()
     assert agent.is_whole()
 
 
-def test_a_disk_that_fills_up_keeps_what_came(agent: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_keeps_what_came(
+    agent: Fetching, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not the network's fault, and said so; with room it goes on where it was."""
     loop = agent.begin(2 * MIB)
     write = os.pwrite
@@ -289,7 +318,9 @@ def test_what_nobody_wants_any_more_is_removed(agent: Fetching) -> None:
 
 
 def test_a_long_download_gives_way_to_what_is_newer(agent: Fetching) -> None:
-    """Once for each hint, so that a plane that hints ahead of what it gives lets it come to its end."""
+    """Once for each hint, so that a plane that hints ahead of what it gives lets it come to its
+    end.
+    """
     loop = agent.begin(2 * MIB)
     named = (agent.made["deployment_id"], agent.made["sequence"])
     pieces = 0
@@ -298,9 +329,13 @@ def test_a_long_download_gives_way_to_what_is_newer(agent: Fetching) -> None:
         nonlocal pieces
         pieces += 1
         assert not loop.hinted(HeartbeatReply(deployment_id=named[0], deployment_sequence=named[1]))
-        assert not loop.hinted(HeartbeatReply(deployment_id="dep_old", deployment_sequence=named[1] - 1))
+        assert not loop.hinted(
+            HeartbeatReply(deployment_id="dep_old", deployment_sequence=named[1] - 1)
+        )
         if pieces == 3:
-            assert loop.hinted(HeartbeatReply(deployment_id="dep_new", deployment_sequence=named[1] + 1))
+            assert loop.hinted(
+                HeartbeatReply(deployment_id="dep_new", deployment_sequence=named[1] + 1)
+            )
 
     loop._download._alive = hint
     loop.run_once()
@@ -345,19 +380,21 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
     return host
 
 
-def status(host: Host) -> Dict[str, Any]:
+def status(host: Host) -> dict[str, Any]:
     path = host.path("run/byteor-agent/status.json")
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def active(host: Host) -> Optional[str]:
+def active(host: Host) -> str | None:
     deployment = status(host).get("deployment") or {}
     return deployment.get("deployment_id") if deployment.get("state") == "active" else None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_agent_that_is_stopped_in_the_middle_goes_on_there(host: Host, number: int) -> None:
-    """SIGTERM ends it in under two seconds; the next one shows the progress, asks for the rest, and it is activated."""
+    """SIGTERM ends it in under two seconds; the next one shows the progress, asks for the rest, and
+    it is activated.
+    """
     data = os.urandom(3 * MIB)
     made = host.plane.deploy({"spec.kv": b"a = 1\n", "data.bin": data})
     host.plane.fault("bundle", "drip", count=MIB // 2, every_s=1.0, times=None)
@@ -379,16 +416,24 @@ def test_an_agent_that_is_stopped_in_the_middle_goes_on_there(host: Host, number
     assert host.path("var/lib/byteor/current/data.bin").read_bytes() == data
 
 
-def test_a_stop_in_the_middle_of_an_activation_is_finished_by_the_next_start(host: Host, tmp_path: Path) -> None:
-    """Agent and child are gone in under two seconds; the next agent has the activation finished, and reports it."""
+def test_a_stop_in_the_middle_of_an_activation_is_finished_by_the_next_start(
+    host: Host, tmp_path: Path
+) -> None:
+    """Agent and child are gone in under two seconds; the next agent has the activation finished,
+    and reports it.
+    """
     began, go = tmp_path / "began", tmp_path / "go"
     script = f"touch {began}; test -e {go} || exec sleep 60"
-    host.defaults(heartbeat_interval_s=5, activation={"command": ["/bin/sh", "-c", script], "window_s": 0})
+    host.defaults(
+        heartbeat_interval_s=5, activation={"command": ["/bin/sh", "-c", script], "window_s": 0}
+    )
     assert host.run().code == 0
     made = host.plane.deploy({"spec.kv": b"a = 1\n"})
     with running(host) as process:
         host.plane.wait_for(began.exists, limit_s=30)
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() or ["0"]
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() or [
+            "0"
+        ]
         stopped = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
@@ -403,21 +448,36 @@ def test_a_stop_in_the_middle_of_an_activation_is_finished_by_the_next_start(hos
 
 
 @pytest.mark.parametrize("broken", ["bundle_digest", "bundle_size", "bad_signature"])
-def test_what_the_activator_refuses_is_final_and_the_next_one_comes(host: Host, broken: str) -> None:
-    """Said in status and beat with its code, asked for no more than twice, and no obstacle to a good one."""
+def test_what_the_activator_refuses_is_final_and_the_next_one_comes(
+    host: Host, broken: str
+) -> None:
+    """Said in status and beat with its code, asked for no more than twice, and no obstacle to a
+    good one.
+    """
     host.plane.deploy({"spec.kv": b"a = 1\n"}, broken=broken)
     with running(host):
+
         def told() -> bool:
             beats = [json.loads(request["body"]) for request in host.plane.requests("heartbeat")]
-            return any(problem["code"] == "deployment_refused" for beat in beats for problem in beat["problems"])
+            return any(
+                problem["code"] == "deployment_refused"
+                for beat in beats
+                for problem in beat["problems"]
+            )
 
         def verdict() -> Any:
             found = host.call("byteor-agent", "status", "--json")
-            return (json.loads(found.out)["last_verdict"] or {}).get("code") if found.code == 0 else None
+            return (
+                (json.loads(found.out)["last_verdict"] or {}).get("code")
+                if found.code == 0
+                else None
+            )
 
         host.plane.wait_for(lambda: verdict() == broken, limit_s=40)
         host.plane.wait_for(told, limit_s=20)
         assert len(host.plane.requests("bundle")) == (0 if broken == "bad_signature" else 2)
-        if broken != "bad_signature":  # the plane's hint names a deployment that no verdict can name: followed once a minute
+        if (
+            broken != "bad_signature"
+        ):  # the plane's hint names a deployment that no verdict can name: followed once a minute
             made = host.plane.deploy({"spec.kv": b"a = 2\n"})
             host.plane.wait_for(lambda: active(host) == made["deployment_id"], limit_s=30)

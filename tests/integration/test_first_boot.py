@@ -1,4 +1,6 @@
-"""First boot driven as a user drives it: the installed command, a scratch root, the reference control plane over TLS."""
+"""First boot driven as a user drives it: the installed command, a scratch root, the reference
+control plane over TLS.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import json
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,7 +24,9 @@ def host(tmp_path: Path, control_plane: Any) -> Iterator[Host]:
 
 
 def test_user_data_to_identity_and_no_token_left(host: Host) -> None:
-    """One run: one agent, a sealed identity, private modes, the token nowhere under the root, a receipt."""
+    """One run: one agent, a sealed identity, private modes, the token nowhere under the root, a
+    receipt.
+    """
     token = host.mint()
     host.user_data(host.comment_block(token))
     assert len(scan_tree(host.root, token)) >= 4
@@ -54,7 +59,9 @@ def test_running_again_changes_nothing_and_asks_nobody(host: Host) -> None:
 
 
 def test_a_revoked_key_and_a_served_token_do_not_cost_the_identity(host: Host) -> None:
-    """The spent token is still in user data and the key revoked: run keeps the identity and presents nothing."""
+    """The spent token is still in user data and the key revoked: run keeps the identity and
+    presents nothing.
+    """
     token = host.mint()
     host.user_data(host.comment_block(token))
     assert host.run().code == 0
@@ -104,8 +111,12 @@ def test_a_name_is_sent_and_otherwise_the_host_name(tmp_path: Path, control_plan
 
 
 @pytest.mark.parametrize("channel", ["stdin", "token-file", "credential", "mapping", "drop", "etc"])
-def test_every_channel_enrolls_and_is_erased_where_it_is_ours(host: Host, channel: str, tmp_path: Path) -> None:
-    """Each source brings a host up; the drop place and /etc/byteor/enrollment-token are gone afterwards."""
+def test_every_channel_enrolls_and_is_erased_where_it_is_ours(
+    host: Host, channel: str, tmp_path: Path
+) -> None:
+    """Each source brings a host up; the drop place and /etc/byteor/enrollment-token are gone
+    afterwards.
+    """
     token = host.mint()
     host.defaults()
     arguments, environ, text = [], {}, ""
@@ -125,7 +136,9 @@ def test_every_channel_enrolls_and_is_erased_where_it_is_ours(host: Host, channe
         (directory / name).chmod(0o400)
         environ = {"CREDENTIALS_DIRECTORY": str(directory)}
     elif channel == "drop":
-        drop = host.write("run/byteor-firstboot/settings.yaml", json.dumps({"enrollment_token": token}), 0o600)
+        drop = host.write(
+            "run/byteor-firstboot/settings.yaml", json.dumps({"enrollment_token": token}), 0o600
+        )
         host.path("run/byteor-firstboot").chmod(0o755)
     else:
         host.token(token)
@@ -141,16 +154,26 @@ def test_every_channel_enrolls_and_is_erased_where_it_is_ours(host: Host, channe
 
 
 def test_a_copied_root_is_another_host_and_opens_again(host: Host, tmp_path: Path) -> None:
-    """Another machine-id: exit 8 and nothing touched; the old one put back: it opens; a fresh token: its own agent."""
+    """Another machine-id: exit 8 and nothing touched; the old one put back: it opens; a fresh
+    token: its own agent.
+    """
     host.defaults()
     host.token(host.mint())
     assert host.run().code == 0
     sealed, machine = host.sealed(), host.path("etc/machine-id").read_text()
     host.write("etc/machine-id", "f" * 32 + "\n")
-    before = {path: path.read_bytes() for path in host.path("var/lib/byteor/identity").iterdir() if path.is_file()}
+    before = {
+        path: path.read_bytes()
+        for path in host.path("var/lib/byteor/identity").iterdir()
+        if path.is_file()
+    }
     for command in ("run", "unseal"):
         assert host.call("byteor-firstboot", command).code == 8
-    after = {path: path.read_bytes() for path in host.path("var/lib/byteor/identity").iterdir() if path.is_file()}
+    after = {
+        path: path.read_bytes()
+        for path in host.path("var/lib/byteor/identity").iterdir()
+        if path.is_file()
+    }
     assert before == after and host.sealed() == sealed
     host.write("etc/machine-id", machine)
     assert host.run().code == 0
@@ -158,7 +181,10 @@ def test_a_copied_root_is_another_host_and_opens_again(host: Host, tmp_path: Pat
     host.token(host.mint())
     assert host.run().code == 0
     assert len(host.plane.agents()) == 2
-    assert any(path.read_bytes() == sealed for path in host.path("var/lib/byteor/identity/set-aside").rglob("*.sealed"))
+    assert any(
+        path.read_bytes() == sealed
+        for path in host.path("var/lib/byteor/identity/set-aside").rglob("*.sealed")
+    )
 
 
 def test_a_damaged_identity_is_kept_and_said(host: Host) -> None:
@@ -186,7 +212,9 @@ def test_two_runs_at_once_make_one_agent(host: Host) -> None:
 
 
 def test_settings_that_break_later_do_not_darken_an_enrolled_host(host: Host) -> None:
-    """A typo in the image defaults after enrollment: exit 0, said as a warning; without an identity: exit 4."""
+    """A typo in the image defaults after enrollment: exit 0, said as a warning; without an
+    identity: exit 4.
+    """
     host.defaults()
     host.token(host.mint())
     assert host.run().code == 0
@@ -208,8 +236,13 @@ def test_changed_user_data_does_not_reroute_an_enrolled_host(host: Host) -> None
     host.user_data(host.comment_block(host.mint()))
     assert host.run().code == 0
     frozen = json.loads(host.path("var/lib/byteor/settings.json").read_text())
-    host.user_data("#cloud-config\n#byteor-firstboot:\n#  api_base_url: https://evil.example\nhostname: x\n")
-    host.write("etc/byteor/firstboot.yaml", "heartbeat_interval_s: 77\napi_base_url: https://other.example\n")
+    host.user_data(
+        "#cloud-config\n#byteor-firstboot:\n#  api_base_url: https://evil.example\nhostname: x\n"
+    )
+    host.write(
+        "etc/byteor/firstboot.yaml",
+        "heartbeat_interval_s: 77\napi_base_url: https://other.example\n",
+    )
     assert host.run().code == 0
     again = json.loads(host.path("var/lib/byteor/settings.json").read_text())
     assert again["api_base_url"] == frozen["api_base_url"]
@@ -217,38 +250,83 @@ def test_changed_user_data_does_not_reroute_an_enrolled_host(host: Host) -> None
 
 
 def test_no_secret_anywhere_it_does_not_belong(host: Host, tmp_path: Path) -> None:
-    """Token and runtime key are in no argv, environment, output at the most verbose, JSON, or plain file."""
+    """Token and runtime key are in no argv, environment, output at the most verbose, JSON, or plain
+    file.
+    """
     token = host.mint()
     host.user_data(host.comment_block(token, heartbeat_interval_s=5))
     trace = tmp_path / "trace"
-    process = subprocess.run(
-        ["strace", "-f", "-qq", "-e", "trace=execve", "-s", "4096", "-v", "-o", str(trace), str(BIN / "byteor-firstboot"),
-         "run", "-v", "--root", str(host.root)],
-        capture_output=True, text=True, check=False,
-    ) if os.access("/usr/bin/strace", os.X_OK) else host.run("-v")
-    said = process.stdout + process.stderr if isinstance(process, subprocess.CompletedProcess) else process.err
+    process = (
+        subprocess.run(
+            [
+                "strace",
+                "-f",
+                "-qq",
+                "-e",
+                "trace=execve",
+                "-s",
+                "4096",
+                "-v",
+                "-o",
+                str(trace),
+                str(BIN / "byteor-firstboot"),
+                "run",
+                "-v",
+                "--root",
+                str(host.root),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if os.access("/usr/bin/strace", os.X_OK)
+        else host.run("-v")
+    )
+    said = (
+        process.stdout + process.stderr
+        if isinstance(process, subprocess.CompletedProcess)
+        else process.err
+    )
     assert host.call("byteor-firstboot", "unseal").code == 0
     handed = json.loads(host.path("run/byteor-agent/handover.json").read_text())
     key = next(value for name, value in handed.items() if "key" in name)
     assert len(key) > 16
     texts = {"the first run": said, "execve": trace.read_text() if trace.exists() else ""}
-    for command in (["run", "-v"], ["status", "--json"], ["erase", "--json", "-v"], ["verify", "--json"]):
+    for command in (
+        ["run", "-v"],
+        ["status", "--json"],
+        ["erase", "--json", "-v"],
+        ["verify", "--json"],
+    ):
         done = host.call("byteor-firstboot", *command)
         texts[" ".join(command)] = done.out + done.err
     host.path("run/byteor-agent/handover.json").unlink()
-    for name in ("settings.json", "identity/erasure.json", "identity/marks.json", "identity/credentials.sealed"):
+    for name in (
+        "settings.json",
+        "identity/erasure.json",
+        "identity/marks.json",
+        "identity/credentials.sealed",
+    ):
         texts[name] = host.path(f"var/lib/byteor/{name}").read_text()
     for where, text in texts.items():
         assert token not in text and key not in text, where
     assert not scan_tree(host.root, token)
-    kept = [path for path in host.root.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    kept = [
+        path
+        for path in host.root.rglob("*")
+        if path.is_file() and key.encode() in path.read_bytes()
+    ]
     assert not kept
 
 
 @pytest.mark.parametrize("name", ["marks.json", "intent.json", "erasure.json", "../settings.json"])
 @pytest.mark.parametrize("kind", ["huge", "directory", "fifo", "link", "types"])
-def test_no_damage_to_a_state_file_keeps_an_enrolled_host_from_its_agent(host: Host, name: str, kind: str) -> None:
-    """Set aside, never deleted: run hands off, erase and status work, and the agent beats on its own state likewise."""
+def test_no_damage_to_a_state_file_keeps_an_enrolled_host_from_its_agent(
+    host: Host, name: str, kind: str
+) -> None:
+    """Set aside, never deleted: run hands off, erase and status work, and the agent beats on its
+    own state likewise.
+    """
     host.defaults()
     host.token(host.mint())
     assert host.run().code == 0
@@ -277,8 +355,12 @@ def test_an_operator_token_as_an_argument_is_not_repeated(host: Host) -> None:
     assert done.code == 2 and "canary" not in done.err
 
 
-def test_what_was_sealed_before_the_machine_id_was_committed_is_bound_later(tmp_path: Path, control_plane: Any) -> None:
-    """Sealed in an image that had no machine-id yet, bound by the first run after it has one; then a clone is foreign."""
+def test_what_was_sealed_before_the_machine_id_was_committed_is_bound_later(
+    tmp_path: Path, control_plane: Any
+) -> None:
+    """Sealed in an image that had no machine-id yet, bound by the first run after it has one; then
+    a clone is foreign.
+    """
     host = Host(tmp_path / "root", control_plane, machine_id="uninitialized")
     host.defaults()
     host.token(host.mint())

@@ -1,4 +1,6 @@
-"""Signing keys from enrollment to reset, on a host that is driven as a user drives it: rotated, attacked, started over."""
+"""Signing keys from enrollment to reset, on a host that is driven as a user drives it: rotated,
+attacked, started over.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import base64
 import json
 import signal
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -29,36 +32,40 @@ def enroll(host: Host, **defaults: Any) -> None:
     assert host.run().code == 0
 
 
-def settings(host: Host) -> Dict[str, Any]:
-    found: Dict[str, Any] = json.loads(host.path("var/lib/byteor/settings.json").read_text())
+def settings(host: Host) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(host.path("var/lib/byteor/settings.json").read_text())
     return found
 
 
-def bring(host: Host, key_sets: List[Any]) -> Done:
+def bring(host: Host, key_sets: list[Any]) -> Done:
     """What the agent does with an answer to request 7, and the activator's run after it."""
     inbox = host.path("var/lib/byteor/agent/inbox")
     inbox.mkdir(parents=True, exist_ok=True)
     (inbox / "keysets.json").write_text(json.dumps({"key_sets": key_sets}))
-    (inbox / "request.json").write_text(json.dumps({"v": 1, "request": str(uuid.uuid4()), "clock_offset_s": 0.0}))
+    (inbox / "request.json").write_text(
+        json.dumps({"v": 1, "request": str(uuid.uuid4()), "clock_offset_s": 0.0})
+    )
     done = host.call("byteor-agent", "activate")
     assert done.code == 0, done
     return done
 
 
-def trusted(host: Host, *words: str) -> Dict[str, Any]:
+def trusted(host: Host, *words: str) -> dict[str, Any]:
     done = host.call("byteor-firstboot", "trust", "--json", *words)
     assert done.code == 0, done
-    found: Dict[str, Any] = json.loads(done.out)
+    found: dict[str, Any] = json.loads(done.out)
     return found
 
 
-def facts(document: Dict[str, Any]) -> Any:
+def facts(document: dict[str, Any]) -> Any:
     refused = document["refused"]
     return document["version"], document["source"], refused["code"] if refused else None
 
 
 def test_the_enrollment_reply_anchors_before_anything_is_asked(host: Host) -> None:
-    """Its key sets are frozen, kept by later boots, and what another plane on the way brings later does not follow."""
+    """Its key sets are frozen, kept by later boots, and what another plane on the way brings later
+    does not follow.
+    """
     enroll(host)
     assert settings(host)["key_sets"] == host.plane.key_sets()
     host.defaults(heartbeat_interval_s=2 * PERIOD_S)
@@ -89,8 +96,12 @@ def test_five_missed_rotations_are_one_walk(host: Host) -> None:
         ("lower_version", "rolled_back", 2), ("wrong_type", "wrong_type", 2), ("malformed", "malformed", 2), ("gap", None, 4),
     ],
 )  # fmt: skip
-def test_hostile_histories_are_refused_and_shown(host: Host, broken: str, code: Any, version: int) -> None:
-    """Each break of the chain by its own code, in `trust` and in the agent's status; the next good set is taken."""
+def test_hostile_histories_are_refused_and_shown(
+    host: Host, broken: str, code: Any, version: int
+) -> None:
+    """Each break of the chain by its own code, in `trust` and in the agent's status; the next good
+    set is taken.
+    """
     enroll(host)
     host.plane.rotate()
     bring(host, host.plane.key_sets())
@@ -121,7 +132,9 @@ def test_without_key_sets_in_the_reply_the_first_answer_counts(host: Host) -> No
 
 @pytest.mark.parametrize("damage", ["cut", "deleted"])
 def test_a_lost_key_ring_is_not_started_again_by_the_inbox(host: Host, damage: str) -> None:
-    """What the agent's user lays there after the damage counts for nothing, and is said; the operator's reset opens it."""
+    """What the agent's user lays there after the damage counts for nothing, and is said; the
+    operator's reset opens it.
+    """
     host.plane.configure(signing_keys_in_enrollment=False)
     enroll(host)
     bring(host, host.plane.key_sets())
@@ -143,7 +156,9 @@ def test_a_lost_key_ring_is_not_started_again_by_the_inbox(host: Host, damage: s
 
 
 def test_a_pinned_key_decides_alone(host: Host) -> None:
-    """Neither the enrollment reply nor TLS brings keys that the operator did not pin; a pin that is no key is said."""
+    """Neither the enrollment reply nor TLS brings keys that the operator did not pin; a pin that is
+    no key is said.
+    """
     host.plane.rotate()
     (first,) = (key for key in signed(host.plane.key_sets()[0])["keys"])
     pin = {"kid": first["kid"], "public_key": first["public_key"]}
@@ -156,7 +171,7 @@ def test_a_pinned_key_decides_alone(host: Host) -> None:
     assert "signing_keys" in done.err and "43" in done.err
 
 
-def signed(envelope: Dict[str, Any]) -> Any:
+def signed(envelope: dict[str, Any]) -> Any:
     return json.loads(base64.b64decode(envelope["payload"]))
 
 
@@ -182,17 +197,24 @@ def agent(host: Host) -> Iterator[Any]:
 
 
 def test_a_running_agent_follows_refuses_and_starts_over(host: Host, agent: Any) -> None:
-    """Rotation by the heartbeat's hint; a broken chain keeps the cached set; after a reset the plane's word counts again."""
+    """Rotation by the heartbeat's hint; a broken chain keeps the cached set; after a reset the
+    plane's word counts again.
+    """
 
     def reached(*wanted: Any) -> Any:
         return host.plane.wait_for(lambda: facts(trusted(host)) == wanted, limit_s=60.0)
 
     reached(1, "enrollment", None)
-    host.plane.wait_for(lambda: host.path("var/lib/byteor/activation/keyring.json").exists(), limit_s=60.0)
+    host.plane.wait_for(
+        lambda: host.path("var/lib/byteor/activation/keyring.json").exists(), limit_s=60.0
+    )
     host.plane.rotate(broken="unrelated_signer")
     agent.send_signal(signal.SIGUSR1)
     reached(1, "enrollment", "broken_chain")
     document = trusted(host, "--reset")
-    assert (document["version"], document["set_aside"]) == (0, "/var/lib/byteor/activation/keyring.json.reset-1")
+    assert (document["version"], document["set_aside"]) == (
+        0,
+        "/var/lib/byteor/activation/keyring.json.reset-1",
+    )
     agent.send_signal(signal.SIGUSR1)
     reached(2, "tls", None)

@@ -1,4 +1,6 @@
-"""Key sets from the plane into force, with real processes: rotations, hostile histories, unknown keys, the way back."""
+"""Key sets from the plane into force, with real processes: rotations, hostile histories, unknown
+keys, the way back.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import contextlib
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -34,7 +37,7 @@ def running(host: Host) -> Iterator[subprocess.Popen[str]]:
         assert process.returncode == 0 and "Traceback" not in err, err
 
 
-def ring(host: Host) -> Dict[str, Any]:
+def ring(host: Host) -> dict[str, Any]:
     path = host.path("var/lib/byteor/activation/keyring.json")
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
@@ -43,14 +46,20 @@ def wait_for_version(host: Host, version: int) -> None:
     host.plane.wait_for(lambda: ring(host).get("version") == version, limit_s=30)
 
 
-def codes(host: Host) -> List[str]:
+def codes(host: Host) -> list[str]:
     """What the latest beat complains of."""
     answered = host.plane.requests("heartbeat")
-    return [problem["code"] for problem in json.loads(answered[-1]["body"])["problems"]] if answered else []
+    return (
+        [problem["code"] for problem in json.loads(answered[-1]["body"])["problems"]]
+        if answered
+        else []
+    )
 
 
 def test_rotations_are_followed_by_hint_and_after_a_long_sleep(host: Host) -> None:
-    """One while the agent runs, five while it does not: the chain is walked, and a deployment signed by the newest key runs."""
+    """One while the agent runs, five while it does not: the chain is walked, and a deployment
+    signed by the newest key runs.
+    """
     with running(host):
         wait_for_version(host, 1)
         host.plane.rotate(retire=["old"])
@@ -66,19 +75,28 @@ def test_rotations_are_followed_by_hint_and_after_a_long_sleep(host: Host) -> No
 
 @pytest.mark.parametrize(
     ("broken", "code"),
-    [("unrelated_signer", "broken_chain"), ("equivocation", "equivocation"), ("lower_version", "rolled_back")],
+    [
+        ("unrelated_signer", "broken_chain"),
+        ("equivocation", "equivocation"),
+        ("lower_version", "rolled_back"),
+    ],
 )
 def test_a_hostile_history_is_refused_and_said(host: Host, broken: str, code: str) -> None:
-    """In status with the way back, and in the beats; the set in force stays in force, and what it signs still runs."""
+    """In status with the way back, and in the beats; the set in force stays in force, and what it
+    signs still runs.
+    """
     host.plane.rotate()
     with running(host):
         wait_for_version(host, 2)
         in_force = ring(host)["keys"]
     host.plane.rotate(broken=broken)
-    # A set that does not raise the version is hinted by nothing: it is the daily look that finds it.
+    # A set that does not raise the version is hinted by nothing: it is the daily look that finds
+    # it.
     host.path("var/lib/byteor/agent/keysets.json").unlink(missing_ok=True)
     with running(host):
-        host.plane.wait_for(lambda: (ring(host).get("refused") or {}).get("code") == code, limit_s=30)
+        host.plane.wait_for(
+            lambda: (ring(host).get("refused") or {}).get("code") == code, limit_s=30
+        )
         host.plane.wait_for(lambda: "signing_keys_refused" in codes(host), limit_s=20)
         assert ring(host)["version"] == 2 and ring(host)["keys"] == in_force
         shown = host.call("byteor-agent", "status")
@@ -89,7 +107,9 @@ def test_a_hostile_history_is_refused_and_said(host: Host, broken: str, code: st
 
 
 def test_a_reset_is_followed_when_the_agent_is_told(host: Host) -> None:
-    """The operator's way out of a broken chain: what the plane has now is taken anew, and deployments go on."""
+    """The operator's way out of a broken chain: what the plane has now is taken anew, and
+    deployments go on.
+    """
     with running(host) as process:
         wait_for_version(host, 1)
         host.plane.rotate(broken="unrelated_signer")
@@ -112,8 +132,12 @@ def test_a_deployment_by_an_unknown_key_brings_the_key_sets(host: Host) -> None:
     with running(host):
         host.plane.wait_for(lambda: host.plane.reports(), limit_s=60)
     assert [report["deployment_id"] for report in host.plane.reports()] == [made["deployment_id"]]
-    history = json.loads(host.path("var/lib/byteor/activation/deployments.json").read_text())["history"]
-    assert [row["code"] for row in history][0] == "unknown_key" and history[-1]["verdict"] == "active"
+    history = json.loads(host.path("var/lib/byteor/activation/deployments.json").read_text())[
+        "history"
+    ]
+    assert [row["code"] for row in history][0] == "unknown_key" and history[-1][
+        "verdict"
+    ] == "active"
 
 
 def test_a_plane_that_is_away_takes_no_key_away(host: Host) -> None:

@@ -1,4 +1,6 @@
-"""The agent on networks as they are: proxies, IPv6 alone, middleboxes that forget, new addresses, balancers that hang up."""
+"""The agent on networks as they are: proxies, IPv6 alone, middleboxes that forget, new addresses,
+balancers that hang up.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import base64
 import contextlib
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Dict, Iterator
+from typing import Callable
 
 import pytest
 
@@ -33,9 +36,11 @@ def network() -> Iterator[Network]:
 
 @contextlib.contextmanager
 def beating(
-    network: Network, directory: Path, *, address: str, env: Dict[str, str] | None = None
+    network: Network, directory: Path, *, address: str, env: dict[str, str] | None = None
 ) -> Iterator[NamespacedHost]:
-    """A host that enrolled and beats in the namespace, against a plane at `address`; two beats have arrived."""
+    """A host that enrolled and beats in the namespace, against a plane at `address`; two beats have
+    arrived.
+    """
     with ControlPlane(directory / "plane", host=address) as plane:
         host = NamespacedHost(directory / "root", plane, network)
         host.defaults(heartbeat_interval_s=PERIOD_S)
@@ -43,7 +48,9 @@ def beating(
         done = host.run("--give-up-after", "30", env=env or {})
         assert done.code == 0, done
         with open(directory / "log", "w") as log:
-            agent = host.start("byteor-agent", "run", env=env or {}, stdout=subprocess.DEVNULL, stderr=log)
+            agent = host.start(
+                "byteor-agent", "run", env=env or {}, stdout=subprocess.DEVNULL, stderr=log
+            )
             try:
                 wait(host, lambda: beats(host) >= 2)
                 yield host
@@ -68,16 +75,23 @@ def wait(host: NamespacedHost, true: Callable[[], bool], *, limit_s: float = 60.
 
 
 def test_a_proxy_with_credentials_is_the_only_way(network: Network, tmp_path: Path) -> None:
-    """Enrollment and beats go through the proxy that the environment names, with a password that needs quoting."""
-    proxy = ConnectProxy(network.plane, credentials=base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
+    """Enrollment and beats go through the proxy that the environment names, with a password that
+    needs quoting.
+    """
+    proxy = ConnectProxy(
+        network.plane, credentials=base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    )
     env = {"HTTPS_PROXY": f"http://{QUOTED}@{network.plane}:{proxy.port}"}
     try:
         with beating(network, tmp_path, address=network.hidden, env=env) as host:
             assert wait(host, lambda: beats(host) >= 3) == 0
     finally:
         proxy.close()
-    assert len(proxy.asked) >= 2 and all(head.startswith(b"CONNECT " + network.hidden.encode()) for head in proxy.asked)
-    # One connection for first boot, one for its preflight, one kept alive for all beats, one for deployments, one for keys.
+    assert len(proxy.asked) >= 2 and all(
+        head.startswith(b"CONNECT " + network.hidden.encode()) for head in proxy.asked
+    )
+    # One connection for first boot, one for its preflight, one kept alive for all beats, one for
+    # deployments, one for keys.
     assert len(proxy.asked) <= 5
     assert not any(b"Bearer" in head for head in proxy.asked)
     assert PASSWORD not in (tmp_path / "log").read_text()
@@ -98,7 +112,9 @@ def test_ipv6_alone_suffices(network: Network, tmp_path: Path) -> None:
 
 
 def test_a_middlebox_that_forgets_costs_one_beat(network: Network, tmp_path: Path) -> None:
-    """A connection that swallows everything is given up after one beat, and the next makes a new one."""
+    """A connection that swallows everything is given up after one beat, and the next makes a new
+    one.
+    """
     with beating(network, tmp_path, address=network.plane) as host:
         ports = network.connections()
         assert ports
@@ -117,7 +133,9 @@ def test_a_new_address_costs_one_beat(network: Network, tmp_path: Path) -> None:
         assert wait(host, lambda: beats(host) >= before + 2) <= 1
 
 
-def test_a_balancer_that_hangs_up_between_beats_costs_nothing(network: Network, tmp_path: Path) -> None:
+def test_a_balancer_that_hangs_up_between_beats_costs_nothing(
+    network: Network, tmp_path: Path
+) -> None:
     """A connection that ended while it was idle is seen before it is used."""
     with beating(network, tmp_path, address=network.plane) as host:
         for _ in range(2):

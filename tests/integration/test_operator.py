@@ -1,4 +1,6 @@
-"""What an operator sees: ``verify`` and both ``status`` on hosts that are well, broken, down, damaged or expired."""
+"""What an operator sees: ``verify`` and both ``status`` on hosts that are well, broken, down,
+damaged or expired.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -41,7 +44,7 @@ def stamp(ago_s: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ago_s))
 
 
-def written(host: Host, **values: Any) -> Dict[str, Any]:
+def written(host: Host, **values: Any) -> dict[str, Any]:
     """A status.json of an agent that is this very process, as it would be on a good day."""
     document = {
         "v": 1, "running": True, "pid": os.getpid(), "written_at": stamp(1), "status": "ok", "problems": [], "spool": None,
@@ -55,12 +58,12 @@ def written(host: Host, **values: Any) -> Dict[str, Any]:
     return document
 
 
-def verified(host: Host, *arguments: str, **keywords: Any) -> tuple[int, List[Dict[str, Any]]]:
+def verified(host: Host, *arguments: str, **keywords: Any) -> tuple[int, list[dict[str, Any]]]:
     done = host.call("byteor-firstboot", "verify", "--json", *arguments, **keywords)
     return done.code, json.loads(done.out)["checks"]
 
 
-def results(checks: List[Dict[str, Any]]) -> List[str]:
+def results(checks: list[dict[str, Any]]) -> list[str]:
     return [check["result"] for check in checks]
 
 
@@ -69,18 +72,29 @@ def results(checks: List[Dict[str, Any]]) -> List[str]:
 
 def test_a_damaged_status_file_fails_one_check_and_hides_none(host: Host) -> None:
     """Exit 10 with four lines: heartbeats failed and why, the list is asked all the same."""
-    for content in ("{", "[]", '{"v": 1, "loops": 7, "identity": [], "problems": {"a": 1}}', " " * (2 << 20)):
+    for content in (
+        "{",
+        "[]",
+        '{"v": 1, "loops": 7, "identity": [], "problems": {"a": 1}}',
+        " " * (2 << 20),
+    ):
         host.write(STATUS, content)
         code, checks = verified(host, "--operator-token", "-", text=host.plane.operator_token)
-        assert code == 10 and results(checks) == ["ok", "failed", "not checked", "not checked"], checks
+        assert code == 10 and results(checks) == ["ok", "failed", "not checked", "not checked"], (
+            checks
+        )
         assert host.call("byteor-agent", "status").code == 0
         assert host.call("byteor-firstboot", "status").code == 0
 
 
 def test_the_list_needs_no_agent_that_ran(host: Host) -> None:
-    """The id comes from the sealed identity; an empty stdin asks nobody; a stranger's token is refused with a word."""
+    """The id comes from the sealed identity; an empty stdin asks nobody; a stranger's token is
+    refused with a word.
+    """
     code, checks = verified(host, "--operator-token", "-", text=host.plane.operator_token)
-    assert code == 10 and results(checks)[:2] == ["ok", "failed"] and "not run" in checks[1]["seen"], checks
+    assert (
+        code == 10 and results(checks)[:2] == ["ok", "failed"] and "not run" in checks[1]["seen"]
+    ), checks
     before = len(host.plane.requests())
     for empty in ("", "\n"):
         code, checks = verified(host, "--operator-token", "-", text=empty)
@@ -91,7 +105,9 @@ def test_the_list_needs_no_agent_that_ran(host: Host) -> None:
     assert checks[0]["result"] == "failed" and "captive portal" in checks[0]["advice"]
 
 
-def test_a_host_that_is_not_enrolled_fails_with_what_to_do(tmp_path: Path, control_plane: Any) -> None:
+def test_a_host_that_is_not_enrolled_fails_with_what_to_do(
+    tmp_path: Path, control_plane: Any
+) -> None:
     """No identity, no agent: both checks say so, and nothing crashes."""
     host = Host(tmp_path / "empty", control_plane)
     code, checks = verified(host, "--operator-token", "-", text="opt_01234567890")
@@ -103,7 +119,13 @@ def test_a_host_that_is_not_enrolled_fails_with_what_to_do(tmp_path: Path, contr
     ("loop", "current", "verdict", "result", "seen"),
     [
         (None, None, None, "not checked", "has not looked"),
-        ({"last_success_at": None, "problem": "deployments: 403", "hint": "grant it"}, None, None, "failed", "403"),
+        (
+            {"last_success_at": None, "problem": "deployments: 403", "hint": "grant it"},
+            None,
+            None,
+            "failed",
+            "403",
+        ),
         ({"last_success_at": "2026-01-01T00:00:00Z"}, None, None, "not checked", "assigned none"),
         ({"last_success_at": None}, None, None, "not checked", "not asked yet"),
         ({}, "active", "active", "ok", "dep_1, sequence 4, active"),
@@ -112,7 +134,9 @@ def test_a_host_that_is_not_enrolled_fails_with_what_to_do(tmp_path: Path, contr
         ({"last_success_at": "2026-01-01T00:00:00Z"}, None, "waiting", "not checked", "waits"),
     ],
 )
-def test_the_deployment_check(host: Host, loop: Any, current: Any, verdict: Any, result: str, seen: str) -> None:
+def test_the_deployment_check(
+    host: Host, loop: Any, current: Any, verdict: Any, result: str, seen: str
+) -> None:
     """What is in force, what was refused and why, or why nothing can be said."""
     document = written(host)
     if loop is not None:
@@ -125,7 +149,11 @@ def test_the_deployment_check(host: Host, loop: Any, current: Any, verdict: Any,
 def deployments(host: Host, current: Any, verdict: Any) -> None:
     row = {"deployment_id": "dep_1", "sequence": 4, "spec_hash": "sha256:" + "0" * 64}
     last = {**row, "verdict": verdict, "code": "bad_signature", "reason": None, "at": stamp(60)}
-    found = {"v": 1, "current": {**row, "state": current} if current else None, "history": [last] if verdict else []}
+    found = {
+        "v": 1,
+        "current": {**row, "state": current} if current else None,
+        "history": [last] if verdict else [],
+    }
     host.write(DEPLOYMENTS, json.dumps(found))
 
 
@@ -133,17 +161,30 @@ def deployments(host: Host, current: Any, verdict: Any) -> None:
 
 
 def test_a_good_day_in_both_pages(host: Host, agent: subprocess.Popen[str]) -> None:
-    """The first line says ok; last contact, next attempt and the key's end are there; no hint where nothing is to do."""
-    host.plane.wait_for(lambda: "ago, next" in host.call("byteor-firstboot", "status").out, limit_s=20)
+    """The first line says ok; last contact, next attempt and the key's end are there; no hint where
+    nothing is to do.
+    """
+    host.plane.wait_for(
+        lambda: "ago, next" in host.call("byteor-firstboot", "status").out, limit_s=20
+    )
     page = host.call("byteor-agent", "status").out
-    assert page.splitlines()[0].startswith("agent          ok; running; ") and "problems       none" in page
+    assert (
+        page.splitlines()[0].startswith("agent          ok; running; ")
+        and "problems       none" in page
+    )
     assert "heartbeat" in page and "its key has no end" in page
     short = json.loads(host.call("byteor-firstboot", "status", "--json").out)
-    assert short["state"] == "enrolled" and short["agent"]["state"] == "running" and short["agent"]["status"] == "ok"
+    assert (
+        short["state"] == "enrolled"
+        and short["agent"]["state"] == "running"
+        and short["agent"]["status"] == "ok"
+    )
     assert short["enrolled_at"] and "expires_at" in short
 
 
-def test_an_agent_that_was_killed_is_not_shown_as_running(host: Host, agent: subprocess.Popen[str]) -> None:
+def test_an_agent_that_was_killed_is_not_shown_as_running(
+    host: Host, agent: subprocess.Popen[str]
+) -> None:
     """After kill -9 its file still says running; both pages say that it is not, and what to do."""
     agent.kill()
     agent.wait()
@@ -155,18 +196,37 @@ def test_an_agent_that_was_killed_is_not_shown_as_running(host: Host, agent: sub
 
 
 def test_what_is_wrong_is_said_with_what_to_do_while_the_agent_is_down(host: Host) -> None:
-    """Key near its end, refused key set, failed deployment, problems of the agent's own, spool and clock: one page."""
+    """Key near its end, refused key set, failed deployment, problems of the agent's own, spool and
+    clock: one page.
+    """
     document = written(
         host,
         running=False,
-        identity={"agent_id": "agt_1", "enrolled_at": stamp(86400), "expires_at": stamp(-13 * 86400)},
+        identity={
+            "agent_id": "agt_1",
+            "enrolled_at": stamp(86400),
+            "expires_at": stamp(-13 * 86400),
+        },
         clock_skew_s=420,
         spool={"pending": 2, "quarantined": 1, "bytes": 3 << 20},
-        problems=[{"code": "artifact_quarantined", "detail": "one\x1b[31m\nartifact", "hint": "byteor-agent retry"}, 7, {}],
+        problems=[
+            {
+                "code": "artifact_quarantined",
+                "detail": "one\x1b[31m\nartifact",
+                "hint": "byteor-agent retry",
+            },
+            7,
+            {},
+        ],
     )
     assert document
     deployments(host, "active", "failed")
-    ring = {"v": 1, "version": 3, "source": "pinned", "refused": {"code": "equivocation", "detail": "other bytes"}}
+    ring = {
+        "v": 1,
+        "version": 3,
+        "source": "pinned",
+        "refused": {"code": "equivocation", "detail": "other bytes"},
+    }
     host.write("var/lib/byteor/activation/keyring.json", json.dumps(ring))
     page = host.call("byteor-agent", "status").out
     for word in (
@@ -176,21 +236,41 @@ def test_what_is_wrong_is_said_with_what_to_do_while_the_agent_is_down(host: Hos
     ):  # fmt: skip
         assert word in page, page
     assert "\x1b" not in page
-    codes = [problem["code"] for problem in json.loads(host.call("byteor-agent", "status", "--json").out)["problems"]]
+    codes = [
+        problem["code"]
+        for problem in json.loads(host.call("byteor-agent", "status", "--json").out)["problems"]
+    ]
     assert codes == ["agent_stopped", "artifact_quarantined", "runtime_key_expires", "signing_keys_refused",
                      "deployment_failed"]  # fmt: skip
 
 
-def test_a_key_near_its_end_is_said_before_the_agent_ever_ran(tmp_path: Path, control_plane: Any) -> None:
+def test_a_key_near_its_end_is_said_before_the_agent_ever_ran(
+    tmp_path: Path, control_plane: Any
+) -> None:
     """First boot knows the date from the sealed identity, and says it from 14 days before."""
     host = Host(tmp_path / "root", control_plane)
     host.defaults()
     host.token(host.mint())
-    body = {"agent_id": "agt_1", "api_key": "brk_0123456789abcdef", "expires_at": stamp(-13 * 86400)}
-    host.plane.fault("enroll", "status", times=1, status=201, body=json.dumps(body), content_type="application/json")
+    body = {
+        "agent_id": "agt_1",
+        "api_key": "brk_0123456789abcdef",
+        "expires_at": stamp(-13 * 86400),
+    }
+    host.plane.fault(
+        "enroll",
+        "status",
+        times=1,
+        status=201,
+        body=json.dumps(body),
+        content_type="application/json",
+    )
     assert host.run().code == 0
     shown = json.loads(host.call("byteor-firstboot", "status", "--json").out)
-    assert shown["expires_at"] == body["expires_at"] and "the runtime key expires" in shown["problem"] and shown["hint"]
+    assert (
+        shown["expires_at"] == body["expires_at"]
+        and "the runtime key expires" in shown["problem"]
+        and shown["hint"]
+    )
 
 
 def test_before_the_first_run_after_boot_there_is_a_page_too(host: Host) -> None:
@@ -198,6 +278,10 @@ def test_before_the_first_run_after_boot_there_is_a_page_too(host: Host) -> None
     deployments(host, "active", None)
     done = host.call("byteor-agent", "status", "--json")
     shown = json.loads(done.out)
-    assert done.code == 7 and shown["state"] == "never_ran" and shown["deployment"]["deployment_id"] == "dep_1"
+    assert (
+        done.code == 7
+        and shown["state"] == "never_ran"
+        and shown["deployment"]["deployment_id"] == "dep_1"
+    )
     done = host.call("byteor-agent", "status")
     assert done.code == 7 and "dep_1, sequence 4, active" in done.out

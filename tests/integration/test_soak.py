@@ -1,7 +1,8 @@
-"""The agent for minutes, with something wrong at every second request: afterwards it is as it was, and nothing leaked.
+"""The agent for minutes, with something wrong at every second request: afterwards it is as it was,
+and nothing leaked.
 
-Its times are a sixtieth of the real ones (a beat each half second), so that twenty minutes hold what takes a host most of a
-day. TEST_SEED repeats a run.
+Its times are a sixtieth of the real ones (a beat each half second), so that twenty minutes hold
+what takes a host most of a day. TEST_SEED repeats a run.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import pytest
 
@@ -48,13 +50,23 @@ BAD_TLS = ("expired", "not_yet_valid", "wrong_name", "unknown_ca", "handshake_fa
 
 
 def unleash(plane: Any, chance: random.Random) -> None:
-    """About every second request meets a fault; every way in which an answer can be bad, before and after the commit."""
+    """About every second request meets a fault; every way in which an answer can be bad, before and
+    after the commit.
+    """
 
     def fault(kind: str, probability: float, *, operation: str = "*", **options: Any) -> None:
-        plane.fault(operation, kind, probability=probability, seed=chance.randrange(1 << 32), **options)
+        plane.fault(
+            operation, kind, probability=probability, seed=chance.randrange(1 << 32), **options
+        )
 
     for status in (500, 502, 503, 504, 408):
-        fault("problem", 0.03, status=status, code="unavailable", when=chance.choice(("before", "after")))
+        fault(
+            "problem",
+            0.03,
+            status=status,
+            code="unavailable",
+            when=chance.choice(("before", "after")),
+        )
     fault("problem", 0.05, status=429, code="rate_limited", headers={"Retry-After": "1"})
     fault("problem", 0.02, status=429, code="rate_limited", headers={"Retry-After": "-1"})
     fault("problem", 0.02, status=401, code="key_expired")
@@ -73,7 +85,7 @@ def unleash(plane: Any, chance: random.Random) -> None:
         fault("tls", 0.05, mode=mode)
 
 
-def held(pid: int) -> Dict[str, float]:
+def held(pid: int) -> dict[str, float]:
     """What a process could leak."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = re.search(r"^Rss:\s+(\d+) kB", rollup, re.M)
@@ -90,7 +102,10 @@ def agent(host: Host, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-c", _SCALED, "run", "--root", str(host.root)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            cwd="/",
         )
         try:
             yield process
@@ -112,10 +127,15 @@ def active(host: Host) -> Any:
 
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
-    "seconds", [14, pytest.param(120, marks=pytest.mark.minutes), pytest.param(1200, marks=pytest.mark.slow)]
+    "seconds",
+    [14, pytest.param(120, marks=pytest.mark.minutes), pytest.param(1200, marks=pytest.mark.slow)],
 )
-def test_random_faults_leave_nothing_behind(tmp_path: Path, control_plane: Any, seconds: int) -> None:
-    """After a soak in faults the agent is healthy, holds what it held, never repeated a number, and kept its identity."""
+def test_random_faults_leave_nothing_behind(
+    tmp_path: Path, control_plane: Any, seconds: int
+) -> None:
+    """After a soak in faults the agent is healthy, holds what it held, never repeated a number, and
+    kept its identity.
+    """
     seed = int(os.environ.get("TEST_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"TEST_SEED={seed}")
     host, log = Host(tmp_path / "root", control_plane), tmp_path / "log"
@@ -126,14 +146,18 @@ def test_random_faults_leave_nothing_behind(tmp_path: Path, control_plane: Any, 
     chance = random.Random(seed)
     control_plane.deploy({"spec.kv": b"n = 0\n", "data.bin": chance.randbytes(BUNDLE_BYTES)})
     with agent(host, log) as process:
-        control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)  # what is used once is loaded
+        control_plane.wait_for(
+            lambda: control_plane.reports(), limit_s=30
+        )  # what is used once is loaded
         unleash(control_plane, chance)
         time.sleep(WARM_UP_S)
         before = held(process.pid)
         until, made = time.monotonic() + seconds - WARM_UP_S, {}
         while time.monotonic() < until:
             control_plane.rotate(retire=chance.choice([[], ["old"]]))
-            made = control_plane.deploy({"spec.kv": b"n = 1\n", "data.bin": chance.randbytes(BUNDLE_BYTES)})
+            made = control_plane.deploy(
+                {"spec.kv": b"n = 1\n", "data.bin": chance.randbytes(BUNDLE_BYTES)}
+            )
             time.sleep(NEWS_EVERY_S)
         assert process.poll() is None, log.read_text()[-2000:]
         row = control_plane.agents()[0]
@@ -141,10 +165,15 @@ def test_random_faults_leave_nothing_behind(tmp_path: Path, control_plane: Any, 
         assert hits > seconds / 4 and row["heartbeats"] > seconds / 8, (hits, row["heartbeats"])
         control_plane.clear_faults()
         control_plane.wait_for(lambda: active(host) == made["deployment_id"], limit_s=90)
-        control_plane.wait_for(lambda: control_plane.reports()[-1]["deployment_id"] == made["deployment_id"], limit_s=90)
+        control_plane.wait_for(
+            lambda: control_plane.reports()[-1]["deployment_id"] == made["deployment_id"],
+            limit_s=90,
+        )
         # A loop that was refused last pauses for up to an hour, here a minute.
         control_plane.wait_for(lambda: healthy(host), limit_s=90)
-        control_plane.wait_for(lambda: control_plane.agents()[0]["heartbeats"] > row["heartbeats"] + 2, limit_s=10)
+        control_plane.wait_for(
+            lambda: control_plane.agents()[0]["heartbeats"] > row["heartbeats"] + 2, limit_s=10
+        )
         after = held(process.pid)
         print(f"{hits} faults, {row['heartbeats']} beats, before {before}, after {after}")
         assert after["threads"] <= before["threads"]
@@ -153,8 +182,11 @@ def test_random_faults_leave_nothing_behind(tmp_path: Path, control_plane: Any, 
         assert after["rss_kib"] <= before["rss_kib"] * GROWTH
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0, log.read_text()[-2000:]
-    # That no number came twice or late, the plane itself records as a violation, which fails the test.
-    sequences = [json.loads(request["body"])["sequence"] for request in control_plane.requests("heartbeat")]
+    # That no number came twice or late, the plane itself records as a violation, which fails the
+    # test.
+    sequences = [
+        json.loads(request["body"])["sequence"] for request in control_plane.requests("heartbeat")
+    ]
     assert sequences == sorted(set(sequences))
     assert host.sealed() == sealed
     assert "Traceback" not in log.read_text()

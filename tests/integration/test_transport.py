@@ -1,4 +1,6 @@
-"""The one door to the network: real sockets, real TLS; what it trusts, how long it waits, what it says, what it keeps quiet."""
+"""The one door to the network: real sockets, real TLS; what it trusts, how long it waits, what it
+says, what it keeps quiet.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable
 
 import certifi
 import pytest
@@ -37,7 +40,12 @@ class Server:
     """One listening socket; each connection is handed, after TLS unless `plain`, to `script`."""
 
     def __init__(
-        self, script: Script, *, names: tuple[str, ...] = ("127.0.0.1", "localhost"), plain: bool = False, **issued: Any
+        self,
+        script: Script,
+        *,
+        names: tuple[str, ...] = ("127.0.0.1", "localhost"),
+        plain: bool = False,
+        **issued: Any,
     ) -> None:
         self._script, self._context = script, None
         if not plain:
@@ -58,7 +66,11 @@ class Server:
                 return
             self.connections += 1
             try:
-                with raw if self._context is None else self._context.wrap_socket(raw, server_side=True) as connection:
+                with (
+                    raw
+                    if self._context is None
+                    else self._context.wrap_socket(raw, server_side=True) as connection
+                ):
                     connection.settimeout(10)
                     self._script(connection)
             except OSError:
@@ -73,7 +85,7 @@ class Server:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    servers: List[Server] = []
+    servers: list[Server] = []
 
     def begin(script: Script, **keywords: Any) -> Server:
         servers.append(Server(script, **keywords))
@@ -105,7 +117,7 @@ def answer(data: bytes, *, times: int = 1) -> Script:
     return script
 
 
-OPEN: List[Transport] = []
+OPEN: list[Transport] = []
 
 
 @pytest.fixture(autouse=True)
@@ -129,11 +141,15 @@ def get(server: Server, **keywords: Any) -> Any:
 
 
 def test_exactly_the_configured_authority_is_trusted(serve: Callable[..., Server]) -> None:
-    """The plane's CA: fine; another: a sentence about the authority, and certainly nothing arrived."""
+    """The plane's CA: fine; another: a sentence about the authority, and certainly nothing
+    arrived.
+    """
     server = serve(answer(OK))
     assert get(server).body == b"{}"
     with pytest.raises(Unreachable, match="certificate") as caught:
-        connect(ca_certificates=trustme.CA().cert_pem.bytes().decode(), environ={}).request("GET", server.url)
+        connect(ca_certificates=trustme.CA().cert_pem.bytes().decode(), environ={}).request(
+            "GET", server.url
+        )
     assert not caught.value.maybe_arrived
 
 
@@ -190,7 +206,9 @@ def test_tls_before_1_2_is_refused(serve: Callable[..., Server]) -> None:
 def test_without_configured_certificates_the_systems_store_is_trusted_alone(
     serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiled-in file first, then where systems keep it, then the directory; without any of them: said."""
+    """The compiled-in file first, then where systems keep it, then the directory; without any of
+    them: said.
+    """
     store, none = tmp_path / "store.pem", str(tmp_path / "none")
     store.write_text(PEM)
     server, compiled = serve(answer(OK)), ssl.get_default_verify_paths()
@@ -211,13 +229,17 @@ def test_without_configured_certificates_the_systems_store_is_trusted_alone(
         system(none, (), none)
 
 
-def test_netrc_is_not_read(serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_netrc_is_not_read(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither adds a credential nor replaces ours."""
-    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login canary password canary\ndefault login canary password canary\n")
+    (tmp_path / ".netrc").write_text(
+        "machine 127.0.0.1 login canary password canary\ndefault login canary password canary\n"
+    )
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    seen: List[bytes] = []
+    seen: list[bytes] = []
 
     def script(connection: socket.socket) -> None:
         for _ in range(2):
@@ -255,7 +277,9 @@ def drip(prefix: bytes) -> Script:
     ],
     ids=["status line", "header", "body", "endless body"],
 )
-def test_a_dripping_server_does_not_hold_a_loop(serve: Callable[..., Server], prefix: bytes) -> None:
+def test_a_dripping_server_does_not_hold_a_loop(
+    serve: Callable[..., Server], prefix: bytes
+) -> None:
     """The deadline covers the whole answer, wherever it drips."""
     began = time.monotonic()
     with pytest.raises(NoAnswer) as caught:
@@ -282,18 +306,25 @@ def test_a_dripping_server_does_not_hold_a_loop(serve: Callable[..., Server], pr
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", "ended"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\n{}", "ended|not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Encoding: br\r\n\r\n{}", "encoding"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\nConnection: close\r\n\r\n{}", "not HTTP|ended"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\nConnection: close\r\n\r\n{}",
+            "not HTTP|ended",
+        ),
     ],
     ids=lambda value: repr(value)[:60],
 )
-def test_an_answer_that_is_not_whole_is_no_answer(serve: Callable[..., Server], data: bytes, why: str) -> None:
+def test_an_answer_that_is_not_whole_is_no_answer(
+    serve: Callable[..., Server], data: bytes, why: str
+) -> None:
     """Cut, garbage, flooded, too large, encoded: one sentence, and the request may have arrived."""
     with pytest.raises(NoAnswer, match=why) as caught:
         get(serve(answer(data)))
     assert caught.value.maybe_arrived
 
 
-def test_a_body_longer_than_announced_is_cut_there_and_the_rest_is_no_answer(serve: Callable[..., Server]) -> None:
+def test_a_body_longer_than_announced_is_cut_there_and_the_rest_is_no_answer(
+    serve: Callable[..., Server],
+) -> None:
     """Nobody slips the answer to the next request in behind the answer to this one."""
     smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ncanary!"
     server, transport = serve(answer(OK + smuggled)), connect(ca_certificates=PEM)
@@ -331,13 +362,19 @@ def test_chunks_and_an_empty_answer_are_whole(serve: Callable[..., Server]) -> N
     server, transport = serve(script), connect(ca_certificates=PEM)
     replies = [transport.request("GET", server.url) for _ in range(3)]
     assert [reply.body for reply in replies] == [b"{}", b"", b"{}"]
-    assert (replies[1].status, replies[1].date, replies[2].media_type) == (204, 1_700_000_000.0, "application/json")
+    assert (replies[1].status, replies[1].date, replies[2].media_type) == (
+        204,
+        1_700_000_000.0,
+        "application/json",
+    )
     assert server.connections == 1
 
 
 def test_redirects_are_answers(serve: Callable[..., Server]) -> None:
     """Nothing is followed."""
-    server = serve(answer(b"HTTP/1.1 307 x\r\nLocation: https://evil.example/\r\nContent-Length: 0\r\n\r\n"))
+    server = serve(
+        answer(b"HTTP/1.1 307 x\r\nLocation: https://evil.example/\r\nContent-Length: 0\r\n\r\n")
+    )
     assert get(server).status == 307
     assert server.connections == 1
 
@@ -345,8 +382,12 @@ def test_redirects_are_answers(serve: Callable[..., Server]) -> None:
 # -- connections
 
 
-def test_one_connection_serves_many_requests_and_a_stale_one_costs_at_most_one(serve: Callable[..., Server]) -> None:
-    """Keep-alive; what a load balancer closed meanwhile is seen before sending, and no POST goes out twice."""
+def test_one_connection_serves_many_requests_and_a_stale_one_costs_at_most_one(
+    serve: Callable[..., Server],
+) -> None:
+    """Keep-alive; what a load balancer closed meanwhile is seen before sending, and no POST goes
+    out twice.
+    """
     server = serve(answer(OK, times=2))
     transport = connect(ca_certificates=PEM, environ={})
     for _ in range(2):
@@ -363,8 +404,10 @@ def test_one_connection_serves_many_requests_and_a_stale_one_costs_at_most_one(s
 
 @pytest.mark.parametrize("read_first", [True, False], ids=["after reading", "before reading"])
 def test_no_request_is_sent_twice(serve: Callable[..., Server], read_first: bool) -> None:
-    """A connection closed under the second request costs that request; nobody repeats it behind our back."""
-    seen: List[bytes] = []
+    """A connection closed under the second request costs that request; nobody repeats it behind our
+    back.
+    """
+    seen: list[bytes] = []
 
     def script(connection: socket.socket) -> None:
         seen.append(read_request(connection))
@@ -377,17 +420,29 @@ def test_no_request_is_sent_twice(serve: Callable[..., Server], read_first: bool
     outcomes = []
     for number in range(3):
         try:
-            outcomes.append(transport.request("POST", server.url, body=b"{}", headers={"X-Number": str(number)}).status)
+            outcomes.append(
+                transport.request(
+                    "POST", server.url, body=b"{}", headers={"X-Number": str(number)}
+                ).status
+            )
         except NoAnswer as error:
             assert error.maybe_arrived
             outcomes.append(0)
     assert outcomes == [200, 0, 200]
-    assert [number for number in range(3) if sum(f"X-Number: {number}".encode() in one for one in seen) > 1] == []
+    assert [
+        number
+        for number in range(3)
+        if sum(f"X-Number: {number}".encode() in one for one in seen) > 1
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("url", "why"),
-    [("https://127.0.0.1:1/", "refused"), ("https://no-such-host.invalid/", "resolve"), ("https://[::1]:1/", "connect")],
+    [
+        ("https://127.0.0.1:1/", "refused"),
+        ("https://no-such-host.invalid/", "resolve"),
+        ("https://[::1]:1/", "connect"),
+    ],
 )
 def test_what_cannot_be_reached_certainly_got_nothing(url: str, why: str) -> None:
     """Refused, unknown name: said, and the token was not spent."""
@@ -402,7 +457,10 @@ def test_no_tls_at_the_other_end_got_nothing(serve: Callable[..., Server]) -> No
     def hang_up(connection: socket.socket) -> None:
         connection.recv(1000)
 
-    for script in (hang_up, lambda connection: connection.sendall(b"HTTP/1.1 400 no TLS here\r\n\r\n")):
+    for script in (
+        hang_up,
+        lambda connection: connection.sendall(b"HTTP/1.1 400 no TLS here\r\n\r\n"),
+    ):
         with pytest.raises(Unreachable) as caught:
             get(serve(script, plain=True))
         assert not caught.value.maybe_arrived
@@ -418,8 +476,10 @@ PROXY_QUOTED = "p%40ss%3Aw0rd-canary"
 class Proxy:
     """A CONNECT proxy that keeps what it was asked."""
 
-    def __init__(self, serve: Callable[..., Server], reply: bytes = b"HTTP/1.1 200 ok\r\n\r\n") -> None:
-        self.asked: List[bytes] = []
+    def __init__(
+        self, serve: Callable[..., Server], reply: bytes = b"HTTP/1.1 200 ok\r\n\r\n"
+    ) -> None:
+        self.asked: list[bytes] = []
         self._reply = reply
         self.server = serve(self._connect, plain=True)
         self.url = f"http://{PROXY_USER}:{PROXY_QUOTED}@127.0.0.1:{self.server.port}"
@@ -452,7 +512,7 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 def test_a_proxy_gets_its_password_and_never_the_bearer(serve: Callable[..., Server]) -> None:
     """CONNECT with the decoded password; the request itself is inside TLS."""
-    seen: List[bytes] = []
+    seen: list[bytes] = []
 
     def script(connection: socket.socket) -> None:
         seen.append(read_request(connection))
@@ -467,7 +527,9 @@ def test_a_proxy_gets_its_password_and_never_the_bearer(serve: Callable[..., Ser
     assert f"Bearer {BEARER}".encode() in seen[0] and b"Proxy-Authorization" not in seen[0]
 
 
-def test_proxies_come_from_settings_or_two_variables_and_respect_no_proxy(serve: Callable[..., Server]) -> None:
+def test_proxies_come_from_settings_or_two_variables_and_respect_no_proxy(
+    serve: Callable[..., Server],
+) -> None:
     """HTTPS_PROXY and NO_PROXY in capitals; settings win; everything else is ignored."""
     server, proxy = serve(answer(OK)), Proxy(serve)
     for environ, through in (
@@ -483,12 +545,15 @@ def test_proxies_come_from_settings_or_two_variables_and_respect_no_proxy(serve:
 
 
 @pytest.mark.parametrize(
-    "reply", [b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 502 no\r\n\r\n", b"garbage\r\n\r\n", b"HTTP/1.1 200 "]
+    "reply",
+    [b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 502 no\r\n\r\n", b"garbage\r\n\r\n", b"HTTP/1.1 200 "],
 )
 def test_a_proxy_that_refuses_is_named_without_its_password(
     serve: Callable[..., Server], reply: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No credential in the sentence, in any exception of the chain, or in a library's log at its most verbose."""
+    """No credential in the sentence, in any exception of the chain, or in a library's log at its
+    most verbose.
+    """
     caplog.set_level(logging.DEBUG)
     server, proxy = serve(answer(OK)), Proxy(serve, reply)
     transport = connect(ca_certificates=PEM, proxy=Secret(proxy.url), environ={})
@@ -503,18 +568,22 @@ def test_a_proxy_that_refuses_is_named_without_its_password(
 def test_the_library_loads_neither_yaml_nor_cryptography() -> None:
     """The resident process imports this: it must stay small."""
     code = "import sys, firstboot.api.client; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"yaml", "cryptography", "OpenSSL"} & set(modules)
 
 
 def test_no_cookie_is_kept(serve: Callable[..., Server]) -> None:
     """What a portal sets is not sent to the plane with the next request."""
-    seen: List[bytes] = []
+    seen: list[bytes] = []
 
     def script(connection: socket.socket) -> None:
         for _ in range(2):
             seen.append(read_request(connection))
-            connection.sendall(OK.replace(b"\r\n\r\n", b"\r\nSet-Cookie: portal=canary; Path=/\r\n\r\n"))
+            connection.sendall(
+                OK.replace(b"\r\n\r\n", b"\r\nSet-Cookie: portal=canary; Path=/\r\n\r\n")
+            )
 
     server = serve(script)
     transport = connect(ca_certificates=PEM)
@@ -524,7 +593,9 @@ def test_no_cookie_is_kept(serve: Callable[..., Server]) -> None:
 
 
 def spoken(caught: pytest.ExceptionInfo[BaseException], caplog: pytest.LogCaptureFixture) -> str:
-    """Everything that the failure says anywhere: the whole chain, suppressed or not, and every log record."""
+    """Everything that the failure says anywhere: the whole chain, suppressed or not, and every log
+    record.
+    """
     texts, todo = [caplog.text], [caught.value]
     while todo:
         error = todo.pop()
@@ -533,7 +604,9 @@ def spoken(caught: pytest.ExceptionInfo[BaseException], caplog: pytest.LogCaptur
     return "\n".join(texts)
 
 
-@pytest.mark.parametrize("prefix", [b"HTTP/1.1 200 ", b"HTTP/1.1 407 no\r\nX: ", b"HTTP/1.1 200 ok\r\nX: "], ids=repr)
+@pytest.mark.parametrize(
+    "prefix", [b"HTTP/1.1 200 ", b"HTTP/1.1 407 no\r\nX: ", b"HTTP/1.1 200 ok\r\nX: "], ids=repr
+)
 def test_a_dripping_proxy_does_not_hold_a_loop(serve: Callable[..., Server], prefix: bytes) -> None:
     """The deadline covers the answer to CONNECT; nothing has arrived at the plane."""
     proxy, began = serve(drip(prefix), plain=True), time.monotonic()
@@ -548,8 +621,12 @@ def test_a_dripping_proxy_does_not_hold_a_loop(serve: Callable[..., Server], pre
     ["[bad", "", "h:99999", "h:port", "no-such-host.invalid:3128", "127.0.0.1:1", "127.0.0.1:1 "],
     ids=lambda place: place or "no host",
 )
-def test_a_proxy_that_cannot_be_used_is_not_quoted(place: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A malformed address, an unknown name, nobody there: one sentence about the proxy, its password nowhere."""
+def test_a_proxy_that_cannot_be_used_is_not_quoted(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A malformed address, an unknown name, nobody there: one sentence about the proxy, its
+    password nowhere.
+    """
     caplog.set_level(logging.DEBUG)
     transport = connect(proxy=Secret(f"http://user:{PROXY_QUOTED}@{place}"))
     with pytest.raises(Unreachable, match="proxy") as caught:
@@ -558,8 +635,12 @@ def test_a_proxy_that_cannot_be_used_is_not_quoted(place: str, caplog: pytest.Lo
     assert "w0rd-canary" not in spoken(caught, caplog) and BEARER not in spoken(caught, caplog)
 
 
-@pytest.mark.parametrize("bearer", [f"{BEARER}\r\nX: y", f"{BEARER}é", f"{BEARER}\u20ac", f" {BEARER}"], ids=repr)
-def test_a_credential_that_no_header_can_carry_is_not_quoted(bearer: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "bearer", [f"{BEARER}\r\nX: y", f"{BEARER}é", f"{BEARER}\u20ac", f" {BEARER}"], ids=repr
+)
+def test_a_credential_that_no_header_can_carry_is_not_quoted(
+    bearer: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing is sent, and no library gets to complain about its characters."""
     caplog.set_level(logging.DEBUG)
     with pytest.raises(Unreachable, match="credential") as caught:
@@ -572,7 +653,13 @@ def test_no_failure_and_no_success_speaks_of_the_credential(
 ) -> None:
     """At DEBUG, over a good answer and every kind of bad one."""
     caplog.set_level(logging.DEBUG)
-    for data in (OK, b"", b"garbage\r\n\r\n", OK.replace(b"Length: 2", b"Length: 9"), OK.replace(b"Length: 2", b"Length: x")):
+    for data in (
+        OK,
+        b"",
+        b"garbage\r\n\r\n",
+        OK.replace(b"Length: 2", b"Length: 9"),
+        OK.replace(b"Length: 2", b"Length: x"),
+    ):
         server = serve(answer(data))
         transport = connect(ca_certificates=PEM)
         try:
@@ -590,11 +677,16 @@ def test_plain_http_goes_through_no_proxy(serve: Callable[..., Server]) -> None:
     """It is for loopback: a proxy would read the credential."""
     server, proxy = serve(answer(OK), plain=True), Proxy(serve)
     transport = connect(proxy=Secret(proxy.url), environ={"HTTPS_PROXY": proxy.url})
-    assert transport.request("GET", f"http://127.0.0.1:{server.port}/x", bearer=Secret(BEARER)).status == 200
+    assert (
+        transport.request("GET", f"http://127.0.0.1:{server.port}/x", bearer=Secret(BEARER)).status
+        == 200
+    )
     assert not proxy.asked
 
 
-@pytest.mark.parametrize("reply", [b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 200 "], ids=["refused", "stalled"])
+@pytest.mark.parametrize(
+    "reply", [b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 200 "], ids=["refused", "stalled"]
+)
 def test_a_proxy_that_failed_is_let_go_at_once(serve: Callable[..., Server], reply: bytes) -> None:
     """Its socket does not live as long as the error that tells of it."""
     ended = threading.Event()
@@ -629,26 +721,41 @@ finally:
 """
 
 
-def test_a_root_that_only_certifi_holds_is_not_trusted(serve: Callable[..., Server], tmp_path: Path) -> None:
-    """Not even where requests loads the bundle as it is imported (2.32.0 and later do); no session key is logged."""
+def test_a_root_that_only_certifi_holds_is_not_trusted(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Not even where requests loads the bundle as it is imported (2.32.0 and later do); no session
+    key is logged.
+    """
     bundle, keys = tmp_path / "certifi.pem", tmp_path / "keys"
     bundle.write_text(PEM)
     command = [sys.executable, "-c", CERTIFI_IS_OURS, serve(answer(OK)).url, str(bundle)]
-    environ = {**os.environ, "REQUESTS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": str(bundle), "SSLKEYLOGFILE": str(keys)}
+    environ = {
+        **os.environ,
+        "REQUESTS_CA_BUNDLE": str(bundle),
+        "SSL_CERT_FILE": str(bundle),
+        "SSLKEYLOGFILE": str(keys),
+    }
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
     assert "certificate" in ran.stdout, ran.stdout
-    assert not keys.exists() or b"SECRET" not in keys.read_bytes()  # importing some versions of requests makes the file
+    assert (
+        not keys.exists() or b"SECRET" not in keys.read_bytes()
+    )  # importing some versions of requests makes the file
 
 
 def test_a_content_type_without_sense_crashes_nothing(serve: Callable[..., Server]) -> None:
-    """requests looks for a charset in it, which nobody needs, and trips over one without a value."""
+    """requests looks for a charset in it, which nobody needs, and trips over one without a
+    value.
+    """
     for parameters in (b"; charset", b";charset;", b"; charset=", b";;=;", b""):
         reply = get(serve(answer(OK.replace(b"/json", b"/json" + parameters))))
         assert (reply.status, reply.body, reply.media_type) == (200, b"{}", "application/json")
 
 
 @pytest.mark.parametrize("status", [b"304 Not Modified", b"204 No Content"])
-def test_an_answer_without_a_body_may_say_how_long_another_would_be(serve: Callable[..., Server], status: bytes) -> None:
+def test_an_answer_without_a_body_may_say_how_long_another_would_be(
+    serve: Callable[..., Server], status: bytes
+) -> None:
     """Its Content-Length announces nothing that could be cut; the connection is kept."""
     server = serve(answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 500\r\n\r\n", times=2))
     transport = connect(ca_certificates=PEM)
@@ -658,7 +765,9 @@ def test_an_answer_without_a_body_may_say_how_long_another_would_be(serve: Calla
 
 
 def test_a_silent_handshake_ends_with_the_deadline(serve: Callable[..., Server]) -> None:
-    """Somebody accepts and says nothing: the time for connecting is never longer than that for all."""
+    """Somebody accepts and says nothing: the time for connecting is never longer than that for
+    all.
+    """
 
     def script(connection: socket.socket) -> None:
         while connection.recv(65536):
@@ -684,10 +793,16 @@ def relay(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(("name", "accepted"), [("127.0.0.1", True), ("localhost", False)])
-def test_a_proxy_behind_tls_answers_to_its_own_name(serve: Callable[..., Server], name: str, accepted: bool) -> None:
-    """Reached by its address, it must show that address; the plane's name does not make it a proxy."""
+def test_a_proxy_behind_tls_answers_to_its_own_name(
+    serve: Callable[..., Server], name: str, accepted: bool
+) -> None:
+    """Reached by its address, it must show that address; the plane's name does not make it a
+    proxy.
+    """
     server, proxy = serve(answer(OK), names=("localhost",)), serve(relay, names=(name,))
-    transport = connect(ca_certificates=PEM, proxy=Secret(f"https://user:password@127.0.0.1:{proxy.port}"))
+    transport = connect(
+        ca_certificates=PEM, proxy=Secret(f"https://user:password@127.0.0.1:{proxy.port}")
+    )
     url = f"https://localhost:{server.port}/x"
     if accepted:
         assert transport.request("GET", url).status == 200
@@ -698,9 +813,17 @@ def test_a_proxy_behind_tls_answers_to_its_own_name(serve: Callable[..., Server]
 
 
 def test_a_proxy_is_named_with_what_is_wrong_with_it(serve: Callable[..., Server]) -> None:
-    """Refused credentials, another refusal and nobody there are three sentences, each with the proxy's host and port."""
-    refusing = [Proxy(serve, reply) for reply in (b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 502 no\r\n\r\n")]
-    wrong = ["does not accept our credentials", "did not connect us to 127.0.0.1:1", "cannot connect to"]
+    """Refused credentials, another refusal and nobody there are three sentences, each with the
+    proxy's host and port.
+    """
+    refusing = [
+        Proxy(serve, reply) for reply in (b"HTTP/1.1 407 no\r\n\r\n", b"HTTP/1.1 502 no\r\n\r\n")
+    ]
+    wrong = [
+        "does not accept our credentials",
+        "did not connect us to 127.0.0.1:1",
+        "cannot connect to",
+    ]
     urls = [*(proxy.url for proxy in refusing), f"http://{PROXY_USER}:{PROXY_QUOTED}@127.0.0.1:1"]
     for url, sentence in zip(urls, wrong):
         with pytest.raises(Unreachable, match=sentence) as caught:

@@ -1,12 +1,15 @@
-"""Copies of a spent token that stay, and are said again in every run until they are gone; and hints that fit."""
+"""Copies of a spent token that stay, and are said again in every run until they are gone; and hints
+that fit.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import pytest
 
@@ -22,12 +25,14 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
     return host
 
 
-def copies(host: Host) -> List[Dict[str, Any]]:
+def copies(host: Host) -> list[dict[str, Any]]:
     return list(json.loads(host.path("var/lib/byteor/identity/erasure.json").read_text())["copies"])
 
 
 def test_a_token_file_of_the_callers_is_left_and_said(host: Host, tmp_path: Path) -> None:
-    """`run --token-file PATH` warns once that the file keeps the token; the receipt names it; it costs no exit code."""
+    """`run --token-file PATH` warns once that the file keeps the token; the receipt names it; it
+    costs no exit code.
+    """
     path = tmp_path / "token"
     path.write_text(host.mint())
     path.chmod(0o600)
@@ -42,14 +47,19 @@ def unchangeable(host: Host) -> Iterator[Path]:
     """User data with a fresh token, its seed with the immutable attribute."""
     host.user_data(host.comment_block(host.mint()))
     path = host.path(SEED)
-    if os.geteuid() != 0 or subprocess.run(["chattr", "+i", str(path)], capture_output=True, check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["chattr", "+i", str(path)], capture_output=True, check=False).returncode
+    ):
         pytest.skip("needs root and a file system with the immutable attribute")
     yield path
     subprocess.run(["chattr", "-i", str(path)], check=True)
 
 
 def test_a_copy_that_remains_is_exit_9_until_it_is_gone(host: Host, unchangeable: Path) -> None:
-    """The next run looks again although no source shows the token any more, and ends with 0 once the cause is mended."""
+    """The next run looks again although no source shows the token any more, and ends with 0 once
+    the cause is mended.
+    """
     for _ in range(3):
         done = host.run()
         assert done.code == 9 and SEED in done.err, done
@@ -61,14 +71,20 @@ def test_a_copy_that_remains_is_exit_9_until_it_is_gone(host: Host, unchangeable
 
 
 def test_a_served_token_is_erased_whatever_else_is_broken(host: Host) -> None:
-    """An enrolled host erases a token that the datasource put back, also beside image defaults that are no YAML."""
+    """An enrolled host erases a token that the datasource put back, also beside image defaults that
+    are no YAML.
+    """
     data = host.comment_block(host.mint())
     host.user_data(data)
     assert host.run().code == 0
     host.user_data(data)
     host.write("etc/byteor/firstboot.yaml", "x: [")
     done = host.run()
-    assert done.code == 0 and "settings are not used" in done.err and "preflight reads it again" in done.err, done
+    assert (
+        done.code == 0
+        and "settings are not used" in done.err
+        and "preflight reads it again" in done.err
+    ), done
     assert b"bet_" not in host.path(SEED).read_bytes()
     assert {row["result"] for row in copies(host)} == {"overwritten"}
 
@@ -81,14 +97,18 @@ def test_a_served_token_is_erased_whatever_else_is_broken(host: Host) -> None:
         ({"bet_0123456789abcdefghij": 1}, "an unknown key (not shown"),
     ],
 )
-def test_an_error_names_the_key_it_means(host: Host, defaults: Dict[str, Any], said: str) -> None:
-    """The inner key where it is inside a mapping; a key that could be a token is not shown, in words that read well."""
+def test_an_error_names_the_key_it_means(host: Host, defaults: dict[str, Any], said: str) -> None:
+    """The inner key where it is inside a mapping; a key that could be a token is not shown, in
+    words that read well.
+    """
     host.defaults(**defaults)
     done = host.run()
     assert done.code == 4 and said in done.err, done
 
 
-@pytest.mark.parametrize(("code", "said"), [("name_taken", "another agent has this name"), ("token_used", "was used")])
+@pytest.mark.parametrize(
+    ("code", "said"), [("name_taken", "another agent has this name"), ("token_used", "was used")]
+)
 def test_a_conflict_has_the_hint_of_its_own_code(host: Host, code: str, said: str) -> None:
     """A taken name and a used token need different people to do different things."""
     host.token(host.mint())
@@ -99,16 +119,38 @@ def test_a_conflict_has_the_hint_of_its_own_code(host: Host, code: str, said: st
 
 def test_check_userdata_and_preflight_speak_json(host: Host) -> None:
     """One document each, whether it would work or not; the exit code is the same as without."""
-    good = host.call("byteor-firstboot", "check-userdata", "--json", "-", text=host.comment_block("bet_0123456789abcdef"))
-    assert good.code == 0 and json.loads(good.out)["would_enroll"] is True and json.loads(good.out)["form"]
+    good = host.call(
+        "byteor-firstboot",
+        "check-userdata",
+        "--json",
+        "-",
+        text=host.comment_block("bet_0123456789abcdef"),
+    )
+    assert (
+        good.code == 0
+        and json.loads(good.out)["would_enroll"] is True
+        and json.loads(good.out)["form"]
+    )
     bad = host.call("byteor-firstboot", "check-userdata", "--json", "-", text="#cloud-config\n")
-    assert bad.code == 3 and json.loads(bad.out)["would_enroll"] is False and json.loads(bad.out)["hint"]
+    assert (
+        bad.code == 3
+        and json.loads(bad.out)["would_enroll"] is False
+        and json.loads(bad.out)["hint"]
+    )
     done = host.call("byteor-firstboot", "preflight", "--json")
     shown = json.loads(done.out)
-    assert done.code == 0 and shown["token"] is False and {row["result"] for row in shown["checks"]} == {"ok"}
+    assert (
+        done.code == 0
+        and shown["token"] is False
+        and {row["result"] for row in shown["checks"]} == {"ok"}
+    )
     host.defaults(org_id=None)
     done = host.call("byteor-firstboot", "preflight", "--json")
-    assert done.code == 4 and [row["check"] for row in json.loads(done.out)["checks"] if row["problem"]][0] == "settings"
+    assert (
+        done.code == 4
+        and [row["check"] for row in json.loads(done.out)["checks"] if row["problem"]][0]
+        == "settings"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

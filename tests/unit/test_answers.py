@@ -1,8 +1,10 @@
-"""The answer tables of contract 2.1 and 2.6 as data: every status, with the plane's JSON and with somebody else's page."""
+"""The answer tables of contract 2.1 and 2.6 as data: every status, with the plane's JSON and with
+somebody else's page.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import pytest
 
@@ -30,8 +32,18 @@ def answer(status: int, body: Any = None, *, text: bytes = b"", **more: Any) -> 
 
 
 INTENT = Intent(key="k", body='{"name": "n"}', name="n", token_mark="m", token_length=20, host={})
-LOST = Intent(key="k", body='{"name": "n"}', name="n", token_mark="m", token_length=20, host={}, unanswered=True)
-HOSTNAME = Intent(key="k", body='{"hostname": "n"}', name="n", token_mark="m", token_length=20, host={})
+LOST = Intent(
+    key="k",
+    body='{"name": "n"}',
+    name="n",
+    token_mark="m",
+    token_length=20,
+    host={},
+    unanswered=True,
+)
+HOSTNAME = Intent(
+    key="k", body='{"hostname": "n"}', name="n", token_mark="m", token_length=20, host={}
+)
 
 
 @pytest.mark.parametrize("status", range(100, 600))
@@ -48,17 +60,19 @@ def test_every_status_has_the_meaning_of_contract_2_1(status: int) -> None:
     assert meaning(answer(status, text=b"<html>"), INTENT) is Meaning.TRANSIENT
     lost = meaning(answer(status, {"code": "token_used"}), LOST)
     assert (lost is Meaning.PROBABLY_SPENT) == (status in (401, 409, 410))
-    assert (meaning(answer(status, {"code": "x"}), HOSTNAME) is Meaning.ASK_WITHOUT_NAME) == (status in (400, 422))
+    assert (meaning(answer(status, {"code": "x"}), HOSTNAME) is Meaning.ASK_WITHOUT_NAME) == (
+        status in (400, 422)
+    )
 
 
 @pytest.mark.parametrize("code", ["token_used", "name_taken", "in_progress", None])
-def test_a_conflict_is_a_refusal_only_with_its_codes(code: Optional[str]) -> None:
+def test_a_conflict_is_a_refusal_only_with_its_codes(code: str | None) -> None:
     """Any other 409 is the first attempt still at work."""
     found = meaning(answer(409, {"code": code}), INTENT)
     assert found is (Meaning.REFUSED if code in ("token_used", "name_taken") else Meaning.TRANSIENT)
 
 
-RUNTIME: List[tuple[Dict[str, Any], Optional[type]]] = [
+RUNTIME: list[tuple[dict[str, Any], type | None]] = [
     ({"status": 200, "body": {}}, None),
     ({"status": 201, "body": {}}, None),
     ({"status": 204}, None),
@@ -91,7 +105,9 @@ RUNTIME: List[tuple[Dict[str, Any], Optional[type]]] = [
 
 
 @pytest.mark.parametrize(("given_", "error"), RUNTIME, ids=str)
-def test_every_runtime_answer_has_the_meaning_of_contract_2_6(given_: Dict[str, Any], error: Optional[type]) -> None:
+def test_every_runtime_answer_has_the_meaning_of_contract_2_6(
+    given_: dict[str, Any], error: type | None
+) -> None:
     """Success, try again, key refused, request refused; the plane's Retry-After is kept."""
     found = answer(**given_)
     if error is None:

@@ -1,10 +1,12 @@
-"""The requests of contract 2 as they are sent: paths, headers, ids before they reach a URL, bounded paging."""
+"""The requests of contract 2 as they are sent: paths, headers, ids before they reach a URL, bounded
+paging.
+"""
 
 from __future__ import annotations
 
 import json
 from email.utils import formatdate
-from typing import Any, List, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,8 +26,8 @@ class Recorder:
     """A transport that answers 200 with `body` and keeps what was asked."""
 
     def __init__(self, *bodies: bytes, status: int = 200) -> None:
-        self.asked: List[str] = []
-        self.sent: List[Any] = []
+        self.asked: list[str] = []
+        self.sent: list[Any] = []
         self._bodies, self._status = bodies or (b'{"agents": [], "next": null}',), status
 
     def request(self, method: str, url: str, **keywords: Any) -> Reply:
@@ -45,7 +47,9 @@ def test_the_paths_are_those_of_the_contract() -> None:
     """Section 2, requests 1, 2, 3 and 9."""
     recorder = Recorder()
     api = PlaneApi("https://plane", recorder)  # type: ignore[arg-type]
-    beat = messages.Heartbeat(status="ok", agent_version="1", boot_id="b", sequence=1, uptime_s=1, sent_at="t")
+    beat = messages.Heartbeat(
+        status="ok", agent_version="1", boot_id="b", sequence=1, uptime_s=1, sent_at="t"
+    )
     api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **ENVIRONMENT)
     api.list_agents(Secret("t" * 20), **ENVIRONMENT)
     api.heartbeat("agt_1", Secret("k" * 20), beat)
@@ -90,14 +94,18 @@ def assert_refused(bad: str) -> None:
         with pytest.raises(ValueError, match="not an id"):
             api.list_agents(Secret("t" * 20), **{**ENVIRONMENT, place: bad})
         with pytest.raises(ValueError, match="not an id"):
-            api.enroll(Secret("t" * 20), idempotency_key="k", body=b"{}", **{**ENVIRONMENT, place: bad})
+            api.enroll(
+                Secret("t" * 20), idempotency_key="k", body=b"{}", **{**ENVIRONMENT, place: bad}
+            )
     with pytest.raises(ValueError, match="not an id"):
         api.heartbeat(bad, Secret("k" * 20), messages.Heartbeat("ok", "1", "b", 1, 1, "t"))
     assert not recorder.asked
 
 
 def test_each_request_carries_its_own_credential_and_headers() -> None:
-    """The token and the idempotency key in request 1 only, the runtime key in request 3, none in request 9."""
+    """The token and the idempotency key in request 1 only, the runtime key in request 3, none in
+    request 9.
+    """
     recorder = Recorder(b"{}")
     api = PlaneApi("https://plane", recorder)  # type: ignore[arg-type]
     api.enroll(Secret("token" * 4), idempotency_key="k-1", body=b'{"name": "n"}', **ENVIRONMENT)
@@ -106,20 +114,28 @@ def test_each_request_carries_its_own_credential_and_headers() -> None:
     enroll, beat, health = recorder.sent
     assert enroll["bearer"] == Secret("token" * 4) and enroll["body"] == b'{"name": "n"}'
     assert enroll["headers"] == {"Idempotency-Key": "k-1", "Content-Type": "application/json"}
-    assert beat["bearer"] == Secret("runtime" * 4) and beat["headers"] == {"Content-Type": "application/json"}
+    assert beat["bearer"] == Secret("runtime" * 4) and beat["headers"] == {
+        "Content-Type": "application/json"
+    }
     assert (health["bearer"], health["body"], health["headers"]) == (None, None, {})
 
 
 def test_a_list_of_several_pages_is_read_to_its_end() -> None:
     """The cursor is a query value, whatever characters it holds."""
-    recorder = Recorder(b'{"agents": [{"agent_id": "a"}], "next": "p&2=/#\\n"}', b'{"agents": [{"agent_id": "b"}]}')
+    recorder = Recorder(
+        b'{"agents": [{"agent_id": "a"}], "next": "p&2=/#\\n"}', b'{"agents": [{"agent_id": "b"}]}'
+    )
     rows = PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **ENVIRONMENT)  # type: ignore[arg-type]
     assert [row.agent_id for row in rows] == ["a", "b"]
     assert recorder.asked[1].endswith("/agents?next=p%262%3D%2F%23%0A")
 
 
-def test_an_endless_list_ends_and_is_not_taken_for_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plane that always names a next page does not hold us, and what is missing is not called absent."""
+def test_an_endless_list_ends_and_is_not_taken_for_a_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A plane that always names a next page does not hold us, and what is missing is not called
+    absent.
+    """
     monkeypatch.setattr(requests_of_contract_2, "LONGEST_LISTING_PAGES", 5)
     recorder = Recorder(b'{"agents": [{"agent_id": "a"}], "next": "again"}')
     with pytest.raises(TryAgain, match="does not end"):
@@ -128,7 +144,15 @@ def test_an_endless_list_ends_and_is_not_taken_for_a_whole_one(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(401, Refused), (403, Refused), (302, TryAgain), (404, TryAgain), (500, TryAgain), (200, TryAgain)]
+    ("status", "error"),
+    [
+        (401, Refused),
+        (403, Refused),
+        (302, TryAgain),
+        (404, TryAgain),
+        (500, TryAgain),
+        (200, TryAgain),
+    ],
 )
 def test_a_list_that_cannot_be_had_is_an_error(status: int, error: type) -> None:
     """Never an empty list."""
@@ -168,16 +192,25 @@ class YearsOff(Clock):
 
 
 @pytest.mark.parametrize(("date", "expected"), [(1_700_000_000.0, 90.0), (None, None)])
-def test_a_retry_after_date_is_judged_by_the_planes_own_clock(date: Optional[float], expected: Optional[float]) -> None:
+def test_a_retry_after_date_is_judged_by_the_planes_own_clock(
+    date: float | None, expected: float | None
+) -> None:
     """A first boot's clock may be years off; without a Date header it is all there is."""
     reply = Reply(429, {"retry-after": formatdate(1_700_000_090, usegmt=True)}, b"{}", date)
-    assert PlaneApi("https://plane", Answering(reply), clock=YearsOff()).health().retry_after == expected  # type: ignore[arg-type]
+    assert (
+        PlaneApi("https://plane", Answering(reply), clock=YearsOff()).health().retry_after
+        == expected
+    )  # type: ignore[arg-type]
 
 
 def test_a_portals_page_is_told_from_the_planes_word() -> None:
     """No problem, no JSON, and the media type to say so; the plane's own 403 has its code."""
-    portal = Reply(403, {"content-type": "text/html; charset=utf-8"}, b"<html>pay here</html>", None)
-    plane = Reply(403, {"content-type": "application/problem+json"}, b'{"code": "scope_missing"}', None)
+    portal = Reply(
+        403, {"content-type": "text/html; charset=utf-8"}, b"<html>pay here</html>", None
+    )
+    plane = Reply(
+        403, {"content-type": "application/problem+json"}, b'{"code": "scope_missing"}', None
+    )
     answers = [PlaneApi("https://plane", Answering(reply)).health() for reply in (portal, plane)]  # type: ignore[arg-type]
     assert [(answer.is_json, answer.media_type) for answer in answers] == [
         (False, "text/html"),
@@ -188,7 +221,9 @@ def test_a_portals_page_is_told_from_the_planes_word() -> None:
 
 
 def test_a_cursor_that_no_url_can_carry_is_an_answer_to_try_again() -> None:
-    """Half a surrogate pair is a text of JSON, and none of UTF-8: not a crash, and not a request."""
+    """Half a surrogate pair is a text of JSON, and none of UTF-8: not a crash, and not a
+    request.
+    """
     recorder = Recorder(b'{"agents": [], "next": "\\ud800"}')
     with pytest.raises(TryAgain, match="agent list"):
         PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **ENVIRONMENT)  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
-"""The upload loop's decisions: order, what is sent again and what never, whose fault a failure is, disks that fail."""
+"""The upload loop's decisions: order, what is sent again and what never, whose fault a failure is,
+disks that fail.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Union
 
 import pytest
 
@@ -46,11 +48,17 @@ class Plane:
     """Answers by content, the last of a list for ever, else 201; keeps what was sent, in order."""
 
     def __init__(self) -> None:
-        self.sent: List[bytes] = []
-        self.script: Dict[bytes, List[Script]] = {}
+        self.sent: list[bytes] = []
+        self.script: dict[bytes, list[Script]] = {}
 
     def upload_artifact(
-        self, agent_id: str, key: Secret, metadata: ArtifactMetadata, file: int, *, each: Callable[[int], None]
+        self,
+        agent_id: str,
+        key: Secret,
+        metadata: ArtifactMetadata,
+        file: int,
+        *,
+        each: Callable[[int], None],
     ) -> Answer:
         data = os.pread(file, 1 << 20, 0)
         self.sent.append(data)
@@ -76,7 +84,9 @@ class Bench:
 
     def another(self, agent_id: str = "agt_1") -> ArtifactsLoop:
         """The loop of the next agent process."""
-        handed = Handover("https://x", agent_id, Secret("k" * 20), None, None, None, None, None, None, None, ())
+        handed = Handover(
+            "https://x", agent_id, Secret("k" * 20), None, None, None, None, None, None, None, ()
+        )
         api: Any = self.plane
 
         def alive() -> None:
@@ -84,7 +94,7 @@ class Bench:
 
         return ArtifactsLoop(self.layout, handed, api, clock=self.clock, alive=alive)
 
-    def put(self, *contents: bytes) -> List[str]:
+    def put(self, *contents: bytes) -> list[str]:
         names = []
         for data in contents:
             held = spool.hold(data)
@@ -92,7 +102,7 @@ class Bench:
             os.close(held)
         return names
 
-    def run(self) -> Optional[ByteorError]:
+    def run(self) -> ByteorError | None:
         try:
             self.loop.run_once()
         except ByteorError as error:
@@ -131,13 +141,23 @@ def test_refused_for_good_is_kept_and_never_sent_again(bench: Bench, status: int
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (said(413, json=False), NotThePlane), (said(403), RequestRefused), (said(401), KeyRefused), (said(400), RequestRefused),
-        (said(404, "unknown_agent"), KeyRefused), (said(429), TryAgain), (said(503), TryAgain),
-        (Answer(201, True, False, "", None, None, None, complaint="no id"), TryAgain), (said(201, json=False), NotThePlane),
-        (Answer(204, False, True, "", None, None, None), TryAgain), (Unreachable("no"), TryAgain), (TryAgain("cut"), TryAgain),
+        (said(413, json=False), NotThePlane),
+        (said(403), RequestRefused),
+        (said(401), KeyRefused),
+        (said(400), RequestRefused),
+        (said(404, "unknown_agent"), KeyRefused),
+        (said(429), TryAgain),
+        (said(503), TryAgain),
+        (Answer(201, True, False, "", None, None, None, complaint="no id"), TryAgain),
+        (said(201, json=False), NotThePlane),
+        (Answer(204, False, True, "", None, None, None), TryAgain),
+        (Unreachable("no"), TryAgain),
+        (TryAgain("cut"), TryAgain),
     ],
 )
-def test_what_is_not_a_word_on_this_artifact_keeps_it(bench: Bench, answer: Script, error: type) -> None:
+def test_what_is_not_a_word_on_this_artifact_keeps_it(
+    bench: Bench, answer: Script, error: type
+) -> None:
     """Raised for the loop; everything stays in the spool, and goes when it is over."""
     names = bench.put(b"1", b"2")
     bench.plane.script[b"1"] = [answer, said(201)]
@@ -156,7 +176,9 @@ def test_a_missing_scope_is_named(bench: Bench) -> None:
 
 
 def test_one_that_fails_by_itself_holds_nobody_up(bench: Bench) -> None:
-    """Failed twice while another passes: it waits, is a problem, comes last when it is due, and passes in the end."""
+    """Failed twice while another passes: it waits, is a problem, comes last when it is due, and
+    passes in the end.
+    """
     large, *_ = bench.put(b"large", b"1", b"2")
     bench.plane.script[b"large"] = [TryAgain("cut")]
     assert isinstance(bench.run(), TryAgain)
@@ -164,7 +186,9 @@ def test_one_that_fails_by_itself_holds_nobody_up(bench: Bench) -> None:
     assert bench.plane.sent == [b"large", b"1", b"2", b"large"]
     assert not bench.loop.nudged()
     (problem,) = bench.loop.problems()
-    assert problem.code == "artifact_failing" and large in problem.detail and "cut" in problem.detail
+    assert (
+        problem.code == "artifact_failing" and large in problem.detail and "cut" in problem.detail
+    )
     bench.put(b"3")
     assert bench.loop.nudged() and bench.run() is None  # not due: not tried
     assert bench.plane.sent[4:] == [b"3"]
@@ -194,13 +218,22 @@ def test_a_plane_that_is_away_puts_nobody_last(bench: Bench) -> None:
     assert sorted(bench.plane.sent) == [b"1", b"2", b"3"]
 
 
-FAULTY = [said(413, json=False), said(403, json=False), said(400), said(409), said(503), TryAgain("cut")]
+FAULTY = [
+    said(413, json=False),
+    said(403, json=False),
+    said(400),
+    said(409),
+    said(503),
+    TryAgain("cut"),
+]
 
 
 @pytest.mark.parametrize("answer", FAULTY)
 @pytest.mark.parametrize("many", [1, 2, 5])
 def test_what_is_always_refused_holds_nobody_up(bench: Bench, answer: Script, many: int) -> None:
-    """One or several at the head that a proxy or the plane never takes: what stands behind them goes, they wait."""
+    """One or several at the head that a proxy or the plane never takes: what stands behind them
+    goes, they wait.
+    """
     bad = bench.put(*(b"bad %d" % number for number in range(many)))
     bench.put(b"1", b"2")
     for number in range(many):
@@ -210,17 +243,23 @@ def test_what_is_always_refused_holds_nobody_up(bench: Bench, answer: Script, ma
         assert bench.run() is not None
         assert len(bench.plane.sent) == before + 1
     assert bench.run() is None
-    assert bench.plane.sent[many : many + 2] == [b"1", b"2"] and stock.ids(bench.layout.spool) == bad
+    assert (
+        bench.plane.sent[many : many + 2] == [b"1", b"2"] and stock.ids(bench.layout.spool) == bad
+    )
     assert [problem.code for problem in bench.loop.problems()] == ["artifact_failing"] * many
     assert not bench.loop.nudged()
     bench.plane.sent.clear()
     bench.clock.now += 3600.0
     bench.put(b"3")
-    assert bench.run() is None and len(bench.plane.sent) == 2  # one of them at a time, after what is new
+    assert (
+        bench.run() is None and len(bench.plane.sent) == 2
+    )  # one of them at a time, after what is new
 
 
 @pytest.mark.parametrize("fault", ["meta", "quarantine"])
-def test_a_fault_of_this_host_at_one_holds_nobody_up(bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_a_fault_of_this_host_at_one_holds_nobody_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     """One that the agent may not read, or not move, is said; the others go."""
     first, _ = bench.put(b"1", b"2")
     bench.plane.script[b"1"] = [said(413)]
@@ -241,7 +280,9 @@ def test_a_fault_of_this_host_at_one_holds_nobody_up(bench: Bench, monkeypatch: 
             patched.setattr(spool, "quarantine", stuck)
         raised = bench.run()
     assert stock.ids(bench.layout.spool) == [first] and bench.plane.sent[-1] == b"2"
-    said_of = [problem.detail for problem in bench.loop.problems()] if fault == "meta" else [str(raised)]
+    said_of = (
+        [problem.detail for problem in bench.loop.problems()] if fault == "meta" else [str(raised)]
+    )
     assert "permission denied" in said_of[0]
     bench.clock.now += 31.0
     assert bench.run() is None
@@ -251,7 +292,9 @@ def test_a_fault_of_this_host_at_one_holds_nobody_up(bench: Bench, monkeypatch: 
 
 @pytest.mark.parametrize("answer", [said(429), said(403), Unreachable("no", hint=None)])
 def test_slower_and_away_are_never_an_artifacts_fault(bench: Bench, answer: Script) -> None:
-    """After a 429, without a connection, or without the scope: the oldest is tried again, and no other."""
+    """After a 429, without a connection, or without the scope: the oldest is tried again, and no
+    other.
+    """
     bench.put(b"1", b"2")
     bench.plane.script[b"1"] = [answer]
     for turn in range(1, 5):
@@ -259,7 +302,9 @@ def test_slower_and_away_are_never_an_artifacts_fault(bench: Bench, answer: Scri
         assert bench.plane.sent == [b"1"] * turn
 
 
-def test_a_crash_before_the_removal_sends_nothing_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_before_the_removal_sends_nothing_twice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The plane has it, this process ends: the next one only removes it."""
     bench.put(b"1")
 
@@ -276,8 +321,12 @@ def test_a_crash_before_the_removal_sends_nothing_twice(bench: Bench, monkeypatc
 
 
 @pytest.mark.parametrize("status", [201, 413])
-def test_a_disk_that_fails_makes_nothing_travel_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    """Full or read-only after the answer: said, kept in mind, and done when the disk works again."""
+def test_a_disk_that_fails_makes_nothing_travel_twice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Full or read-only after the answer: said, kept in mind, and done when the disk works
+    again.
+    """
     bench.put(b"1")
     bench.plane.script[b"1"] = [said(status)]
 
@@ -310,10 +359,17 @@ def test_what_is_damaged_is_kept_and_holds_nobody_up(bench: Bench, damage: str) 
 
 
 def test_progress_is_shown_and_a_full_run_does_not_matter(bench: Bench) -> None:
-    """`upload --wait` reads how far a large one is; where /run takes nothing, the upload goes on."""
+    """`upload --wait` reads how far a large one is; where /run takes nothing, the upload goes
+    on.
+    """
     name, _ = bench.put(b"1" * (1 << 20), b"2")
     assert bench.run() is None
-    assert files.read_json(bench.layout.upload_progress) == {"v": 1, "id": name, "sent": 1 << 20, "size": 1 << 20}
+    assert files.read_json(bench.layout.upload_progress) == {
+        "v": 1,
+        "id": name,
+        "sent": 1 << 20,
+        "size": 1 << 20,
+    }
     bench.layout.upload_progress.unlink()
     bench.layout.agent_run.rmdir()
     bench.put(b"3" * (1 << 20))
@@ -322,7 +378,9 @@ def test_progress_is_shown_and_a_full_run_does_not_matter(bench: Bench) -> None:
 
 
 def test_a_loop_without_a_question_takes_no_turn_from_the_others() -> None:
-    """With a refused key each request waits for its turn; an attempt that asks nothing neither waits nor takes one."""
+    """With a refused key each request waits for its turn; an attempt that asks nothing neither
+    waits nor takes one.
+    """
     shared, asks = Pace(), [True]
     own = PaceIfAsking(shared, lambda: asks[0])
     own.slow()
@@ -341,13 +399,18 @@ def test_a_spool_that_is_full_is_a_problem(bench: Bench, monkeypatch: pytest.Mon
 
 
 def test_another_identity_inherits_nothing_by_itself(bench: Bench) -> None:
-    """What waited is kept and sent only on an operator's word; what the former plane has is uploaded to this one again."""
+    """What waited is kept and sent only on an operator's word; what the former plane has is
+    uploaded to this one again.
+    """
     bench.put(b"sent")
     assert bench.run() is None
     (kept,) = bench.put(b"waits")
     bench.loop = bench.another("agt_2")
     assert bench.run() is None and bench.plane.sent == [b"sent"]
-    assert json.loads((bench.layout.quarantine / kept / "reason.json").read_text())["code"] == "another_identity"
+    assert (
+        json.loads((bench.layout.quarantine / kept / "reason.json").read_text())["code"]
+        == "another_identity"
+    )
     bench.put(b"sent")
     assert spool.release(bench.layout, kept) and bench.run() is None
     assert sorted(bench.plane.sent) == [b"sent", b"sent", b"waits"]

@@ -1,10 +1,13 @@
-"""Request 5 against a scripted transport: which redirects are followed, with which headers, and what of a part is believed."""
+"""Request 5 against a scripted transport: which redirects are followed, with which headers, and
+what of a part is believed.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,11 +24,13 @@ from firstboot.base.secret import Secret
 
 KEY = Secret("runtime-key" * 2)
 SIGNED = "https://store.example/objects/1?signature=0123456789abcdef"
-Script = Tuple[int, Dict[str, str], bytes]
+Script = tuple[int, dict[str, str], bytes]
 
 
 class Raw:
-    """urllib3's side of a body; urllib3 reads exactly what is asked for, as long as there is enough."""
+    """urllib3's side of a body; urllib3 reads exactly what is asked for, as long as there is
+    enough.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._file, self.reads = io.BytesIO(data), []  # type: ignore[var-annotated]
@@ -43,7 +48,13 @@ class Scripted:
 
     @contextmanager
     def stream(
-        self, method: str, url: str, *, bearer: Optional[Secret] = None, headers: Any = None, deadline_s: float = 0.0
+        self,
+        method: str,
+        url: str,
+        *,
+        bearer: Secret | None = None,
+        headers: Any = None,
+        deadline_s: float = 0.0,
     ) -> Iterator[Stream]:
         self.asked.append((url, bearer, dict(headers or {})))
         status, found, body = self.answers.pop(0)
@@ -54,12 +65,19 @@ class Scripted:
         pass
 
 
-def ask(*answers: Script, have: int = 0, tag: Optional[str] = None) -> Tuple[Any, Scripted]:
+def ask(*answers: Script, have: int = 0, tag: str | None = None) -> tuple[Any, Scripted]:
     """What request 5 gives: `Coming` and its bytes, or the plane's answer."""
     scripted = Scripted(*answers)
-    with PlaneApi("https://plane.example", scripted).bundle("agt_1", KEY, "dep_1", have=have, tag=tag, size=100) as found:  # type: ignore[arg-type]
+    with PlaneApi("https://plane.example", scripted).bundle(
+        "agt_1", KEY, "dep_1", have=have, tag=tag, size=100
+    ) as found:  # type: ignore[arg-type]
         if isinstance(found, Coming):
-            return (found.start, found.total, found.tag, b"".join(found.stream.pieces(1 << 20))), scripted
+            return (
+                found.start,
+                found.total,
+                found.tag,
+                b"".join(found.stream.pieces(1 << 20)),
+            ), scripted
         return found, scripted
 
 
@@ -67,9 +85,13 @@ def test_a_whole_and_a_part() -> None:
     """What is missing is asked for under the tag that the beginning came with."""
     found, scripted = ask((200, {"etag": '"t"', "content-length": "4"}, b"abcd"))
     assert found == (0, 4, '"t"', b"abcd")
-    assert scripted.asked[0][0] == "https://plane.example/api/v1/agents/agt_1/deployments/dep_1/bundle"
+    assert (
+        scripted.asked[0][0] == "https://plane.example/api/v1/agents/agt_1/deployments/dep_1/bundle"
+    )
     assert "Range" not in scripted.asked[0][2] and "gzip" in scripted.asked[0][2]["Accept"]
-    found, scripted = ask((206, {"etag": '"t"', "content-range": "bytes 2-3/4"}, b"cd"), have=2, tag='"t"')
+    found, scripted = ask(
+        (206, {"etag": '"t"', "content-range": "bytes 2-3/4"}, b"cd"), have=2, tag='"t"'
+    )
     assert found == (2, 4, '"t"', b"cd")
     assert (scripted.asked[0][2]["Range"], scripted.asked[0][2]["If-Range"]) == ("bytes=2-", '"t"')
 
@@ -91,7 +113,7 @@ def test_without_a_strong_tag_no_part_is_asked_for() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_part_that_was_not_asked_for_is_begun_again(headers: Dict[str, str]) -> None:
+def test_a_part_that_was_not_asked_for_is_begun_again(headers: dict[str, str]) -> None:
     """Bytes at the wrong place, or of another bundle, are not written."""
     with pytest.raises(StartOver):
         ask((206, headers, b"cd"), have=2, tag='"t"')
@@ -103,7 +125,10 @@ def test_a_part_in_answer_to_no_range_is_not_believed() -> None:
         ask((206, {"content-range": "bytes 0-3/4"}, b"abcd"))
 
 
-@pytest.mark.parametrize("media", ["text/html", "application/json", "application/problem+json", "text/plain; charset=utf-8"])
+@pytest.mark.parametrize(
+    "media",
+    ["text/html", "application/json", "application/problem+json", "text/plain; charset=utf-8"],
+)
 def test_words_in_place_of_bytes_are_an_answer(media: str) -> None:
     """A portal's page is not written to the disk as a bundle."""
     found, _ = ask((200, {"content-type": media}, b"<html>"))
@@ -115,14 +140,19 @@ def test_elsewhere_gets_the_range_and_no_credential(status: int) -> None:
     """Another host, another port, another scheme: another origin."""
     for place in (SIGNED, "https://plane.example:8443/b"):
         found, scripted = ask(
-            (status, {"location": place}, b""), (206, {"content-range": "bytes 2-3/4", "etag": '"t"'}, b"cd"), have=2, tag='"t"'
+            (status, {"location": place}, b""),
+            (206, {"content-range": "bytes 2-3/4", "etag": '"t"'}, b"cd"),
+            have=2,
+            tag='"t"',
         )
         assert found[3] == b"cd"
         (_, key, _), (url, bearer, headers) = scripted.asked
         assert key == KEY and url == place and bearer is None and headers["Range"] == "bytes=2-"
 
 
-@pytest.mark.parametrize("place", ["/other/path", "https://plane.example/other/path", "https://PLANE.example:443/x"])
+@pytest.mark.parametrize(
+    "place", ["/other/path", "https://plane.example/other/path", "https://PLANE.example:443/x"]
+)
 def test_the_planes_own_origin_keeps_the_credential(place: str) -> None:
     """A path of its own is still the plane."""
     _, scripted = ask((307, {"location": place}, b""), (200, {}, b"abcd"))
@@ -141,9 +171,13 @@ HOSTILE = [
 
 @pytest.mark.parametrize("place", HOSTILE)
 def test_an_address_that_may_not_be_asked_is_not_asked(place: str) -> None:
-    """Not https, link-local in any writing, with a user, or no address at all; and its text stands in no message."""
+    """Not https, link-local in any writing, with a user, or no address at all; and its text stands
+    in no message.
+    """
     scripted = Scripted((302, {"location": place}, b""))
-    coming = PlaneApi("https://plane.example", scripted).bundle("a", KEY, "d", have=0, tag=None, size=9)  # type: ignore[arg-type]
+    coming = PlaneApi("https://plane.example", scripted).bundle(
+        "a", KEY, "d", have=0, tag=None, size=9
+    )  # type: ignore[arg-type]
     with pytest.raises(TryAgain) as caught, coming:
         pass
     assert len(scripted.asked) == 1
@@ -158,9 +192,14 @@ def test_a_redirect_to_nowhere_is_an_error() -> None:
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 410, 429, 500, 503])
 def test_the_other_places_word_is_only_not_now(status: int) -> None:
-    """Its 401 is not about our key, its 404 not about our deployment; its Retry-After is heard, its address kept quiet."""
+    """Its 401 is not about our key, its 404 not about our deployment; its Retry-After is heard, its
+    address kept quiet.
+    """
     with pytest.raises(TryAgain) as caught:
-        ask((302, {"location": SIGNED}, b""), (status, {"retry-after": "7", "location": SIGNED}, b'{"code": "unknown_agent"}'))
+        ask(
+            (302, {"location": SIGNED}, b""),
+            (status, {"retry-after": "7", "location": SIGNED}, b'{"code": "unknown_agent"}'),
+        )
     assert type(caught.value) is TryAgain and caught.value.retry_after == 7.0
     assert "signature" not in str(caught.value)
 
@@ -181,7 +220,9 @@ def test_no_header_breaks_the_reading_of_one(text: str) -> None:
 
 
 def test_pieces_grow_while_they_come_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 4 to 256 KiB; a slow one makes the next smaller, so that a cut costs little and a watchdog hears of us."""
+    """From 4 to 256 KiB; a slow one makes the next smaller, so that a cut costs little and a
+    watchdog hears of us.
+    """
     slow, now, waits = {5, 6, 7}, [0.0], []  # type: ignore[var-annotated]
     raw = Raw(bytes(1 << 20))
     read = raw.read
@@ -203,7 +244,7 @@ def test_pieces_grow_while_they_come_quickly(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_body_longer_than_allowed_ends_early() -> None:
     """Nothing beyond the ceiling is handed out."""
-    got: List[bytes] = []
+    got: list[bytes] = []
     current.limit = float("inf")
     with pytest.raises(NoAnswer, match="larger"):
         for piece in Stream(200, {}, Raw(bytes(100_000)), "plane").pieces(50_000):

@@ -1,9 +1,10 @@
-"""The table of contract section 7: every combination of its facts has the step that the table says."""
+"""The table of contract section 7: every combination of its facts has the step that the table
+says.
+"""
 
 from __future__ import annotations
 
 import itertools
-from typing import Optional
 
 import pytest
 
@@ -16,7 +17,8 @@ HERE, NONE, FOREIGN, UNREADABLE = State.HERE, State.NONE, State.FOREIGN, State.U
 FRESH, REFUSED, SPENT, NO = TokenClass.FRESH, TokenClass.REFUSED, TokenClass.SPENT, None
 OURS, OTHER, ABSENT = IntentState.OURS, IntentState.OTHER, IntentState.NONE
 
-# identity, token, intent, presented in this boot -> step (for a run that has handed off and erased all it can)
+# identity, token, intent, presented in this boot -> step (for a run that has handed off and erased
+# all it can)
 ROWS = [
     (HERE, ANY, ANY, ANY, Step.DONE),
     (NONE, FRESH, OURS, ANY, Step.ENROLL),
@@ -47,12 +49,16 @@ def matches(cell: object, value: object) -> bool:
     list(itertools.product(State, [None, *TokenClass], IntentState, [False, True])),
 )
 def test_every_combination_is_decided_by_one_row(
-    state: State, token: Optional[TokenClass], intent: IntentState, presented: bool
+    state: State, token: TokenClass | None, intent: IntentState, presented: bool
 ) -> None:
     """Exactly one row holds for any facts, and the decision is that row's."""
     rows = [
-        row[4] for row in ROWS
-        if matches(row[0], state) and matches(row[1], token) and matches(row[2], intent) and matches(row[3], presented)
+        row[4]
+        for row in ROWS
+        if matches(row[0], state)
+        and matches(row[1], token)
+        and matches(row[2], intent)
+        and matches(row[3], presented)
     ]
     assert len(rows) == 1
     facts = Facts(state, token, intent, handed_off=True, erased=True, presented=presented)
@@ -60,8 +66,10 @@ def test_every_combination_is_decided_by_one_row(
 
 
 @pytest.mark.parametrize("token", [None, *TokenClass])
-def test_an_identity_hands_off_first_then_erases_then_ends(token: Optional[TokenClass]) -> None:
-    """A crash between sealing and marking is settled first; then hand-off, erasing what is spent, done."""
+def test_an_identity_hands_off_first_then_erases_then_ends(token: TokenClass | None) -> None:
+    """A crash between sealing and marking is settled first; then hand-off, erasing what is spent,
+    done.
+    """
     spent = token is SPENT
     facts = {"identity": HERE, "token": token, "intent": ABSENT, "spent_here": spent}
     assert next_step(Facts(**{**facts, "intent": OURS}, settled=False)) is Step.SETTLE

@@ -1,11 +1,13 @@
-"""The deployments loop's decisions, by the clock: when the activator is asked, asked again, or never again."""
+"""The deployments loop's decisions, by the clock: when the activator is asked, asked again, or
+never again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import pytest
 
@@ -26,9 +28,21 @@ HANDED = Handover(
     "https://plane", "agt_1", Secret("k" * 20), proxy=None, org_id=None, project_id=None, environment_id=None, name=None,
     enrolled_at=None, expires_at=None, scopes=(),
 )  # fmt: skip
-WAITING = {"verdict": "waiting", "code": "clock_not_trusted", "deployment_id": "dep_1", "sequence": 1, "keys_version": 1}
+WAITING = {
+    "verdict": "waiting",
+    "code": "clock_not_trusted",
+    "deployment_id": "dep_1",
+    "sequence": 1,
+    "keys_version": 1,
+}
 UNKNOWN_KEY = {"verdict": "refused", "code": "unknown_key", "keys_version": 1}
-REFUSED = {"verdict": "refused", "code": "expired", "deployment_id": "dep_1", "sequence": 1, "keys_version": 1}
+REFUSED = {
+    "verdict": "refused",
+    "code": "expired",
+    "deployment_id": "dep_1",
+    "sequence": 1,
+    "keys_version": 1,
+}
 
 
 class Moment(Clock):
@@ -51,7 +65,7 @@ class Plane:
         self.clock, self.tags = clock, []  # type: ignore[var-annotated]
         self.status, self.body, self.tag, self.code = 200, b'{"envelope": 1}', '"one"', None  # type: ignore[var-annotated]
 
-    def latest(self, agent_id: str, key: Secret, *, tag: Optional[str]) -> Answer:
+    def latest(self, agent_id: str, key: Secret, *, tag: str | None) -> Answer:
         self.tags.append(tag)
         status = 304 if tag is not None and tag == self.tag and self.status == 200 else self.status
         body = self.body if status == 200 else b""
@@ -66,7 +80,7 @@ class Scene:
         self.layout, self.clock = Layout(root), Moment()
         (root / "var/lib/byteor/agent").mkdir(parents=True)
         self.plane, self.activator = Plane(self.clock), Decides(self.layout)
-        self.keys_wanted: List[float] = []
+        self.keys_wanted: list[float] = []
         self.start()
 
     def start(self) -> None:
@@ -85,13 +99,15 @@ class Scene:
             self.clock.now += 60.0
             self.loop.run_once()
 
-    def envelope(self) -> Optional[bytes]:
+    def envelope(self) -> bytes | None:
         path = self.layout.inbox / "envelope.json"
         return path.read_bytes() if path.exists() else None
 
     def ring(self, version: int) -> None:
         self.layout.activation.mkdir(exist_ok=True)
-        (self.layout.activation / "keyring.json").write_text(json.dumps({"v": 1, "version": version, "keys": []}))
+        (self.layout.activation / "keyring.json").write_text(
+            json.dumps({"v": 1, "version": version, "keys": []})
+        )
 
 
 @pytest.fixture
@@ -134,11 +150,16 @@ def test_a_plane_without_tags_costs_no_writing(scene: Scene) -> None:
     before = (scene.layout.inbox / "envelope.json").stat()
     scene.run(minutes=5)
     after = (scene.layout.inbox / "envelope.json").stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns) and scene.activator.asked == 1
+    assert (before.st_ino, before.st_mtime_ns) == (
+        after.st_ino,
+        after.st_mtime_ns,
+    ) and scene.activator.asked == 1
 
 
 def test_what_nothing_came_of_is_asked_again(scene: Scene) -> None:
-    """Answered, and neither wanted nor judged nor in progress: a journal was lost, and the next run makes up for it."""
+    """Answered, and neither wanted nor judged nor in progress: a journal was lost, and the next run
+    makes up for it.
+    """
     scene.activator.forgetful = True
     scene.run(minutes=3)
     assert 3 <= scene.activator.asked <= 4
@@ -150,7 +171,9 @@ def test_what_nothing_came_of_is_asked_again(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(204, None), (404, "no_deployment")])
-def test_what_is_assigned_no_longer_is_withdrawn(scene: Scene, status: int, code: Optional[str]) -> None:
+def test_what_is_assigned_no_longer_is_withdrawn(
+    scene: Scene, status: int, code: str | None
+) -> None:
     """What waited is not activated later; what comes back is looked at again."""
     scene.activator.verdicts = [WAITING]
     scene.run()
@@ -228,7 +251,9 @@ def test_a_clock_that_was_set_ends_the_waiting_at_once(scene: Scene) -> None:
 
 
 def test_an_unknown_key_makes_the_key_sets_loop_look_ever_more_rarely(scene: Scene) -> None:
-    """At once, after one minute, two, four: the plane's hints tell as well; the activator is asked when the ring changed."""
+    """At once, after one minute, two, four: the plane's hints tell as well; the activator is asked
+    when the ring changed.
+    """
     scene.ring(1)
     scene.activator.verdicts = [UNKNOWN_KEY]
     scene.run()  # its answer wakes the loop
@@ -309,7 +334,9 @@ def test_the_request_names_its_envelope_by_being_answered(scene: Scene) -> None:
     scene.layout.inbox.mkdir(parents=True)
     (scene.layout.inbox / "envelope.json").write_bytes(scene.plane.body)
     digest = hashlib.sha256(scene.plane.body).hexdigest()
-    (scene.layout.agent / "latest.json").write_text(json.dumps({"v": 1, "etag": '"one"', "envelope_sha256": digest}))
+    (scene.layout.agent / "latest.json").write_text(
+        json.dumps({"v": 1, "etag": '"one"', "envelope_sha256": digest})
+    )
     scene.run()
     assert scene.plane.tags == ['"one"'] and scene.activator.asked == 1
 
@@ -318,7 +345,7 @@ def test_no_clock_is_vouched_for_without_tls(scene: Scene) -> None:
     """Over plain http on loopback the plane's date proves nothing."""
     scene.inbox = Inbox(scene.layout, scene.activator, clock=scene.clock, over_tls=False)
     scene.inbox.heard(scene.clock.wall())
-    documents: Dict[str, Any] = {}
+    documents: dict[str, Any] = {}
     scene.inbox.request(lambda *_: None)
     documents.update(json.loads((scene.layout.inbox / "request.json").read_text()))
     assert documents["clock_offset_s"] is None

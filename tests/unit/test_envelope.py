@@ -13,13 +13,23 @@ from firstboot.identity import seal
 
 KEY = bytes(range(32))
 HEADER = {"provider": "file", "host": {"salt": "00ff", "datasource": "nocloud"}}
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner),
+    max_leaves=5,
+)
 SEALED = seal.seal(b"the plain text", key=KEY, purpose="test", header=HEADER)
 
 
-@given(st.binary(max_size=2000), st.binary(min_size=32, max_size=32), st.text(min_size=1),
-       st.dictionaries(st.text(), JSON, max_size=4))
-def test_what_was_sealed_opens(plain: bytes, key: bytes, purpose: str, header: dict[str, object]) -> None:
+@given(
+    st.binary(max_size=2000),
+    st.binary(min_size=32, max_size=32),
+    st.text(min_size=1),
+    st.dictionaries(st.text(), JSON, max_size=4),
+)
+def test_what_was_sealed_opens(
+    plain: bytes, key: bytes, purpose: str, header: dict[str, object]
+) -> None:
     """Any bytes, any header: the header is readable without the key, the content with it."""
     sealed = seal.seal(plain, key=key, purpose=purpose, header=header)
     assert seal.open(sealed, key=key, purpose=purpose) == plain
@@ -63,12 +73,22 @@ def test_garbage_is_refused_in_the_same_words(garbage: bytes) -> None:
         seal.unverified_header(garbage)
 
 
-@pytest.mark.parametrize("equivalent", [
-    SEALED + b"\n", b" " + SEALED, SEALED.rstrip(b"\n"), SEALED.replace(b"\n", b"\r\n"), SEALED.replace(b": 1", b":1"),
-    SEALED.replace(b'"v": 1', b'"v": 2'), SEALED.replace(b'"sealed"', b'"x": 1, "sealed"'),
-    SEALED.replace(b'"salt"', b'"\\u0073alt"'), SEALED[:-80] + SEALED[-80:].upper(),
-    json.dumps(json.loads(SEALED)).encode(),
-], ids=range(10))  # the nonce is fresh in every process that collects this
+@pytest.mark.parametrize(
+    "equivalent",
+    [
+        SEALED + b"\n",
+        b" " + SEALED,
+        SEALED.rstrip(b"\n"),
+        SEALED.replace(b"\n", b"\r\n"),
+        SEALED.replace(b": 1", b":1"),
+        SEALED.replace(b'"v": 1', b'"v": 2'),
+        SEALED.replace(b'"sealed"', b'"x": 1, "sealed"'),
+        SEALED.replace(b'"salt"', b'"\\u0073alt"'),
+        SEALED[:-80] + SEALED[-80:].upper(),
+        json.dumps(json.loads(SEALED)).encode(),
+    ],
+    ids=range(10),
+)  # the nonce is fresh in every process that collects this
 def test_another_spelling_of_the_same_json_does_not_open(equivalent: bytes) -> None:
     """The header is bound as its bytes stand in the file; another version is not guessed at."""
     assert equivalent != SEALED
@@ -76,8 +96,12 @@ def test_another_spelling_of_the_same_json_does_not_open(equivalent: bytes) -> N
 
 
 def test_header_and_content_of_two_files_do_not_mix() -> None:
-    """The sealed part of one host's file under another's header is refused, though the key is the same."""
-    other = seal.seal(b"the plain text", key=KEY, purpose="test", header={**HEADER, "provider": "host"})
+    """The sealed part of one host's file under another's header is refused, though the key is the
+    same.
+    """
+    other = seal.seal(
+        b"the plain text", key=KEY, purpose="test", header={**HEADER, "provider": "host"}
+    )
     cut, other_cut = SEALED.index(b'"nonce"'), other.index(b'"nonce"')
     refused(SEALED[:cut] + other[other_cut:])
     refused(other[:other_cut] + SEALED[cut:])
@@ -85,7 +109,9 @@ def test_header_and_content_of_two_files_do_not_mix() -> None:
 
 def test_every_seal_has_a_nonce_of_its_own() -> None:
     """The same content sealed twice has nothing in common but the header."""
-    nonces = {json.loads(seal.seal(b"", key=KEY, purpose="test", header={}))["nonce"] for _ in range(200)}
+    nonces = {
+        json.loads(seal.seal(b"", key=KEY, purpose="test", header={}))["nonce"] for _ in range(200)
+    }
     assert len(nonces) == 200
 
 
@@ -103,5 +129,7 @@ def test_it_is_aes_256_gcm_as_the_docstring_says() -> None:
 
     document = json.loads(SEALED)
     bound = SEALED[: SEALED.index(b'"nonce"')]
-    plain = AESGCM(KEY).decrypt(bytes.fromhex(document["nonce"]), bytes.fromhex(document["sealed"]), bound)
+    plain = AESGCM(KEY).decrypt(
+        bytes.fromhex(document["nonce"]), bytes.fromhex(document["sealed"]), bound
+    )
     assert plain == b"the plain text"

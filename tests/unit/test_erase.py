@@ -1,4 +1,6 @@
-"""Finding and overwriting copies: every encoding, the same length, still readable for cloud-init; the receipt's truth."""
+"""Finding and overwriting copies: every encoding, the same length, still readable for cloud-init;
+the receipt's truth.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,30 @@ FORMS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
     "gzip level 1": (lambda text: gzip.compress(text, 1), gzip.decompress),
     "base64": (base64.b64encode, base64.b64decode),
     "base64 wrapped": (base64.encodebytes, base64.b64decode),
-    "base64 of gzip": (lambda text: base64.b64encode(gzip.compress(text)), lambda b: gzip.decompress(base64.b64decode(b))),
-    "gzip of base64": (lambda text: gzip.compress(base64.b64encode(text)), lambda b: base64.b64decode(gzip.decompress(b))),
-    "pickled bytes": (lambda text: pickle.dumps({"raw": text, "n": [1]}), lambda b: pickle.loads(b)["raw"]),
-    "pickled text": (lambda text: pickle.dumps({"raw": text.decode()}, 2), lambda b: pickle.loads(b)["raw"].encode()),
-    "pickled gzip": (lambda text: pickle.dumps([gzip.compress(text), text]), lambda b: gzip.decompress(pickle.loads(b)[0])),
+    "base64 of gzip": (
+        lambda text: base64.b64encode(gzip.compress(text)),
+        lambda b: gzip.decompress(base64.b64decode(b)),
+    ),
+    "gzip of base64": (
+        lambda text: gzip.compress(base64.b64encode(text)),
+        lambda b: base64.b64decode(gzip.decompress(b)),
+    ),
+    "pickled bytes": (
+        lambda text: pickle.dumps({"raw": text, "n": [1]}),
+        lambda b: pickle.loads(b)["raw"],
+    ),
+    "pickled text": (
+        lambda text: pickle.dumps({"raw": text.decode()}, 2),
+        lambda b: pickle.loads(b)["raw"].encode(),
+    ),
+    "pickled gzip": (
+        lambda text: pickle.dumps([gzip.compress(text), text]),
+        lambda b: gzip.decompress(pickle.loads(b)[0]),
+    ),
     "yaml write_files gz+b64": (
-        lambda text: yaml.safe_dump({"write_files": [{"content": base64.b64encode(gzip.compress(text)).decode()}]}).encode(),
+        lambda text: yaml.safe_dump(
+            {"write_files": [{"content": base64.b64encode(gzip.compress(text)).decode()}]}
+        ).encode(),
         lambda b: gzip.decompress(base64.b64decode(yaml.safe_load(b)["write_files"][0]["content"])),
     ),
     "json escaped lines": (
@@ -62,7 +81,9 @@ FORMS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_found_and_keeps_its_length_and_its_meaning(form: str) -> None:
-    """Packed, redacted, unpacked: the same text but for x, the same length, and nothing left to find."""
+    """Packed, redacted, unpacked: the same text but for x, the same length, and nothing left to
+    find.
+    """
     pack, unpack = FORMS[form]
     packed = pack(TEXT)
     clean, counts = redact(packed, [TOKEN])
@@ -78,7 +99,9 @@ def test_every_form_is_found_and_keeps_its_length_and_its_meaning(form: str) -> 
     after=st.binary(max_size=300),
     form=st.sampled_from(["raw", "gzip", "base64", "base64 wrapped"]),
 )
-def test_the_token_is_found_at_any_offset_in_any_surroundings(before: bytes, after: bytes, form: str) -> None:
+def test_the_token_is_found_at_any_offset_in_any_surroundings(
+    before: bytes, after: bytes, form: str
+) -> None:
     """All three alignments of base64, and whatever stands beside the token."""
     pack, unpack = FORMS[form]
     text = before + TOKEN + after
@@ -102,14 +125,20 @@ def test_a_mime_part_in_base64_keeps_its_line_wraps() -> None:
     message = mime(TEXT, "base64")
     clean, _ = redact(message, [TOKEN])
     assert len(clean) == len(message)
-    assert [len(line) for line in clean.split(b"\n")] == [len(line) for line in message.split(b"\n")]
+    assert [len(line) for line in clean.split(b"\n")] == [
+        len(line) for line in message.split(b"\n")
+    ]
 
 
 @pytest.mark.parametrize("form", ["raw", "gzip", "base64", "base64 of gzip", "pickled gzip"])
 def test_a_token_known_only_by_its_mark_is_recognised(form: str) -> None:
-    """Later boots have the mark and the length, and find the token in any form and beside any punctuation."""
+    """Later boots have the mark and the length, and find the token in any form and beside any
+    punctuation.
+    """
     data = FORMS[form][0](b'runcmd: ["echo", "' + TOKEN + b'"], ' + os.urandom(50).hex().encode())
-    assert recognise(data, lengths=frozenset({len(TOKEN)}), known=lambda word: word == TOKEN) == {TOKEN}
+    assert recognise(data, lengths=frozenset({len(TOKEN)}), known=lambda word: word == TOKEN) == {
+        TOKEN
+    }
 
 
 # -- on a tree
@@ -139,7 +168,11 @@ def test_files_are_overwritten_on_their_own_blocks(tmp_path: Path) -> None:
     before = path.stat()
     assert set(results(layout).values()) == {"overwritten"}
     after = path.stat()
-    assert (before.st_ino, before.st_size, before.st_mode) == (after.st_ino, after.st_size, after.st_mode)
+    assert (before.st_ino, before.st_size, before.st_mode) == (
+        after.st_ino,
+        after.st_size,
+        after.st_mode,
+    )
     assert pickle.loads(path.read_bytes())["u"] == TEXT.replace(TOKEN, X)
 
 
@@ -150,8 +183,12 @@ def test_what_a_later_stage_runs_is_pending_until_cloud_init_has_finished(tmp_pa
     script = layout.cloud / "instances/iid-1/scripts/runcmd"
     assert TOKEN in script.read_bytes()
     lengths = frozenset({len(TOKEN)})
-    receipt = erase(layout, [], now=1.7e9, finished=True, lengths=lengths, known=lambda word: word == TOKEN)
-    assert [copy.path for copy in receipt.copies] == ["/var/lib/cloud/instances/iid-1/scripts/runcmd"]
+    receipt = erase(
+        layout, [], now=1.7e9, finished=True, lengths=lengths, known=lambda word: word == TOKEN
+    )
+    assert [copy.path for copy in receipt.copies] == [
+        "/var/lib/cloud/instances/iid-1/scripts/runcmd"
+    ]
     assert TOKEN not in script.read_bytes()
     assert len(receipt.history) == 3
 
@@ -191,12 +228,16 @@ def test_a_copy_that_stays_is_said(tmp_path: Path) -> None:
         receipt = erase(layout, [TOKEN], now=1.7e9, finished=True)
         assert receipt.remaining == ["/var/lib/cloud/instances/iid-1/user-data.txt"]
         stored = json.loads(layout.erasure.read_text())
-        assert [copy["result"] for copy in stored["copies"] if copy["path"].endswith("user-data.txt")] == ["remains"]
+        assert [
+            copy["result"] for copy in stored["copies"] if copy["path"].endswith("user-data.txt")
+        ] == ["remains"]
     finally:
         subprocess.run(["chattr", "-i", str(path)], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root opens any file, whatever its mode: run as another user")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root opens any file, whatever its mode: run as another user"
+)
 def test_a_read_only_file_of_ones_own_is_overwritten_without_root(tmp_path: Path) -> None:
     """obj.pkl is 0400: on a tree of their own people are not root, and its mode stays as it was."""
     path = tmp_path / "obj.pkl"
@@ -222,7 +263,10 @@ def test_the_receipt_is_private_and_never_holds_a_token(tmp_path: Path) -> None:
     assert [copy["path"] for copy in again["history"]] == [copy["path"] for copy in first["copies"]]
 
 
-@pytest.mark.parametrize(("line", "said"), [("DataSourceEc2: DataSourceEc2Local", 1), ("DataSourceNoCloud: x", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("DataSourceEc2: DataSourceEc2Local", 1), ("DataSourceNoCloud: x", 0), ("", 0)],
+)
 def test_a_datasource_that_fetches_again_is_said(tmp_path: Path, line: str, said: int) -> None:
     """What a metadata service serves at every boot is no failure of ours, and no secret."""
     layout = host(tmp_path)

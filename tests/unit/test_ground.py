@@ -26,7 +26,14 @@ CANARY = "bet_canary_0123456789abcdef"
 def test_a_secret_never_shows_itself() -> None:
     """str, repr, format, containers and f-strings print the mask; pickle and JSON refuse."""
     secret = Secret(CANARY)
-    for shown in (str(secret), repr(secret), f"{secret}", f"{secret!r}", str([secret]), str({"k": secret})):
+    for shown in (
+        str(secret),
+        repr(secret),
+        f"{secret}",
+        f"{secret!r}",
+        str([secret]),
+        str({"k": secret}),
+    ):
         assert CANARY not in shown
     with pytest.raises(TypeError):
         pickle.dumps(secret)
@@ -58,7 +65,9 @@ def test_a_write_is_private_whole_and_leaves_nothing_beside(tmp_path: Path) -> N
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    """A disk that is full (or a size limit) leaves the old bytes and no litter, and says what is wrong."""
+    """A disk that is full (or a size limit) leaves the old bytes and no litter, and says what is
+    wrong.
+    """
     import resource
     import subprocess
     import sys
@@ -73,7 +82,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         "try: files.write(Path(sys.argv[1]), b'x' * 100)\n"
         "except LocalFault as e: print(e)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    ).stdout
     assert "cannot write" in said
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["f"]
@@ -81,7 +92,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_reading_follows_no_link_and_stops_at_its_limit(tmp_path: Path) -> None:
-    """A link, a FIFO, a directory and a file that is too large are refused; an absent one is None."""
+    """A link, a FIFO, a directory and a file that is too large are refused; an absent one is
+    None.
+    """
     target = tmp_path / "target"
     target.write_bytes(b"x" * 100)
     (tmp_path / "link").symlink_to(target)
@@ -110,7 +123,9 @@ def test_a_secret_is_read_from_a_private_file_only(tmp_path: Path, spoil: str) -
         files.read(path, limit=10, private_to=owner)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"a":1}', b'{"v":"1"}', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"a":1}', b'{"v":"1"}', b"\xff\xfe", b"[" * 100_000]
+)
 def test_a_damaged_json_file_is_corrupt_and_not_none(tmp_path: Path, content: bytes) -> None:
     """Damage is an error of its own, so that nobody takes it for absence."""
     path = tmp_path / "f.json"
@@ -152,7 +167,9 @@ def test_a_lock_excludes_and_gives_up_in_time(tmp_path: Path) -> None:
         assert (tmp_path / "lock").exists()
 
 
-@pytest.mark.parametrize("name", ["/var/lib/byteor", "/var/lib/byteor/identity", "/var/lib/cloud", "/run/byteor-agent"])
+@pytest.mark.parametrize(
+    "name", ["/var/lib/byteor", "/var/lib/byteor/identity", "/var/lib/cloud", "/run/byteor-agent"]
+)
 def test_a_root_that_links_our_directories_away_is_not_left(tmp_path: Path, name: str) -> None:
     """A hostile image with /var/lib/byteor -> /etc gets DIR/etc written, never the system's."""
     root = tmp_path / "root"
@@ -161,12 +178,21 @@ def test_a_root_that_links_our_directories_away_is_not_left(tmp_path: Path, name
     path.symlink_to(tmp_path / "outside")
     (tmp_path / "outside").mkdir()
     layout = Layout(root)
-    for place in (layout.settings, layout.intent, layout.set_aside, layout.agent_state, layout.agent_status, layout.cloud):
+    for place in (
+        layout.settings,
+        layout.intent,
+        layout.set_aside,
+        layout.agent_state,
+        layout.agent_status,
+        layout.cloud,
+    ):
         assert root in place.resolve().parents or not str(place).startswith(str(path)), place
 
 
 def test_links_inside_a_root_stay_inside(tmp_path: Path) -> None:
-    """An absolute link and a climbing one resolve under the root, as chroot would; a loop is an error."""
+    """An absolute link and a climbing one resolve under the root, as chroot would; a loop is an
+    error.
+    """
     (tmp_path / "var/real").mkdir(parents=True)
     (tmp_path / "var/real/f").write_text("inside")
     (tmp_path / "absolute").symlink_to("/var/real")
@@ -183,7 +209,9 @@ def test_links_inside_a_root_stay_inside(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 40), st.one_of(st.none(), st.floats(-10, 1e6)))
-def test_a_pause_is_within_its_ceiling_and_never_sooner_than_asked(failures: int, retry_after: float | None) -> None:
+def test_a_pause_is_within_its_ceiling_and_never_sooner_than_asked(
+    failures: int, retry_after: float | None
+) -> None:
     """Full jitter under the cap; a believable Retry-After is a floor, an absurd one is ignored."""
     backoff = Backoff(1.0, 60.0, failures)
     delay = backoff.next_delay(random.Random(failures), retry_after)
@@ -202,7 +230,9 @@ def test_dates_round_trip() -> None:
         from_rfc3339("2026-01-01T00:00:00")
 
 
-def test_systemd_is_told_through_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_told_through_its_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """READY=1 arrives at NOTIFY_SOCKET; the watchdog period is read for this process only."""
     import socket
 
@@ -217,8 +247,12 @@ def test_systemd_is_told_through_its_socket(tmp_path: Path, monkeypatch: pytest.
     assert systemd.watchdog_s() is None
 
 
-def test_a_bug_is_one_line_without_values(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that nobody foresaw: its kind and place, never its text, and exit code 1 for the process."""
+def test_a_bug_is_one_line_without_values(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that nobody foresaw: its kind and place, never its text, and exit code 1 for the
+    process.
+    """
     from firstboot import cli
 
     monkeypatch.setattr(cli, "_status", lambda arguments: {}[CANARY])

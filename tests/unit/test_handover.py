@@ -52,7 +52,9 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.mark.parametrize("handed", [HANDED, BARE], ids=["full", "bare"])
 def test_what_is_handed_over_is_taken_once(layout: Layout, handed: Handover) -> None:
-    """0400 in a directory made 0755; after the first take there is nothing left, not even a temporary file."""
+    """0400 in a directory made 0755; after the first take there is nothing left, not even a
+    temporary file.
+    """
     assert handover.take(layout) is None
     handover.write(layout, handed)
     assert stat.S_IMODE(layout.handover.stat().st_mode) == 0o400
@@ -68,7 +70,14 @@ def test_what_is_shown_holds_no_secret() -> None:
     shown = json.dumps(HANDED.shown())
     assert KEY_CANARY not in shown
     assert "proxy" not in shown
-    assert {"agent_id", "api_base_url", "name", "environment_id", "enrolled_at", "expires_at"} <= set(HANDED.shown())
+    assert {
+        "agent_id",
+        "api_base_url",
+        "name",
+        "environment_id",
+        "enrolled_at",
+        "expires_at",
+    } <= set(HANDED.shown())
     assert KEY_CANARY not in repr(HANDED)
 
 
@@ -80,8 +89,12 @@ def test_a_stale_hand_over_is_replaced(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("planted", ["symbolic link", "hard link", "open file", "fifo"])
-def test_root_writes_through_nothing_that_the_agent_planted(layout: Layout, tmp_path: Path, planted: str) -> None:
-    """The directory is the agent's: whatever stands in the file's place is unlinked, not written through."""
+def test_root_writes_through_nothing_that_the_agent_planted(
+    layout: Layout, tmp_path: Path, planted: str
+) -> None:
+    """The directory is the agent's: whatever stands in the file's place is unlinked, not written
+    through.
+    """
     layout.agent_run.mkdir(parents=True)
     target = tmp_path / "target"
     target.write_bytes(b"untouched")
@@ -106,7 +119,9 @@ def test_root_writes_through_nothing_that_the_agent_planted(layout: Layout, tmp_
 
 
 def test_a_directory_that_is_a_link_is_not_followed(layout: Layout, tmp_path: Path) -> None:
-    """/run/byteor-agent replaced by a link out of the root: it is resolved inside, and nothing is written there."""
+    """/run/byteor-agent replaced by a link out of the root: it is resolved inside, and nothing is
+    written there.
+    """
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     layout.agent_run.parent.mkdir(parents=True)
@@ -163,8 +178,8 @@ def test_the_agents_user_owns_directory_and_file_and_takes_it(layout: Layout) ->
         assert (path.stat().st_uid, path.stat().st_gid) == (NOBODY, NOBODY)
     assert stat.S_IMODE(layout.handover.stat().st_mode) == 0o400
     os.chmod(layout.root, 0o755)
-    # Relative to the working directory, as the directories above are closed to other users; and root is
-    # given up after the imports, since the interpreter may lie in root's home.
+    # Relative to the working directory, as the directories above are closed to other users; and
+    # root is given up after the imports, since the interpreter may lie in root's home.
     code = f"""
 import os
 from pathlib import Path
@@ -175,7 +190,12 @@ handed = take(Layout(Path(".")))
 print(handed.agent_id, handed.api_key.reveal())
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=layout.root, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=layout.root,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.split() == ["agt_1", KEY_CANARY], done.stderr
     assert not layout.handover.exists()
@@ -193,7 +213,9 @@ def test_a_file_of_another_user_is_not_taken(layout: Layout, owner: int) -> None
 
 @pytest.mark.parametrize("how", ["mode", "link", "hard link", "fifo", "too large"])
 def test_a_file_that_is_not_unseals_is_not_taken(layout: Layout, how: str) -> None:
-    """Readable by others, a link, two links, a FIFO, without end: refused soon, without following or hanging."""
+    """Readable by others, a link, two links, a FIFO, without end: refused soon, without following
+    or hanging.
+    """
     handover.write(layout, HANDED)
     other = layout.agent_run / "other"
     if how == "mode":
@@ -219,12 +241,24 @@ def test_a_file_that_is_not_unseals_is_not_taken(layout: Layout, how: str) -> No
 GOOD = {**HANDED.shown(), "v": 1, "api_key": KEY_CANARY, "proxy": None}
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"null", b"[]", b"{}", json.dumps(GOOD).encode()[:-3], json.dumps({**GOOD, "v": 2}).encode(), b"\xff",
-    b"[" * 60000,
-    *[json.dumps({**GOOD, name: 7}).encode() for name in GOOD if name != "v"],
-    *[json.dumps({**GOOD, name: ""}).encode() for name in ("api_key", "agent_id", "api_base_url")],
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        json.dumps(GOOD).encode()[:-3],
+        json.dumps({**GOOD, "v": 2}).encode(),
+        b"\xff",
+        b"[" * 60000,
+        *[json.dumps({**GOOD, name: 7}).encode() for name in GOOD if name != "v"],
+        *[
+            json.dumps({**GOOD, name: ""}).encode()
+            for name in ("api_key", "agent_id", "api_base_url")
+        ],
+    ],
+)
 def test_a_damaged_hand_over_is_said_and_gone(layout: Layout, data: bytes) -> None:
     """One sentence with a hint and without the key; the next start asks for a fresh one."""
     layout.agent_run.mkdir(parents=True)
@@ -238,7 +272,9 @@ def test_a_damaged_hand_over_is_said_and_gone(layout: Layout, data: bytes) -> No
     assert not layout.handover.exists()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.text(min_size=1), st.lists(st.text(min_size=1), max_size=3))
 def test_any_text_travels(layout: Layout, text: str, scopes: list[str]) -> None:
     """A key or name is whatever the plane gave."""
@@ -258,6 +294,13 @@ def test_unknown_fields_are_ignored(layout: Layout) -> None:
 def test_the_hand_over_loads_no_cryptography() -> None:
     """What the resident agent imports stays free of keys and parsers that it does not need."""
     code = "import sys, firstboot.exchange.handover; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                             env=ENVIRONMENT).stdout.split()
-    assert not {"cryptography", "yaml", "requests", "firstboot.identity.store", "firstboot.identity.sealkey"} & set(modules)
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    ).stdout.split()
+    assert not {
+        "cryptography",
+        "yaml",
+        "requests",
+        "firstboot.identity.store",
+        "firstboot.identity.sealkey",
+    } & set(modules)

@@ -1,4 +1,6 @@
-"""Which host this is: the rule of contract section 6 as a table, and the facts as real files give them."""
+"""Which host this is: the rule of contract section 6 as a table, and the facts as real files give
+them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,15 @@ from hypothesis import strategies as st
 import firstboot
 from firstboot.base.layout import Layout
 from firstboot.identity import host
-from firstboot.identity.host import HostFacts, Match, compare, fingerprint, foreign, host_facts, same_machine_id
+from firstboot.identity.host import (
+    HostFacts,
+    Match,
+    compare,
+    fingerprint,
+    foreign,
+    host_facts,
+    same_machine_id,
+)
 
 SAME, DIFFERENT, ABSENT = Match.SAME, Match.DIFFERENT, Match.ABSENT
 
@@ -28,10 +37,15 @@ UUID = "4c4c4544-0042-3510-8051-b4c04f4b5831"
 OTHER_UUID = "ec2aa6b3-1a2b-4c5d-9e0f-112233445566"
 HERE = HostFacts(MACHINE, True, "i-0abc", "ec2", UUID.replace("-", ""))
 
-# machine-id, instance id, product UUID, the platform assigns instance ids -> foreign. All 54 combinations.
+# machine-id, instance id, product UUID, the platform assigns instance ids -> foreign. All 54
+# combinations.
 TABLE = {
-    **{(DIFFERENT, instance, product, platform): True
-       for instance in Match for product in Match for platform in (True, False)},
+    **{
+        (DIFFERENT, instance, product, platform): True
+        for instance in Match
+        for product in Match
+        for platform in (True, False)
+    },
     (SAME, SAME, SAME, True): False,
     (SAME, SAME, SAME, False): False,
     (SAME, SAME, DIFFERENT, True): False,
@@ -70,7 +84,17 @@ TABLE = {
     (ABSENT, ABSENT, ABSENT, False): False,
 }
 
-AUTHORED = ("nocloud", "configdrive", "lxd", "vmware", "ovf", "maas", "opennebula", "none", "unknown")
+AUTHORED = (
+    "nocloud",
+    "configdrive",
+    "lxd",
+    "vmware",
+    "ovf",
+    "maas",
+    "opennebula",
+    "none",
+    "unknown",
+)
 
 
 def test_the_table_names_every_combination() -> None:
@@ -78,7 +102,9 @@ def test_the_table_names_every_combination() -> None:
     assert len(TABLE) == 3 * 3 * 3 * 2
 
 
-@pytest.mark.parametrize(("row", "expected"), TABLE.items(), ids=lambda value: str(value) if value is True else None)
+@pytest.mark.parametrize(
+    ("row", "expected"), TABLE.items(), ids=lambda value: str(value) if value is True else None
+)
 def test_the_rule(row: tuple[Match, Match, Match, bool], expected: bool) -> None:
     """Each row of the table; a foreign host says why, another has nothing to explain."""
     machine_id, instance_id, product_uuid, platform = row
@@ -87,13 +113,20 @@ def test_the_rule(row: tuple[Match, Match, Match, bool], expected: bool) -> None
     assert bool(verdict.why) is expected
 
 
-def facts_for(machine_id: Match, instance_id: Match, product_uuid: Match, datasource: str) -> HostFacts:
-    def pick(match: Match, same: Optional[str], other: str) -> Optional[str]:
+def facts_for(
+    machine_id: Match, instance_id: Match, product_uuid: Match, datasource: str
+) -> HostFacts:
+    def pick(match: Match, same: str | None, other: str) -> str | None:
         return {SAME: same, DIFFERENT: other, ABSENT: None}[match]
 
     machine = pick(machine_id, HERE.machine_id, OTHER_MACHINE)
-    return HostFacts(machine, machine is not None, pick(instance_id, "i-0abc", "i-0def"), datasource,
-                     pick(product_uuid, HERE.product_uuid, OTHER_UUID.replace("-", "")))
+    return HostFacts(
+        machine,
+        machine is not None,
+        pick(instance_id, "i-0abc", "i-0def"),
+        datasource,
+        pick(product_uuid, HERE.product_uuid, OTHER_UUID.replace("-", "")),
+    )
 
 
 @pytest.mark.parametrize("datasource", [*sorted(host.PLATFORMS), *AUTHORED])
@@ -109,10 +142,13 @@ def test_a_fingerprint_compares_as_the_rule_says_for_every_datasource(datasource
 
 
 @pytest.mark.parametrize(
-    ("then", "now"), [("ec2", "openstack"), ("openstack", "ec2"), ("ec2", "nocloud"), ("unknown", "ec2")]
+    ("then", "now"),
+    [("ec2", "openstack"), ("openstack", "ec2"), ("ec2", "nocloud"), ("unknown", "ec2")],
 )
 def test_ids_of_two_datasources_are_not_compared_alone(then: str, now: str) -> None:
-    """One OpenStack instance has two ids, one for each datasource: the product UUID must differ as well."""
+    """One OpenStack instance has two ids, one for each datasource: the product UUID must differ as
+    well.
+    """
     stored = fingerprint(replace(HERE, datasource=then))
     moved = replace(HERE, datasource=now, instance_id="b2f1c3c4")
     assert not compare(stored, moved).foreign
@@ -128,13 +164,20 @@ def test_a_machine_id_that_is_not_committed_is_no_evidence() -> None:
 
 
 def test_only_a_certainly_equal_machine_id_lets_systemd_creds_run() -> None:
-    """Different, absent, damaged: no; an uncommitted one that is equal: yes, since systemd-creds looks no further."""
+    """Different, absent, damaged: no; an uncommitted one that is equal: yes, since systemd-creds
+    looks no further.
+    """
     stored = fingerprint(HERE)
     assert same_machine_id(stored, HERE)
     assert same_machine_id(stored, replace(HERE, committed=False))
     for now in (replace(HERE, machine_id=OTHER_MACHINE), replace(HERE, machine_id=None)):
         assert not same_machine_id(stored, now)
-    for damaged in ({}, {**stored, "salt": 5}, {**stored, "salt": "zz"}, {**stored, "machine_id": []}):
+    for damaged in (
+        {},
+        {**stored, "salt": 5},
+        {**stored, "salt": "zz"},
+        {**stored, "machine_id": []},
+    ):
         assert not same_machine_id(damaged, HERE)
 
 
@@ -147,8 +190,12 @@ def test_a_fingerprint_shows_no_fact_and_never_looks_the_same_twice() -> None:
     assert not set(taken.values()) & set(fingerprint(azure).values()) - {"ec2"}
 
 
-@given(st.dictionaries(st.sampled_from(["salt", "datasource", "machine_id", "instance_id", "product_uuid", "x"]),
-                       st.one_of(st.none(), st.text(max_size=40), st.integers(), st.lists(st.text()))))
+@given(
+    st.dictionaries(
+        st.sampled_from(["salt", "datasource", "machine_id", "instance_id", "product_uuid", "x"]),
+        st.one_of(st.none(), st.text(max_size=40), st.integers(), st.lists(st.text())),
+    )
+)
 def test_a_damaged_fingerprint_is_said_and_never_crashes(stored: dict[str, object]) -> None:
     """Whatever JSON stands there: a verdict or ValueError."""
     try:
@@ -172,7 +219,11 @@ def tree(tmp_path: Path) -> Path:
     put(tmp_path, "/etc/machine-id", MACHINE + "\n")
     put(tmp_path, "/run/cloud-init/.instance-id", "i-0abc\n")
     put(tmp_path, "/var/lib/cloud/data/instance-id", "i-old\n")
-    put(tmp_path, "/var/lib/cloud/instances/i-0abc/datasource", "DataSourceEc2Local: DataSourceEc2Local\n")
+    put(
+        tmp_path,
+        "/var/lib/cloud/instances/i-0abc/datasource",
+        "DataSourceEc2Local: DataSourceEc2Local\n",
+    )
     (tmp_path / "var/lib/cloud/instance").symlink_to("/var/lib/cloud/instances/i-0abc")
     put(tmp_path, "/run/cloud-init/cloud-id-aws", "aws\n")
     (tmp_path / "run/cloud-init/cloud-id").symlink_to("/run/cloud-init/cloud-id-aws")
@@ -181,7 +232,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_the_facts_of_a_tree_are_that_trees(tree: Path) -> None:
-    """Under --root every fact comes from DIR, through its absolute links; nothing of this machine is seen."""
+    """Under --root every fact comes from DIR, through its absolute links; nothing of this machine
+    is seen.
+    """
     facts = host_facts(Layout(tree))
     assert facts == replace(HERE, product_uuid=facts.product_uuid)
     assert facts.product_uuid is not None
@@ -202,33 +255,51 @@ def test_an_instance_id_that_cloud_init_made_up_is_absent(tree: Path, text: str)
     assert host_facts(Layout(tree)).instance_id is None
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("DataSourceNoCloud: DataSourceNoCloud [seed=/dev/sr0][dsmode=net]", "nocloud"),
-    ("DataSourceNoCloudNet: DataSourceNoCloudNet [seed=…]", "nocloud"),
-    ("DataSourceConfigDrive: DataSourceConfigDrive [net,ver=2][source=/dev/sr0]", "configdrive"),
-    ("DataSourceGCELocal: DataSourceGCELocal", "gce"),
-    ("DataSourceAzure: DataSourceAzure [seed=/dev/sr0]", "azure"),
-    ("DataSourceOpenStackLocal: DataSourceOpenStackLocal [net,ver=2]", "openstack"),
-    ("DataSourceNone: DataSourceNone", "none"),
-    ("nonsense", "ec2"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DataSourceNoCloud: DataSourceNoCloud [seed=/dev/sr0][dsmode=net]", "nocloud"),
+        ("DataSourceNoCloudNet: DataSourceNoCloudNet [seed=…]", "nocloud"),
+        (
+            "DataSourceConfigDrive: DataSourceConfigDrive [net,ver=2][source=/dev/sr0]",
+            "configdrive",
+        ),
+        ("DataSourceGCELocal: DataSourceGCELocal", "gce"),
+        ("DataSourceAzure: DataSourceAzure [seed=/dev/sr0]", "azure"),
+        ("DataSourceOpenStackLocal: DataSourceOpenStackLocal [net,ver=2]", "openstack"),
+        ("DataSourceNone: DataSourceNone", "none"),
+        ("nonsense", "ec2"),
+    ],
+)
 def test_the_datasource_is_named_without_its_stage(tree: Path, text: str, expected: str) -> None:
     """Local or net, it is one datasource; without its file cloud-id says it (aws is Ec2)."""
     put(tree, "/var/lib/cloud/instances/i-0abc/datasource", text + "\n")
     assert host_facts(Layout(tree)).datasource == expected
 
 
-@pytest.mark.parametrize("text", ["", "uninitialized\n", MACHINE[:-1], MACHINE.upper(), "0\n", "x" * 32, "\0" * 32])
+@pytest.mark.parametrize(
+    "text", ["", "uninitialized\n", MACHINE[:-1], MACHINE.upper(), "0\n", "x" * 32, "\0" * 32]
+)
 def test_a_machine_id_that_is_none_is_neither_there_nor_committed(tree: Path, text: str) -> None:
-    """machine-id(5): empty before the first boot, "uninitialized" on a read-only root; damaged counts as absent."""
+    """machine-id(5): empty before the first boot, "uninitialized" on a read-only root; damaged
+    counts as absent.
+    """
     put(tree, "/etc/machine-id", text)
     facts = host_facts(Layout(tree))
     assert (facts.machine_id, facts.committed) == (None, False)
 
 
-@pytest.mark.parametrize("text", ["00000000-0000-0000-0000-000000000000", "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
-                                  "03000200-0400-0500-0006-000700080009", "00020003-0004-0005-0006-000700080009",
-                                  "Not Settable", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "00000000-0000-0000-0000-000000000000",
+        "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+        "03000200-0400-0500-0006-000700080009",
+        "00020003-0004-0005-0006-000700080009",
+        "Not Settable",
+        "",
+    ],
+)
 def test_a_product_uuid_that_a_firmware_left_unset_is_absent(tree: Path, text: str) -> None:
     """Thousands of boards share these."""
     put(tree, "/sys/class/dmi/id/product_uuid", text)
@@ -255,20 +326,31 @@ def test_a_fact_that_cannot_be_read_is_absent(tree: Path) -> None:
     assert facts.product_uuid is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts need root and unshare")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts need root and unshare"
+)
 @pytest.mark.parametrize(("device", "committed"), [("tmpfs", False), ("same", True)])
-def test_a_machine_id_that_is_mounted_from_elsewhere_is_not_committed(tree: Path, device: str, committed: bool) -> None:
-    """systemd lays a transient machine-id over a read-only /etc; a bind mount from the same disk is there to stay."""
+def test_a_machine_id_that_is_mounted_from_elsewhere_is_not_committed(
+    tree: Path, device: str, committed: bool
+) -> None:
+    """systemd lays a transient machine-id over a read-only /etc; a bind mount from the same disk is
+    there to stay.
+    """
     script = f"""set -e
         mount -t tmpfs none {tree}/run
-        source={tree}/{'run/machine-id' if device == 'tmpfs' else 'etc/other'}
+        source={tree}/{"run/machine-id" if device == "tmpfs" else "etc/other"}
         echo {OTHER_MACHINE} > $source
         mount --bind $source {tree}/etc/machine-id
         exec {sys.executable} -c 'from firstboot.identity.host import *; from pathlib import Path
 facts = host_facts(Layout(Path("{tree}"))); print(facts.machine_id, facts.committed)'"""
-    done = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", script], capture_output=True,
-                          text=True, timeout=60, check=False,
-                          env={**os.environ, "PYTHONPATH": str(Path(firstboot.__file__).parents[1])})
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(firstboot.__file__).parents[1])},
+    )
     assert done.stdout.split() == [OTHER_MACHINE, str(committed)], done.stderr
 
 
@@ -284,6 +366,11 @@ def test_a_host_name_is_short_and_a_trees_own(tree: Path) -> None:
 def test_host_facts_load_neither_cryptography_nor_yaml() -> None:
     """The clone check costs nothing but the standard library."""
     code = "import sys, firstboot.identity.host, firstboot.identity.store; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                             env={**os.environ, "PYTHONPATH": str(Path(firstboot.__file__).parents[1])}).stdout.split()
+    modules = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(firstboot.__file__).parents[1])},
+    ).stdout.split()
     assert not {"cryptography", "yaml", "requests"} & set(modules)

@@ -1,4 +1,5 @@
-"""The sealed identity on real files: whose it is, what opens it, and what is left when a run is cut.
+"""The sealed identity on real files: whose it is, what opens it, and what is left when a run is
+cut.
 
 The host's own key, `systemd-creds`, is in test_sealkey; the rule for clones is in test_hostfacts.
 """
@@ -10,7 +11,7 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Dict, Tuple
+from typing import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -57,12 +58,16 @@ def layout(tmp_path: Path) -> Layout:
     made = Layout(tmp_path)
     put(made, "/etc/machine-id", MACHINE + "\n")
     put(made, "/run/cloud-init/.instance-id", "iid-1\n")
-    put(made, "/var/lib/cloud/instance/datasource", "DataSourceNoCloud: DataSourceNoCloud [seed=/dev/sr0]\n")
+    put(
+        made,
+        "/var/lib/cloud/instance/datasource",
+        "DataSourceNoCloud: DataSourceNoCloud [seed=/dev/sr0]\n",
+    )
     put(made, "/sys/class/dmi/id/product_uuid", "4c4c4544-0042-3510-8051-b4c04f4b5831\n")
     return made
 
 
-def tree(layout: Layout) -> Dict[str, Tuple[int, int, int, bytes]]:
+def tree(layout: Layout) -> dict[str, tuple[int, int, int, bytes]]:
     """Every file of ours with inode, time, mode and bytes; and the directories' times."""
     found = {}
     for path in sorted(layout.state.rglob("*")):
@@ -118,6 +123,7 @@ def both(*changes: Change) -> Change:
     def apply(layout: Layout) -> None:
         for one in changes:
             one(layout)
+
     return apply
 
 
@@ -127,20 +133,29 @@ PRODUCT_UUID = change("/sys/class/dmi/id/product_uuid", "ec2aa6b3-1a2b-4c5d-9e0f
 EC2 = change("/var/lib/cloud/instance/datasource", "DataSourceEc2Local: DataSourceEc2Local")
 
 
-@pytest.mark.parametrize(("before", "after", "state"), [
-    (both(), MACHINE_ID, State.FOREIGN),
-    (both(), INSTANCE_ID, State.HERE),
-    (both(), PRODUCT_UUID, State.HERE),
-    (both(), both(INSTANCE_ID, PRODUCT_UUID), State.FOREIGN),
-    (EC2, INSTANCE_ID, State.FOREIGN),
-    (EC2, PRODUCT_UUID, State.HERE),
-    (both(), both(change("/run/cloud-init/.instance-id", "iid-datasource-none"), PRODUCT_UUID), State.HERE),
-    (both(), change("/etc/machine-id", "uninitialized\n"), State.HERE),
-    (both(), change("/etc/machine-id", ""), State.HERE),
-    (change("/etc/machine-id", ""), MACHINE_ID, State.HERE),
-    (both(), change("/etc/hostname", "renamed"), State.HERE),
-])
-def test_a_clone_is_told_from_a_reboot(layout: Layout, before: Change, after: Change, state: State) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "state"),
+    [
+        (both(), MACHINE_ID, State.FOREIGN),
+        (both(), INSTANCE_ID, State.HERE),
+        (both(), PRODUCT_UUID, State.HERE),
+        (both(), both(INSTANCE_ID, PRODUCT_UUID), State.FOREIGN),
+        (EC2, INSTANCE_ID, State.FOREIGN),
+        (EC2, PRODUCT_UUID, State.HERE),
+        (
+            both(),
+            both(change("/run/cloud-init/.instance-id", "iid-datasource-none"), PRODUCT_UUID),
+            State.HERE,
+        ),
+        (both(), change("/etc/machine-id", "uninitialized\n"), State.HERE),
+        (both(), change("/etc/machine-id", ""), State.HERE),
+        (change("/etc/machine-id", ""), MACHINE_ID, State.HERE),
+        (both(), change("/etc/hostname", "renamed"), State.HERE),
+    ],
+)
+def test_a_clone_is_told_from_a_reboot(
+    layout: Layout, before: Change, after: Change, state: State
+) -> None:
     """On disk, through header and facts; the intent's binding says the same as the identity's."""
     before(layout)
     store.save(layout, FULL, seal="auto")
@@ -167,9 +182,10 @@ def test_a_foreign_identity_is_judged_without_its_key(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", [{}, {"salt": "00"}, {"salt": "x", "datasource": "ec2"}, {"salt": 1, "datasource": []}]
+    "damaged",
+    [{}, {"salt": "00"}, {"salt": "x", "datasource": "ec2"}, {"salt": 1, "datasource": []}],
 )
-def test_a_damaged_binding_is_no_binding(layout: Layout, damaged: Dict[str, object]) -> None:
+def test_a_damaged_binding_is_no_binding(layout: Layout, damaged: dict[str, object]) -> None:
     """An intent whose fingerprint cannot be read is not this host's: its key is not used again."""
     assert not store.same_host(layout, damaged)
 
@@ -188,10 +204,16 @@ def test_an_identity_of_a_host_key_does_not_open_in_another_tree(layout: Layout)
 # -- what does not open
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
-def test_a_changed_file_never_opens_and_is_never_touched(layout: Layout, data: st.DataObject) -> None:
-    """Any edit of credentials.sealed: foreign or unreadable in one clause, no traceback, the file as it was."""
+def test_a_changed_file_never_opens_and_is_never_touched(
+    layout: Layout, data: st.DataObject
+) -> None:
+    """Any edit of credentials.sealed: foreign or unreadable in one clause, no traceback, the file
+    as it was.
+    """
     store.save(layout, FULL, seal="auto")
     good = layout.credentials.read_bytes()
     start = data.draw(st.integers(0, len(good)))
@@ -208,11 +230,21 @@ def test_a_changed_file_never_opens_and_is_never_touched(layout: Layout, data: s
     assert tree(layout) == kept
 
 
-@pytest.mark.parametrize("header", [
-    {}, {"host": None}, {"host": []}, {"host": {}}, {"host": {"salt": "zz", "datasource": "ec2"}}, {"provider": 5},
-    {"provider": "tpm2"},
-])
-def test_a_header_that_names_no_host_or_provider_is_unreadable(layout: Layout, header: Dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"host": None},
+        {"host": []},
+        {"host": {}},
+        {"host": {"salt": "zz", "datasource": "ec2"}},
+        {"provider": 5},
+        {"provider": "tpm2"},
+    ],
+)
+def test_a_header_that_names_no_host_or_provider_is_unreadable(
+    layout: Layout, header: dict[str, object]
+) -> None:
     """Sealed with the right key all the same: what cannot be compared is not opened."""
     _, key = sealkey.obtain(layout, "file")
     whole = {"host": store.fingerprint(layout), **header}
@@ -234,7 +266,15 @@ def test_content_of_another_shape_is_unreadable_without_quoting_it(layout: Layou
     """Not JSON, another version, missing or mistyped fields: one clause that holds no secret."""
     store.save(layout, FULL, seal="auto")
     document = json.loads(store._to_content(FULL))
-    bad = [b"", b"null", b"[]", b"5", json.dumps(document).encode()[:-1], b'{"v": 1}', b"\xff" + KEY_CANARY.encode()]
+    bad = [
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        json.dumps(document).encode()[:-1],
+        b'{"v": 1}',
+        b"\xff" + KEY_CANARY.encode(),
+    ]
     bad += [json.dumps({**document, "v": 2}).encode()]
     bad += [json.dumps({**document, name: 5}).encode() for name in document if name != "v"]
     for content in bad:
@@ -256,7 +296,9 @@ def test_unknown_fields_are_ignored(layout: Layout) -> None:
 
 @pytest.mark.parametrize("how", ["link", "fifo", "directory", "too large", "empty"])
 def test_something_else_in_the_files_place_is_unreadable(layout: Layout, how: str) -> None:
-    """No link is followed, no FIFO stops the boot, nothing is read without a limit; and nothing is removed."""
+    """No link is followed, no FIFO stops the boot, nothing is read without a limit; and nothing is
+    removed.
+    """
     layout.identity.mkdir(parents=True)
     if how == "link":
         layout.credentials.symlink_to("/etc/hostname")
@@ -273,7 +315,9 @@ def test_something_else_in_the_files_place_is_unreadable(layout: Layout, how: st
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_not_called_unreadable(layout: Layout) -> None:
-    """Missing permission says nothing about the identity: a local fault, so that it is never set aside for it."""
+    """Missing permission says nothing about the identity: a local fault, so that it is never set
+    aside for it.
+    """
     store.save(layout, FULL, seal="auto")
     os.chmod(layout.identity, 0)
     with pytest.raises(LocalFault) as caught:
@@ -282,15 +326,19 @@ def test_what_may_not_be_read_is_not_called_unreadable(layout: Layout) -> None:
     assert not isinstance(caught.value, Corrupt)
 
 
-def test_a_disk_that_does_not_read_is_not_called_unreadable(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_does_not_read_is_not_called_unreadable(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same for an input/output error, of the identity and of its key."""
     store.save(layout, FULL, seal="auto")
     really_open = os.open
     for bad in (layout.credentials, layout.sealing_key):
+
         def refuse(path: object, *rest: int, bad: Path = bad, **more: int) -> int:
             if path == bad:
                 raise OSError(5, "Input/output error")
             return really_open(path, *rest, **more)  # type: ignore[arg-type]
+
         monkeypatch.setattr(os, "open", refuse)
         with pytest.raises(LocalFault) as caught:
             look(layout)
@@ -301,7 +349,9 @@ def test_a_disk_that_does_not_read_is_not_called_unreadable(layout: Layout, monk
 
 
 def test_what_is_set_aside_can_be_put_back(layout: Layout) -> None:
-    """Identity and key move together under their own names; each next time into a directory of its own."""
+    """Identity and key move together under their own names; each next time into a directory of its
+    own.
+    """
     store.save(layout, FULL, seal="auto")
     MACHINE_ID(layout)
     store.set_aside(layout)
@@ -310,8 +360,9 @@ def test_what_is_set_aside_can_be_put_back(layout: Layout) -> None:
     assert look(layout).identity == BARE
     layout.credentials.write_bytes(b"damaged")
     store.set_aside(layout)
-    assert {name: sorted(os.listdir(layout.set_aside / name)) for name in os.listdir(layout.set_aside)} == {
-        "1": ["credentials.sealed", "sealing.key"], "2": ["credentials.sealed", "sealing.key"]}
+    assert {
+        name: sorted(os.listdir(layout.set_aside / name)) for name in os.listdir(layout.set_aside)
+    } == {"1": ["credentials.sealed", "sealing.key"], "2": ["credentials.sealed", "sealing.key"]}
     assert stat.S_IMODE(layout.set_aside.stat().st_mode) == 0o700
     put(layout, "/etc/machine-id", MACHINE)
     for name in ("credentials.sealed", "sealing.key"):
@@ -367,8 +418,10 @@ def test_a_crash_between_key_and_identity_leaves_a_usable_state(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The key is there, the identity is not: none, and the next save uses the key."""
+
     def killed(*_: object, **__: object) -> bytes:
         raise Cut
+
     with monkeypatch.context() as patched:
         patched.setattr(seal, "seal", killed)
         with pytest.raises(Cut):
@@ -383,7 +436,9 @@ def test_a_crash_between_key_and_identity_leaves_a_usable_state(
 def test_a_damaged_key_that_nothing_is_sealed_with_is_set_aside(
     layout: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A cut or spoilt key must not stop the enrollment of a host that has no identity; it is kept, and said."""
+    """A cut or spoilt key must not stop the enrollment of a host that has no identity; it is kept,
+    and said.
+    """
     sealkey.obtain(layout, "file")
     os.chmod(layout.sealing_key, 0o600)
     layout.sealing_key.write_bytes(b"cut")
@@ -395,7 +450,9 @@ def test_a_damaged_key_that_nothing_is_sealed_with_is_set_aside(
 
 
 def test_a_damaged_key_of_an_identity_is_not_replaced(layout: Layout) -> None:
-    """With credentials.sealed there, only `set_aside` moves a key: save fails and changes nothing."""
+    """With credentials.sealed there, only `set_aside` moves a key: save fails and changes
+    nothing.
+    """
     store.save(layout, FULL, seal="auto")
     os.chmod(layout.sealing_key, 0o600)
     layout.sealing_key.write_bytes(b"cut")

@@ -1,4 +1,6 @@
-"""An inbox of which nothing is trusted: whatever stands in it, nothing is followed, waited for, or read without end."""
+"""An inbox of which nothing is trusted: whatever stands in it, nothing is followed, waited for, or
+read without end.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable
 
 import pytest
 from hypothesis import given
@@ -36,7 +38,11 @@ def layout(tmp_path: Path) -> Layout:
 
 def test_what_the_agent_wrote_is_read(layout: Layout) -> None:
     """The four files as they are; a bundle as an open descriptor."""
-    for name, data in (("envelope.json", b"{e}"), ("keysets.json", b"{k}"), ("request.json", json.dumps(GOOD).encode())):
+    for name, data in (
+        ("envelope.json", b"{e}"),
+        ("keysets.json", b"{k}"),
+        ("request.json", json.dumps(GOOD).encode()),
+    ):
         (layout.inbox / name).write_bytes(data)
     (layout.inbox / BUNDLE).write_bytes(b"12345")
     with Inbox(layout) as inbox:
@@ -74,7 +80,7 @@ def _socket(path: Path) -> None:
             os.chdir(here)
 
 
-PLANTED: Dict[str, Callable[[Path, Path], object]] = {
+PLANTED: dict[str, Callable[[Path, Path], object]] = {
     "link": lambda path, root: path.symlink_to(root / "shadow"),
     "link_to_nowhere": lambda path, root: path.symlink_to("nowhere"),
     "link_to_itself": lambda path, root: path.symlink_to(path.name),
@@ -114,11 +120,17 @@ def test_a_device_is_not_read(layout: Layout) -> None:
         pass
 
 
-@pytest.mark.parametrize("plant", ["link", "link_to_nowhere", "link_to_itself", "fifo", "socket", "file"])
+@pytest.mark.parametrize(
+    "plant", ["link", "link_to_nowhere", "link_to_itself", "fifo", "socket", "file"]
+)
 def test_an_inbox_that_is_no_directory_is_not_entered(plant: str, layout: Layout) -> None:
     """The agent owns the directory above it, and may have put anything in its place."""
     layout.inbox.rmdir()
-    plants = {**PLANTED, "link": lambda path, root: path.symlink_to(root), "file": lambda path, root: path.write_bytes(b"")}
+    plants = {
+        **PLANTED,
+        "link": lambda path, root: path.symlink_to(root),
+        "file": lambda path, root: path.write_bytes(b""),
+    }
     plants[plant](layout.inbox, layout.root)
     with pytest.raises(Corrupt), Inbox(layout):
         pass
@@ -154,7 +166,9 @@ def test_a_bundle_of_another_size_is_refused_before_it_is_read(size: int, layout
 
 
 def test_a_bundle_exchanged_or_grown_after_the_check_is_copied_as_checked(layout: Layout) -> None:
-    """The descriptor stays that of the file that was looked at, and no byte beyond the signed size is taken."""
+    """The descriptor stays that of the file that was looked at, and no byte beyond the signed size
+    is taken.
+    """
     bundle = layout.inbox / BUNDLE
     bundle.write_bytes(b"12345")
     with Inbox(layout) as inbox, inbox.bundle(SHA, 5) as fd:
@@ -163,7 +177,10 @@ def test_a_bundle_exchanged_or_grown_after_the_check_is_copied_as_checked(layout
             stream.write(b"6" * 100_000)
         bundle.unlink()
         bundle.symlink_to(layout.root / "shadow")
-        assert trees.copy(fd, layout.root / "copy", limit=5) == (5, hashlib.sha256(b"12345").hexdigest())
+        assert trees.copy(fd, layout.root / "copy", limit=5) == (
+            5,
+            hashlib.sha256(b"12345").hexdigest(),
+        )
 
 
 @pytest.mark.parametrize("size", [REPLY_LIMIT, REPLY_LIMIT + 1, 1 << 40])
@@ -210,7 +227,7 @@ def test_a_lease_held_by_the_agent_stops_nothing(layout: Layout) -> None:
         holder.communicate()
 
 
-ASKED: Dict[str, Any] = {
+ASKED: dict[str, Any] = {
     json.dumps(GOOD): Request(ID, -1.5),
     json.dumps({**GOOD, "unknown": [1]}): Request(ID, -1.5),
     '{"request": "abc"}': Request("abc", None),
@@ -242,7 +259,10 @@ def test_a_request_is_what_can_be_used_of_it(text: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["request", "clock_offset_s", "v"]) | st.text(), inner),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["request", "clock_offset_s", "v"]) | st.text(), inner)
+    ),
 )
 
 
@@ -250,6 +270,6 @@ JSON = st.recursive(
 def test_no_bytes_at_all_make_a_request_fail(data: bytes) -> None:
     """What comes out is of its shape, or nothing."""
     asked = unverified_request(data)
-    offset: Optional[float] = asked.clock_offset_s
+    offset: float | None = asked.clock_offset_s
     assert asked.request is None or 1 <= len(asked.request) <= 64
     assert offset is None or abs(offset) < float("inf")

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
@@ -35,23 +35,29 @@ def reply(*envelopes: Any) -> bytes:
     return json.dumps({"key_sets": list(envelopes)}).encode()
 
 
-def on_disk(layout: Layout) -> Dict[str, Any]:
-    found: Dict[str, Any] = json.loads((layout.activation / "keyring.json").read_text())
+def on_disk(layout: Layout) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((layout.activation / "keyring.json").read_text())
     return found
 
 
-def names(layout: Layout) -> List[str]:
+def names(layout: Layout) -> list[str]:
     return sorted(os.listdir(layout.activation))
 
 
 def test_a_ring_is_kept_and_comes_back(layout: Layout) -> None:
-    """What was accepted is in force in the next process; everybody may read it, and the heartbeat finds its version."""
+    """What was accepted is in force in the next process; everybody may read it, and the heartbeat
+    finds its version.
+    """
     after = keyring.offer(layout, HERE, reply(ONE, TWO, THREE, STRANGE_TWO))
     assert (after.version, refusal(after)) == (3, "rolled_back")
     assert keyring.current(layout, HERE) == after == keyring.look(layout, HERE)[0]
     assert stat.S_IMODE((layout.activation / "keyring.json").stat().st_mode) == 0o644
     stored = on_disk(layout)
-    assert (stored["version"], stored["source"], stored["refused"]["code"]) == (3, "tls", "rolled_back")
+    assert (stored["version"], stored["source"], stored["refused"]["code"]) == (
+        3,
+        "tls",
+        "rolled_back",
+    )
     assert stored["envelope"] == THREE
     assert names(layout) == ["keyring.json"]
 
@@ -68,8 +74,19 @@ def test_it_is_written_only_when_it_changed(layout: Layout) -> None:
     assert refusal(keyring.offer(layout, HERE, reply(ONE))) is None
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"key_sets": {}}', b'{"key_sets": []', b'{"key_sets":[],"key_sets":[]}',
-                                 b"\xff", b'{"key_sets": [' + b"0," * 1024 + b"0]}"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"key_sets": {}}',
+        b'{"key_sets": []',
+        b'{"key_sets":[],"key_sets":[]}',
+        b"\xff",
+        b'{"key_sets": [' + b"0," * 1024 + b"0]}",
+    ],
+)
 def test_an_answer_that_is_none_changes_no_key(layout: Layout, raw: bytes) -> None:
     """The agent's bytes are remembered as malformed and nothing else."""
     keyring.offer(layout, HERE, reply(ONE))
@@ -77,8 +94,12 @@ def test_an_answer_that_is_none_changes_no_key(layout: Layout, raw: bytes) -> No
     assert (after.version, refusal(after)) == (1, "malformed")
 
 
-def test_a_damaged_ring_is_set_aside_and_the_anchor_counts(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
-    """Never silently: the bytes stay, one line says it, and the enrollment reply's sets are where it starts over."""
+def test_a_damaged_ring_is_set_aside_and_the_anchor_counts(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Never silently: the bytes stay, one line says it, and the enrollment reply's sets are where
+    it starts over.
+    """
     path = layout.activation / "keyring.json"
     enrolled = pinned(sets=[ONE])
     good = keyring.offer(layout, enrolled, reply(TWO))
@@ -98,11 +119,15 @@ def test_a_damaged_ring_is_set_aside_and_the_anchor_counts(layout: Layout, capsy
     assert keyring.offer(layout, enrolled, reply(TWO)) == good
 
 
-@pytest.mark.parametrize("lost", ["damaged", "gone", "gone with the sequence", "gone and set aside"])
+@pytest.mark.parametrize(
+    "lost", ["damaged", "gone", "gone with the sequence", "gone and set aside"]
+)
 def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
     layout: Layout, lost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever is the agent's user here chooses no keys for its second start: nothing counts until the operator's reset."""
+    """Whoever is the agent's user here chooses no keys for its second start: nothing counts until
+    the operator's reset.
+    """
     enrolled(layout, HERE)
     keyring.offer(layout, HERE, reply(ONE))
     path = layout.activation / "keyring.json"
@@ -110,7 +135,9 @@ def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
         path.write_bytes(b"{")
     elif lost != "gone and set aside":
         path.unlink()
-        (layout.activation / ("sequence.json" if lost == "gone" else "sequence.json.corrupt-1")).write_bytes(b"{}")
+        (
+            layout.activation / ("sequence.json" if lost == "gone" else "sequence.json.corrupt-1")
+        ).write_bytes(b"{}")
     else:
         path.rename(layout.activation / "keyring.json.corrupt-1")
     trust_command.show(layout, frozen.load(layout), as_json=False)
@@ -121,7 +148,9 @@ def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
     said = capsys.readouterr().err
     assert "no signature counts" in said and "trust --reset" in said
     assert (ring.source, ring.keys, refusal(ring)) == (trust.CLOSED, (), "damaged")
-    assert sorted({*before, "keyring.json", *(["keyring.json.corrupt-1"] if lost == "damaged" else [])}) == names(layout)
+    assert sorted(
+        {*before, "keyring.json", *(["keyring.json.corrupt-1"] if lost == "damaged" else [])}
+    ) == names(layout)
     for raw in (reply(ONE, TWO), reply(STRANGE_TWO), b"nonsense"):
         assert keyring.offer(layout, HERE, raw, now=0.0) == ring == keyring.current(layout, HERE)
     assert on_disk(layout)["refused"]["code"] == "damaged"
@@ -132,7 +161,9 @@ def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
 
 
 def test_a_closed_ring_opens_to_what_root_has_now(layout: Layout) -> None:
-    """Pins, the reply of a new enrollment, or another environment: none of them is the agent's to bring."""
+    """Pins, the reply of a new enrollment, or another environment: none of them is the agent's to
+    bring.
+    """
     path = layout.activation / "keyring.json"
     path.write_bytes(b"{")
     assert keyring.current(layout, HERE).source == trust.CLOSED
@@ -149,12 +180,16 @@ def test_another_environments_ring_does_not_count(layout: Layout) -> None:
     """A host that was enrolled elsewhere before trusts the keys of its new environment alone."""
     keyring.offer(layout, HERE, reply(ONE, TWO))
     elsewhere = Settings(org_id="org_1", project_id="prj_1", environment_id="env_2")
-    assert keyring.current(layout, elsewhere) == trust.unanchored(elsewhere, keyring.place_of(elsewhere))
+    assert keyring.current(layout, elsewhere) == trust.unanchored(
+        elsewhere, keyring.place_of(elsewhere)
+    )
     assert names(layout) == ["keyring.json", "keyring.json.foreign-1"]
 
 
 def test_pins_that_come_later_count(layout: Layout) -> None:
-    """What an operator pins must not stay without effect because TLS was trusted before; the same pins keep the ring."""
+    """What an operator pins must not stay without effect because TLS was trusted before; the same
+    pins keep the ring.
+    """
     keyring.offer(layout, HERE, reply(ONE, TWO, STRANGE_TWO))
     assert keyring.current(layout, pinned(2)).version == 0
     assert names(layout) == ["keyring.json", "keyring.json.repinned-1"]
@@ -174,7 +209,9 @@ def test_the_same_pins_in_another_order_keep_the_ring(layout: Layout) -> None:
 
 
 def test_pins_that_change_bring_no_older_set_back(layout: Layout) -> None:
-    """Added ones are kept with the ring; with one that goes the version is kept, over restarts, until a newer set follows."""
+    """Added ones are kept with the ring; with one that goes the version is kept, over restarts,
+    until a newer set follows.
+    """
     keyring.offer(layout, pinned(1), reply(ONE, TWO, THREE))
     assert keyring.current(layout, pinned(1, 9)).version == 3
     assert [one["kid"] for one in on_disk(layout)["pins"]] == ["kid-1", "kid-9"]
@@ -217,7 +254,10 @@ def test_the_runtimes_document_is_a_key_set(layout: Layout) -> None:
     ring = keyring.offer(layout, HERE, reply(ONE, TWO, THREE))
     document = keyring.public(ring)
     assert set(document) == {"version", "keys"} and document["version"] == 3
-    assert {one["kid"]: one["status"] for one in document["keys"]} == {"kid-1": "retired", "kid-2": "active"}
+    assert {one["kid"]: one["status"] for one in document["keys"]} == {
+        "kid-1": "retired",
+        "kid-2": "active",
+    }
 
 
 # -- the operator's command
@@ -227,27 +267,43 @@ def enrolled(layout: Layout, settings: Settings) -> None:
     files.write_json(layout.settings, frozen.freeze(settings), mode=0o644)
 
 
-def test_a_broken_chain_is_shown_and_left_by_a_reset(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_chain_is_shown_and_left_by_a_reset(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Not by way of the enrollment reply, which would lead into it again; the old ring is kept."""
     settings = pinned(sets=[ONE])
     enrolled(layout, settings)
     keyring.offer(layout, settings, reply(STRANGE_TWO))
     assert trust_command.show(layout, frozen.load(layout), as_json=False) == 0
     shown = capsys.readouterr().out
-    for part in ("version 1", "the enrollment reply", "kid-1 active", "broken_chain", "trust --reset"):
+    for part in (
+        "version 1",
+        "the enrollment reply",
+        "kid-1 active",
+        "broken_chain",
+        "trust --reset",
+    ):
         assert part in shown
     old = (layout.activation / "keyring.json").read_bytes()
     files.make_directory(layout.inbox, 0o700)
     (layout.inbox / "keysets.json").write_bytes(reply(FORGED_TWO))
     assert trust_command.reset(layout, frozen.load(layout), as_json=True, tell=lambda: False) == 0
     document = json.loads(capsys.readouterr().out)
-    assert (document["version"], document["source"], document["keys"], document["refused"]) == (0, "tls", [], None)
+    assert (document["version"], document["source"], document["keys"], document["refused"]) == (
+        0,
+        "tls",
+        [],
+        None,
+    )
     assert document["set_aside"] == "/var/lib/byteor/activation/keyring.json.reset-1"
     assert (layout.activation / "keyring.json.reset-1").read_bytes() == old
     # What the agent had brought before does not become the first answer after it.
     ring = keyring.offer(layout, settings, (layout.inbox / "keysets.json").read_bytes())
     assert (ring.version, ring.refused) == (0, None)
-    assert keyring.offer(layout, settings, reply(ONE, STRANGE_TWO)).for_deployments(None)[0].kid == "kid-9"
+    assert (
+        keyring.offer(layout, settings, reply(ONE, STRANGE_TWO)).for_deployments(None)[0].kid
+        == "kid-9"
+    )
 
 
 def test_a_reset_goes_back_to_the_pins(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,8 +350,9 @@ def test_a_keys_end_is_shown(layout: Layout, capsys: pytest.CaptureFixture[str])
     keyring.offer(layout, HERE, reply(key_set(1, 2, ends=ends, k1="active", k2="active")))
     trust_command.show(layout, frozen.load(layout), as_json=False)
     shown = capsys.readouterr().out
-    assert "kid-1 active, ended 2020-01-01T00:00:00Z" in shown and "kid-2 active until 2100-01-01T00:00:00Z" in shown
+    assert (
+        "kid-1 active, ended 2020-01-01T00:00:00Z" in shown
+        and "kid-2 active until 2100-01-01T00:00:00Z" in shown
+    )
     trust_command.show(layout, frozen.load(layout), as_json=True)
     assert json.loads(capsys.readouterr().out)["keys"][0]["not_after"] == "2020-01-01T00:00:00Z"
-
-

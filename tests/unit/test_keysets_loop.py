@@ -1,11 +1,13 @@
-"""The key sets loop: daily whatever the reboots, at once where it matters, quiet where nothing is new."""
+"""The key sets loop: daily whatever the reboots, at once where it matters, quiet where nothing is
+new.
+"""
 
 from __future__ import annotations
 
 import json
 import random
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any
 
 import pytest
 
@@ -30,7 +32,9 @@ class Plane:
         self.asked.append(since)
         body = json.dumps({"key_sets": [{}] * self.sets}).encode()
         sets = self.sets if self.status == 200 else None
-        return Answer(self.status, True, False, "application/json", None, None, None, key_sets=sets, body=body)
+        return Answer(
+            self.status, True, False, "application/json", None, None, None, key_sets=sets, body=body
+        )
 
     def rest(self) -> None:
         self.rested += 1
@@ -39,7 +43,7 @@ class Plane:
 class Adopts(Decides):
     """An activator that takes what it is offered, and then has `version`."""
 
-    version: Optional[int] = None
+    version: int | None = None
 
     def start(self, alive: Any) -> None:
         super().start(alive)
@@ -49,7 +53,9 @@ class Adopts(Decides):
 
 def ring(layout: Layout, version: int) -> None:
     layout.activation.mkdir(exist_ok=True)
-    (layout.activation / "keyring.json").write_text(json.dumps({"v": 1, "version": version, "keys": []}))
+    (layout.activation / "keyring.json").write_text(
+        json.dumps({"v": 1, "version": version, "keys": []})
+    )
 
 
 class Scene:
@@ -62,7 +68,7 @@ class Scene:
             self.layout, HANDED, self.plane, schedule=self.schedule, inbox=inbox, alive=lambda *_: None, clock=self.clock,  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def delays(self) -> List[float]:
+    def delays(self) -> list[float]:
         return [self.loop.first_delay(random.Random(seed), splay_s=7.0) for seed in range(50)]
 
 
@@ -72,7 +78,9 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_new_sets_go_to_the_activator_and_none_go_nowhere(scene: Scene) -> None:
-    """The bytes as they came; an empty list starts no activator; the connection is not kept for a day."""
+    """The bytes as they came; an empty list starts no activator; the connection is not kept for a
+    day.
+    """
     scene.activator.version = 1
     scene.loop.run_once()
     assert json.loads((scene.layout.inbox / "keysets.json").read_text()) == {"key_sets": [{}]}
@@ -89,9 +97,14 @@ def test_it_looks_with_the_first_beat_where_there_is_no_set(scene: Scene) -> Non
     assert set(scene.delays()) == {7.0}
 
 
-@pytest.mark.parametrize(("ago", "due"), [(3600.0, PERIOD_S - 3600.0), (PERIOD_S, 0.0), (9 * PERIOD_S, 0.0), (-4000.0, 0.0)])
+@pytest.mark.parametrize(
+    ("ago", "due"),
+    [(3600.0, PERIOD_S - 3600.0), (PERIOD_S, 0.0), (9 * PERIOD_S, 0.0), (-4000.0, 0.0)],
+)
 def test_a_day_is_counted_across_reboots(scene: Scene, ago: float, due: float) -> None:
-    """A host that reboots each day refreshes daily; hosts that were off are spread; a clock that jumped delays nothing."""
+    """A host that reboots each day refreshes daily; hosts that were off are spread; a clock that
+    jumped delays nothing.
+    """
     ring(scene.layout, 3)
     looked = {"v": 1, "looked_at": rfc3339(scene.clock.wall() - ago)}
     (scene.layout.agent / "keysets.json").write_text(json.dumps(looked))
@@ -100,7 +113,9 @@ def test_a_day_is_counted_across_reboots(scene: Scene, ago: float, due: float) -
     assert max(delays) - min(delays) > SPREAD_S / 2
 
 
-@pytest.mark.parametrize("content", ["{", '{"v": 1}', '{"v": 1, "looked_at": 7}', '{"v": 1, "looked_at": "9999-99-99"}'])
+@pytest.mark.parametrize(
+    "content", ["{", '{"v": 1}', '{"v": 1, "looked_at": 7}', '{"v": 1, "looked_at": "9999-99-99"}']
+)
 def test_a_damaged_memory_of_the_last_look_means_look(scene: Scene, content: str) -> None:
     """Never an error."""
     ring(scene.layout, 3)
@@ -109,7 +124,9 @@ def test_a_damaged_memory_of_the_last_look_means_look(scene: Scene, content: str
 
 
 @pytest.mark.parametrize(("version", "period"), [(0, URGENT_S), (3, RETRY_S)])
-def test_a_refresh_that_failed_is_tried_again_soon_and_keeps_what_is_there(scene: Scene, version: int, period: float) -> None:
+def test_a_refresh_that_failed_is_tried_again_soon_and_keeps_what_is_there(
+    scene: Scene, version: int, period: float
+) -> None:
     """By minutes and not by days; with the next success it is daily again."""
     ring(scene.layout, version)
     before = (scene.layout.activation / "keyring.json").read_bytes()
@@ -127,7 +144,9 @@ def test_a_refresh_that_failed_is_tried_again_soon_and_keeps_what_is_there(scene
 def test_a_hint_counts_until_it_was_looked_at(scene: Scene) -> None:
     """A plane that hints for ever at a set that this host refuses makes it look once."""
     ring(scene.layout, 2)
-    assert not scene.loop.hinted(HeartbeatReply()) and not scene.loop.hinted(HeartbeatReply(signing_keys_version=2))
+    assert not scene.loop.hinted(HeartbeatReply()) and not scene.loop.hinted(
+        HeartbeatReply(signing_keys_version=2)
+    )
     news = HeartbeatReply(signing_keys_version=3)
     assert scene.loop.hinted(news)
     scene.loop.run_once()  # refused: the ring stays

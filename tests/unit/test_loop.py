@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import Callable, List, Optional
+from typing import Callable
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,9 @@ from firstboot.base.errors import LocalFault, Refused, TryAgain
 
 @given(st.floats(5, 3600), st.lists(st.sampled_from(list(Outcome)), max_size=40), st.integers())
 def test_every_pause_keeps_the_contract(period: float, outcomes: list[Outcome], seed: int) -> None:
-    """Success: period +-10 %; transient: at most two periods; refused: at least a period, at most an hour."""
+    """Success: period +-10 %; transient: at most two periods; refused: at least a period, at most
+    an hour.
+    """
     chance, schedule = random.Random(seed), Schedule(period)
     assert 0 <= schedule.first_delay(chance) <= period
     for outcome in outcomes:
@@ -32,7 +34,9 @@ def test_every_pause_keeps_the_contract(period: float, outcomes: list[Outcome], 
             assert min(period, 3600) <= delay <= 3600
 
 
-@pytest.mark.parametrize(("asked", "floor"), [(0.0, 0.0), (120.0, 120.0), (3600.0, 3600.0), (3601.0, 0.0), (-5.0, 0.0)])
+@pytest.mark.parametrize(
+    ("asked", "floor"), [(0.0, 0.0), (120.0, 120.0), (3600.0, 3600.0), (3601.0, 0.0), (-5.0, 0.0)]
+)
 def test_retry_after_is_a_floor_where_it_is_believable(asked: float, floor: float) -> None:
     """Never sooner than the plane asked, and never at the one moment it named to everybody."""
     delays = {Schedule(30).next_delay(random.Random(n), Outcome.RETRY, asked) for n in range(50)}
@@ -51,20 +55,22 @@ class Moment(Clock):
 
 
 class Wait(threading.Event):
-    """An event whose waits pass at once: the clock jumps instead; `when` is called before each, and may end it all."""
+    """An event whose waits pass at once: the clock jumps instead; `when` is called before each, and
+    may end it all.
+    """
 
     def __init__(self, clock: Moment, when: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.clock, self.when = clock, when
 
-    def wait(self, timeout: Optional[float] = None) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         before = self.clock.now
         self.when()
         self.clock.now = before + (0.0 if self.is_set() else timeout or 0.0)
         return True
 
 
-def run_loop(raises: List[Optional[Exception]]) -> tuple[Loop, List[str]]:
+def run_loop(raises: list[Exception | None]) -> tuple[Loop, list[str]]:
     pending, crashes, stop, clock = list(raises), [], threading.Event(), Moment()  # type: ignore[var-annotated]
 
     def once() -> None:
@@ -74,8 +80,17 @@ def run_loop(raises: List[Optional[Exception]]) -> tuple[Loop, List[str]]:
         if error is not None:
             raise error
 
-    loop = Loop("beat", once, schedule=Schedule(30.0), stop=stop, crashed=crashes.append, changed=lambda: None,
-                clock=clock, chance=random.Random(1), nudged=Wait(clock))
+    loop = Loop(
+        "beat",
+        once,
+        schedule=Schedule(30.0),
+        stop=stop,
+        crashed=crashes.append,
+        changed=lambda: None,
+        clock=clock,
+        chance=random.Random(1),
+        nudged=Wait(clock),
+    )
     loop.run()
     return loop, crashes
 
@@ -90,8 +105,17 @@ def test_hints_are_followed_at_once_and_then_once_a_minute() -> None:
         if len(at) == 5:
             stop.set()
 
-    loop = Loop("keys", once, schedule=Schedule(86400.0), stop=stop, crashed=lambda _: None, changed=lambda: None,
-                clock=clock, first_delay_s=500.0, nudged=Wait(clock))
+    loop = Loop(
+        "keys",
+        once,
+        schedule=Schedule(86400.0),
+        stop=stop,
+        crashed=lambda _: None,
+        changed=lambda: None,
+        clock=clock,
+        first_delay_s=500.0,
+        nudged=Wait(clock),
+    )
     loop.hint()
     loop.run()
     assert at[0] == 1000.0  # not after 500 s
@@ -108,8 +132,17 @@ def test_a_wake_from_this_host_is_followed_at_once() -> None:
             stop.set()
         raise Refused("no scope")
 
-    loop = Loop("spool", once, schedule=Schedule(3600.0), stop=stop, crashed=lambda _: None, changed=lambda: None,
-                clock=clock, first_delay_s=0.0, nudged=Wait(clock, lambda: loop.wake()))
+    loop = Loop(
+        "spool",
+        once,
+        schedule=Schedule(3600.0),
+        stop=stop,
+        crashed=lambda _: None,
+        changed=lambda: None,
+        clock=clock,
+        first_delay_s=0.0,
+        nudged=Wait(clock, lambda: loop.wake()),
+    )
     loop.run()
     assert at == [1000.0, 1000.0]
 
@@ -117,7 +150,11 @@ def test_a_wake_from_this_host_is_followed_at_once() -> None:
 def test_a_problem_is_shown_until_the_next_success() -> None:
     """The sentence and the hint of the last failure stand in the health, and go with a success."""
     loop, crashes = run_loop([TryAgain("no route", hint="wait")])
-    assert (loop.health.problem, loop.health.hint, loop.health.outcome) == ("no route", "wait", "retry")
+    assert (loop.health.problem, loop.health.hint, loop.health.outcome) == (
+        "no route",
+        "wait",
+        "retry",
+    )
     loop, crashes = run_loop([TryAgain("no route"), Refused("bad key"), LocalFault("disk"), None])
     assert loop.health.problem is None and loop.health.failures == 0 and not crashes
     assert loop.health.last_success_at
@@ -138,7 +175,9 @@ def test_a_stuck_loop_is_late() -> None:
 
 
 def test_refused_loops_take_turns_and_hold_up_nobody() -> None:
-    """Every route refused: two requests in any minute, whoever makes them; a loop that is not refused goes when it is due."""
+    """Every route refused: two requests in any minute, whoever makes them; a loop that is not
+    refused goes when it is due.
+    """
     pace = Pace()
     assert pace.wait_s(0.0, refused=True) == 0.0
     assert pace.wait_s(1.0, refused=True) == APART_S - 1.0
@@ -151,7 +190,7 @@ def test_refused_loops_take_turns_and_hold_up_nobody() -> None:
 class Busy(Wait):
     """An event whose waits take a second where something happens."""
 
-    def wait(self, timeout: Optional[float] = None) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         begun = self.clock.now
         super().wait(timeout)
         if self.is_set():
@@ -160,15 +199,29 @@ class Busy(Wait):
 
 
 class Bench:
-    """A loop that is not run in a thread: `step` is one attempt that ends as told, after whatever pause it makes."""
+    """A loop that is not run in a thread: `step` is one attempt that ends as told, after whatever
+    pause it makes.
+    """
 
-    def __init__(self, name: str = "artifacts", pace: Optional[Pace] = None, period_s: float = 30.0) -> None:
+    def __init__(
+        self, name: str = "artifacts", pace: Pace | None = None, period_s: float = 30.0
+    ) -> None:
         self.clock, self.at, self.ends = Moment(), [], []  # type: ignore[var-annotated]
-        self.events: List[Callable[[Loop], None]] = []
+        self.events: list[Callable[[Loop], None]] = []
         self.stop = threading.Event()
-        self.loop = Loop(name, self.once, schedule=Schedule(period_s), stop=self.stop, crashed=self.crashed,
-                         changed=lambda: None, clock=self.clock, first_delay_s=0.0, chance=random.Random(3), pace=pace,
-                         nudged=Busy(self.clock, self.during))
+        self.loop = Loop(
+            name,
+            self.once,
+            schedule=Schedule(period_s),
+            stop=self.stop,
+            crashed=self.crashed,
+            changed=lambda: None,
+            clock=self.clock,
+            first_delay_s=0.0,
+            chance=random.Random(3),
+            pace=pace,
+            nudged=Busy(self.clock, self.during),
+        )
 
     def crashed(self, message: str) -> None:
         raise AssertionError(message)
@@ -177,7 +230,7 @@ class Bench:
         if self.events and self.at:
             self.events.pop(0)(self.loop)
 
-    def once(self) -> Optional[bool]:
+    def once(self) -> bool | None:
         self.at.append(self.clock.now)
         end = self.ends.pop(0)
         if not self.ends:
@@ -186,8 +239,12 @@ class Bench:
             raise end
         return end if isinstance(end, bool) else None
 
-    def pauses(self, *ends: object, events: Optional[List[Callable[[Loop], None]]] = None) -> List[float]:
-        """The seconds between attempts that end so, while `events` happen one at a time in the pauses."""
+    def pauses(
+        self, *ends: object, events: list[Callable[[Loop], None]] | None = None
+    ) -> list[float]:
+        """The seconds between attempts that end so, while `events` happen one at a time in the
+        pauses.
+        """
         self.ends, self.events = list(ends), list(events or [])
         self.stop.clear()
         self.loop.run()
@@ -204,22 +261,31 @@ def settings(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("event", [anyhow, settings])
-def test_nothing_on_this_host_undercuts_what_the_plane_asked_for(event: Callable[[Loop], None]) -> None:
+def test_nothing_on_this_host_undercuts_what_the_plane_asked_for(
+    event: Callable[[Loop], None],
+) -> None:
     """A Retry-After holds against uploads, hints and new settings."""
     (pause,) = Bench().pauses(TryAgain("429", retry_after=600.0), None, events=[event] * 5)
     assert pause >= 600.0
 
 
 def test_a_back_off_ends_early_only_by_new_settings() -> None:
-    """Neither uploads nor hints make a host ask again sooner after a failure; a person who changed something does."""
+    """Neither uploads nor hints make a host ask again sooner after a failure; a person who changed
+    something does.
+    """
     failing = [TryAgain("cut")] * 12
     quiet = Bench().pauses(*failing, None)
-    assert Bench().pauses(*failing, None, events=[anyhow] * 10_000) == pytest.approx(quiet) and sum(quiet) > 200.0
+    assert (
+        Bench().pauses(*failing, None, events=[anyhow] * 10_000) == pytest.approx(quiet)
+        and sum(quiet) > 200.0
+    )
     assert max(Bench().pauses(*failing, None, events=[settings] * 1000)) <= 1.0
 
 
 def test_who_was_refused_is_woken_once_a_minute_and_never_by_a_hint() -> None:
-    """The scope was granted, and somebody uploads: soon; but a shell that uploads for ever is no louder than once a minute."""
+    """The scope was granted, and somebody uploads: soon; but a shell that uploads for ever is no
+    louder than once a minute.
+    """
     refused = [Refused("no scope")] * 6
     woken = Bench(period_s=3600.0).pauses(*refused, events=[Loop.wake] * 1000)
     assert woken == [1.0, *[60.0] * 4]
@@ -237,7 +303,9 @@ def test_an_attempt_that_asked_nothing_is_no_success() -> None:
 
 
 def test_a_page_at_one_loop_slows_that_loop_alone() -> None:
-    """What a proxy says to an upload holds up no heartbeat; what it says to the heartbeat holds up all."""
+    """What a proxy says to an upload holds up no heartbeat; what it says to the heartbeat holds up
+    all.
+    """
     pace = Pace()
     Bench("artifacts", pace).pauses(NotThePlane("413 with a page"))
     assert [pace.wait_s(now, who="heartbeat") for now in (1000.0, 1001.0)] == [0.0, 0.0]
@@ -245,25 +313,34 @@ def test_a_page_at_one_loop_slows_that_loop_alone() -> None:
     assert min(again[1:]) >= APART_S - 0.001
     Bench("heartbeat", pace).pauses(NotThePlane("a captive portal"))
     now = 10_000.0
-    assert pace.wait_s(now, who="deployments") == 0.0 and pace.wait_s(now, who="artifacts") == APART_S
+    assert (
+        pace.wait_s(now, who="deployments") == 0.0 and pace.wait_s(now, who="artifacts") == APART_S
+    )
 
 
 def test_turns_are_taken_in_the_order_of_asking_and_the_heartbeat_goes_first() -> None:
-    """Whoever asks again and again gains nothing; two requests in any minute; who does not come loses its turn."""
+    """Whoever asks again and again gains nothing; two requests in any minute; who does not come
+    loses its turn.
+    """
     pace = Pace()
     pace.slow()
     assert pace.wait_s(0.0, who="artifacts") == 0.0
     assert pace.wait_s(1.0, who="deployments") == APART_S - 1.0
     assert pace.wait_s(2.0, who="artifacts") == 2 * APART_S - 2.0
     assert pace.wait_s(3.0, who="heartbeat") == APART_S - 3.0
-    assert pace.wait_s(APART_S, who="artifacts") == 2 * APART_S and pace.wait_s(APART_S, who="deployments") == APART_S
+    assert (
+        pace.wait_s(APART_S, who="artifacts") == 2 * APART_S
+        and pace.wait_s(APART_S, who="deployments") == APART_S
+    )
     assert pace.wait_s(APART_S, who="heartbeat") == 0.0
     assert pace.wait_s(2 * APART_S, who="artifacts") == APART_S
     assert pace.wait_s(2 * APART_S + MISSED_S + 1.0, who="artifacts") == 0.0
 
 
 def test_a_heartbeat_is_not_starved_by_whoever_is_woken_for_ever() -> None:
-    """All refused, one loop asks at every second: the heartbeat has its turn within half a minute of wanting it."""
+    """All refused, one loop asks at every second: the heartbeat has its turn within half a minute
+    of wanting it.
+    """
     pace, beats, others = Pace(), [], []  # type: ignore[var-annotated]
     pace.slow()
     due = 5.0

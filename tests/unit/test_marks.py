@@ -1,4 +1,6 @@
-"""Token marks: what a host remembers of a token without keeping it, and what a damaged memory means."""
+"""Token marks: what a host remembers of a token without keeping it, and what a damaged memory
+means.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def store(layout: Layout, content: str) -> None:
 
 
 def test_a_mark_survives_and_says_nothing(layout: Layout) -> None:
-    """Classes, boot ids and lengths are durable; the private file holds no token and nothing that equals it elsewhere."""
+    """Classes, boot ids and lengths are durable; the private file holds no token and nothing that
+    equals it elsewhere.
+    """
     marks, token, other = Marks.load(layout), Secret(TOKEN), Secret(OTHER)
     assert marks.classify(token) is TokenClass.FRESH
     assert marks.presented_in(token) is None
@@ -48,7 +52,9 @@ def test_a_mark_survives_and_says_nothing(layout: Layout) -> None:
     assert stat.S_IMODE(layout.marks.stat().st_mode) == 0o600
 
 
-def test_a_mark_is_the_first_64_bits_of_an_hmac_under_a_key_of_this_host(layout: Layout, tmp_path: Path) -> None:
+def test_a_mark_is_the_first_64_bits_of_an_hmac_under_a_key_of_this_host(
+    layout: Layout, tmp_path: Path
+) -> None:
     """As contract 4.3 has it, so that marks of two hosts cannot be compared."""
     marks = Marks.load(layout)
     marks.put(Secret(TOKEN), TokenClass.SPENT, boot_id=None)
@@ -62,7 +68,9 @@ def test_a_mark_is_the_first_64_bits_of_an_hmac_under_a_key_of_this_host(layout:
 
 
 def test_looking_writes_nothing(layout: Layout) -> None:
-    """The key is kept from the first mark on, not before: status and a host without a token leave no file."""
+    """The key is kept from the first mark on, not before: status and a host without a token leave
+    no file.
+    """
     marks = Marks.load(layout)
     marks.classify(Secret(TOKEN))
     marks.recognises(TOKEN.encode(), TokenClass.SPENT)
@@ -70,7 +78,9 @@ def test_looking_writes_nothing(layout: Layout) -> None:
 
 
 def test_copies_are_recognised_by_class_and_length(layout: Layout) -> None:
-    """`erase` finds copies of a spent token that no source holds any more, and leaves a refused one alone."""
+    """`erase` finds copies of a spent token that no source holds any more, and leaves a refused one
+    alone.
+    """
     marks = Marks.load(layout)
     marks.put(Secret(TOKEN), TokenClass.REFUSED, boot_id="b")
     marks.put(Secret(OTHER), TokenClass.SPENT, boot_id="b")
@@ -116,7 +126,9 @@ KEY = "00" * 32
         f'{{"v":1,"key":"{KEY}","marks":{{"a":{{"class":"spent","length":1000000000}}}}}}',
     ],
 )
-def test_damaged_marks_are_set_aside(layout: Layout, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_marks_are_set_aside(
+    layout: Layout, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The file is kept under another name, its consequence is said, and tokens look fresh again."""
     store(layout, content)
     marks = Marks.load(layout)
@@ -135,20 +147,38 @@ def test_a_look_that_repairs_nothing_leaves_the_damaged_file(layout: Layout) -> 
 
 
 def test_marks_that_others_can_read_are_not_used(layout: Layout) -> None:
-    """The key in them would let anybody test guesses; and who could read them may have written them."""
+    """The key in them would let anybody test guesses; and who could read them may have written
+    them.
+    """
     store(layout, "{}")
     layout.marks.chmod(0o644)
     with pytest.raises(LocalFault, match="others"):
         Marks.load(layout)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3))
-MARK = st.one_of(JSON, st.fixed_dictionaries({}, optional={"class": JSON | st.just("spent"), "length": JSON, "boot_id": JSON}))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+)
+MARK = st.one_of(
+    JSON,
+    st.fixed_dictionaries(
+        {}, optional={"class": JSON | st.just("spent"), "length": JSON, "boot_id": JSON}
+    ),
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2000)
-@given(stored=st.fixed_dictionaries({}, optional={"v": st.just(1) | JSON, "key": st.just(KEY) | JSON,
-                                                  "marks": JSON | st.dictionaries(st.text(max_size=3), MARK, max_size=3)}))
+@given(
+    stored=st.fixed_dictionaries(
+        {},
+        optional={
+            "v": st.just(1) | JSON,
+            "key": st.just(KEY) | JSON,
+            "marks": JSON | st.dictionaries(st.text(max_size=3), MARK, max_size=3),
+        },
+    )
+)
 def test_any_json_is_marks_or_set_aside(layout: Layout, stored: dict[str, Any]) -> None:
     """No shape of the file is a traceback."""
     store(layout, json.dumps(stored))

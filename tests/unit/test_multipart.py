@@ -1,11 +1,13 @@
-"""The body of an upload: two parts of known length, hashed while it is read, and never completed with other bytes."""
+"""The body of an upload: two parts of known length, hashed while it is read, and never completed
+with other bytes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,12 +19,14 @@ from firstboot.api.multipart import ArtifactMetadata, ArtifactReply, Multipart, 
 
 
 def described(data: bytes) -> ArtifactMetadata:
-    return ArtifactMetadata("snapshot", hashlib.sha256(data).hexdigest(), len(data), "2026-01-01T00:00:00Z")
+    return ArtifactMetadata(
+        "snapshot", hashlib.sha256(data).hexdigest(), len(data), "2026-01-01T00:00:00Z"
+    )
 
 
-def parsed(content_type: str, body: bytes) -> List[Tuple[str, bytes]]:
+def parsed(content_type: str, body: bytes) -> list[tuple[str, bytes]]:
     """The parts, as a parser that is not ours reads them."""
-    found: List[Tuple[str, bytes]] = []
+    found: list[tuple[str, bytes]] = []
 
     def on_field(field: Any) -> None:
         found.append((field.field_name.decode(), field.value))
@@ -38,8 +42,13 @@ def parsed(content_type: str, body: bytes) -> List[Tuple[str, bytes]]:
     return found
 
 
-@given(data=st.binary(min_size=1, max_size=3000), sizes=st.lists(st.integers(1, 700), min_size=1, max_size=20))
-def test_metadata_first_then_the_file_whatever_is_read_at_a_time(data: bytes, sizes: List[int]) -> None:
+@given(
+    data=st.binary(min_size=1, max_size=3000),
+    sizes=st.lists(st.integers(1, 700), min_size=1, max_size=20),
+)
+def test_metadata_first_then_the_file_whatever_is_read_at_a_time(
+    data: bytes, sizes: list[int]
+) -> None:
     """The length is known from the start, and the parts are what was put in."""
     held, heard = hold(data), []  # type: int, List[int]
     body = Multipart(described(data), held, each=heard.append)
@@ -99,13 +108,18 @@ def test_a_file_that_cannot_be_read_is_no_network_error() -> None:
         ({"id": "art_1", "duplicate": "yes"}, ("art_1", False)),
     ],
 )
-def test_replies_are_read_tolerantly(said: Dict[str, Any], expected: Tuple[str, bool]) -> None:
+def test_replies_are_read_tolerantly(said: dict[str, Any], expected: tuple[str, bool]) -> None:
     """Unknown members and the alias are fine."""
     reply = ArtifactReply.parse(said)
     assert (reply.artifact_id, reply.duplicate) == expected
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(max_size=9), lambda i: st.lists(i) | st.dictionaries(st.text(), i)))
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=9),
+        lambda i: st.lists(i) | st.dictionaries(st.text(), i),
+    )
+)
 def test_a_reply_without_an_id_is_none(said: Any) -> None:
     """A yes of something that does not know what was asked does not count."""
     with pytest.raises(ValueError, match="artifact_id"):

@@ -1,4 +1,6 @@
-"""An incident bundle: the same bytes for the same content, nothing followed, nothing left of what is a secret."""
+"""An incident bundle: the same bytes for the same content, nothing followed, nothing left of what
+is a secret.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +30,7 @@ HIDDEN = "Qz8hidden1value7Qz"
 KEY = f"plain-{HIDDEN}-runtime-key"  # of a plane whose keys have no shape
 
 
-def packed(directory: Path) -> Tuple[bytes, Packed]:
+def packed(directory: Path) -> tuple[bytes, Packed]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     into = io.BytesIO()
     try:
@@ -37,12 +39,12 @@ def packed(directory: Path) -> Tuple[bytes, Packed]:
         os.close(fd)
 
 
-def members(bundle: bytes) -> Dict[str, bytes]:
+def members(bundle: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(bundle)) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
-def fill(directory: Path, files: Dict[str, Any]) -> Path:
+def fill(directory: Path, files: dict[str, Any]) -> Path:
     for name, content in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,9 @@ WHOLE = {
 
 
 def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
-    """Other times, modes, places and order of making: the same bundle; what holds no secret is in it byte for byte."""
+    """Other times, modes, places and order of making: the same bundle; what holds no secret is in
+    it byte for byte.
+    """
     first, one = packed(fill(tmp_path / "a", WHOLE))
     fill(tmp_path / "other/b", dict(reversed(list(WHOLE.items()))))
     for path in (tmp_path / "other/b").rglob("*"):
@@ -73,7 +77,9 @@ def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
     second, two = packed(tmp_path / "other/b")
     assert first == second
     assert members(first) == {
-        name: (json.dumps(data) if isinstance(data, (dict, list)) else data).encode() if not isinstance(data, bytes) else data
+        name: (json.dumps(data) if isinstance(data, (dict, list)) else data).encode()
+        if not isinstance(data, bytes)
+        else data
         for name, data in WHOLE.items()
     }
     assert one.missing == [] and one.replaced == [] and one.left_out == []
@@ -82,24 +88,40 @@ def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         names = tar.getnames()
         assert names == sorted(names)
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar} == {(0, 0, 0, "", "", 0o644)}
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar} == {
+            (0, 0, 0, "", "", 0o644)
+        }
     assert first[4:8] == bytes(4)  # no time in the gzip header either
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     """What v1 asks for; a part in a subdirectory is not it."""
     _, found = packed(fill(tmp_path, {"spec.kv": "a", "old/runtime.json": "{}"}))
-    assert found.missing == ["spec_validation.json", "runtime.json", "policy_audit.json", "environment.json"]
+    assert found.missing == [
+        "spec_validation.json",
+        "runtime.json",
+        "policy_audit.json",
+        "environment.json",
+    ]
 
 
 # Where a secret can stand -> the part that holds it.
-PLACES: List[Tuple[str, Any]] = [
+PLACES: list[tuple[str, Any]] = [
     ("environment.json", {"BYTEOR_AGENT_API_KEY": KEY}),
-    ("environment.json", {"BYTEOR_AGENT_ID": f"agt_{HIDDEN}", "BYTEOR_API_BASE_URL": f"https://{HIDDEN}.example"}),
+    (
+        "environment.json",
+        {"BYTEOR_AGENT_ID": f"agt_{HIDDEN}", "BYTEOR_API_BASE_URL": f"https://{HIDDEN}.example"},
+    ),
     ("environment.json", '{"BYTEOR\\u005fAGENT' + f'_API_KEY": "{HIDDEN}"}}'),
-    ("environment.json", [{"name": "DB_PASSWORD", "value": HIDDEN}, {"key": "AWS_SECRET_ACCESS_KEY", "val": HIDDEN}]),
+    (
+        "environment.json",
+        [{"name": "DB_PASSWORD", "value": HIDDEN}, {"key": "AWS_SECRET_ACCESS_KEY", "val": HIDDEN}],
+    ),
     ("environment.json", {"env": [f"API_TOKEN={HIDDEN}", f"X=bek_{HIDDEN}"]}),
-    ("environment.json", {"deep": [[{"credentials": {"user": "a", "list": [HIDDEN, {"x": HIDDEN}]}}]]}),
+    (
+        "environment.json",
+        {"deep": [[{"credentials": {"user": "a", "list": [HIDDEN, {"x": HIDDEN}]}}]]},
+    ),
     ("environment.json", f'{{"PASSWORD": "{HIDDEN}", "PASSWORD": "x"}}'),
     ("environment.json", f'{{"note": "\\u0042earer {HIDDEN}"}}'),
     ("environment.json", {f"bek_{HIDDEN}": 1}),
@@ -122,9 +144,15 @@ PLACES: List[Tuple[str, Any]] = [
     ("runtime.json", {"args": ["run", "--token", HIDDEN, "-v"]}),
     ("runtime.json", {"args": ["run", "--db-password", HIDDEN]}),
     ("runtime.json", {"args": ["curl", "-u", f"a:{HIDDEN}"]}),
-    ("runtime.json", {"env": [["A", "b"], ["BYTEOR_AGENT_API_KEY", HIDDEN], ["dbPassword", HIDDEN]]}),
+    (
+        "runtime.json",
+        {"env": [["A", "b"], ["BYTEOR_AGENT_API_KEY", HIDDEN], ["dbPassword", HIDDEN]]},
+    ),
     ("runtime.json", ["PATH", "/bin", "DB_PASSWORD", HIDDEN]),
-    ("runtime.json", {"env": [{"Name": "DB_PASSWORD", "Value": HIDDEN}, {"VALUE": HIDDEN, "KEY": "API_TOKEN"}]}),
+    (
+        "runtime.json",
+        {"env": [{"Name": "DB_PASSWORD", "Value": HIDDEN}, {"VALUE": HIDDEN, "KEY": "API_TOKEN"}]},
+    ),
     ("runtime.json", {"SecretAccessKey": HIDDEN, "DbPassword": HIDDEN, "privatekey": HIDDEN}),
     ("runtime.json", {"passwords": [HIDDEN], "psk": HIDDEN, "client-key-data": HIDDEN}),
     ("runtime.json", {"msg": f'{{"BYTEOR_AGENT_API_KEY":"{HIDDEN}"}}'}),
@@ -148,7 +176,9 @@ def everything(bundle: bytes) -> bytes:
     return b"\n".join(found)
 
 
-@pytest.mark.parametrize(("name", "content"), PLACES, ids=[f"{n}-{name[:20]}" for n, (name, _) in enumerate(PLACES)])
+@pytest.mark.parametrize(
+    ("name", "content"), PLACES, ids=[f"{n}-{name[:20]}" for n, (name, _) in enumerate(PLACES)]
+)
 def test_no_secret_in_any_place(tmp_path: Path, name: str, content: Any) -> None:
     """Replaced, and said where and of what kind, without the value."""
     bundle, found = packed(fill(tmp_path, {name: content}))
@@ -162,7 +192,9 @@ def test_no_secret_in_any_place(tmp_path: Path, name: str, content: Any) -> None
 
 
 def test_what_one_part_gives_away_goes_from_all(tmp_path: Path) -> None:
-    """The values of the three variables, bare in a log, whatever they look like; the rest of the log stays."""
+    """The values of the three variables, bare in a log, whatever they look like; the rest of the
+    log stays.
+    """
     given = {"environment.json": {"BYTEOR_AGENT_API_KEY": KEY}}
     bare = {"a.log": f"connecting as {KEY}, ok\n", "z.bin": b"\0\xff" + KEY.encode()}
     bundle, found = packed(fill(tmp_path, {**given, **bare}))
@@ -185,25 +217,41 @@ def test_what_one_part_gives_away_goes_from_all(tmp_path: Path) -> None:
     ],
     ids=["escaped", "kubernetes", "fish", "csh", "pair-in-text", "pair", "members"],
 )
-def test_a_variable_is_learnt_in_every_notation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
+def test_a_variable_is_learnt_in_every_notation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
     """However a part gives it away, its value goes from a part that holds it bare."""
     monkeypatch.setattr("firstboot.base.secret._known", set())
     bundle, _ = packed(fill(tmp_path, {"z": given, "a.log": f"connecting as {KEY}, ok\n"}))
     assert members(bundle)["a.log"] == b"connecting as <secret>, ok\n"
 
 
-def test_prose_about_a_variable_teaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prose_about_a_variable_teaches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A list of the three names, and a sentence with one, are no values."""
     known: set[str] = set()
     monkeypatch.setattr("firstboot.base.secret._known", known)
     names = ["BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY"]
-    packed(fill(tmp_path, {"a.json": names, "b.txt": "BYTEOR_AGENT_API_KEY variables, BYTEOR_AGENT_ID, something"}))
+    packed(
+        fill(
+            tmp_path,
+            {
+                "a.json": names,
+                "b.txt": "BYTEOR_AGENT_API_KEY variables, BYTEOR_AGENT_ID, something",
+            },
+        )
+    )
     assert not known
 
 
 def test_lists_of_words_stay(tmp_path: Path) -> None:
     """What only lists words, also those that name secrets, is no list of arguments."""
-    content = {"columns": ["key", "value", "token"], "args": ["--token", "--verbose"], "run": ["-u", "root"]}
+    content = {
+        "columns": ["key", "value", "token"],
+        "args": ["--token", "--verbose"],
+        "run": ["-u", "root"],
+    }
     bundle, found = packed(fill(tmp_path, {"a.json": content}))
     assert not found.replaced
 
@@ -229,14 +277,18 @@ def test_links_and_devices_are_left_out_and_said(tmp_path: Path) -> None:
 def test_archives_are_packed_and_said(tmp_path: Path) -> None:
     """What cannot be read here goes as it is, with a word that nobody looked."""
     twice = gzip.compress(gzip.compress(b"x"))
-    fill(tmp_path / "in", {"a.zip": b"PK\x03\x04rest", "twice.gz": twice, "cut.gz": b"\x1f\x8b\x08"})
+    fill(
+        tmp_path / "in", {"a.zip": b"PK\x03\x04rest", "twice.gz": twice, "cut.gz": b"\x1f\x8b\x08"}
+    )
     bundle, found = packed(tmp_path / "in")
     assert found.unseen == ["a.zip", "cut.gz", "twice.gz"]
     assert members(bundle)["twice.gz"] == twice
 
 
 def test_names_do_not_meet(tmp_path: Path) -> None:
-    """A part of the name of our own list, names that are equal once redacted, and one that is not UTF-8: each is there."""
+    """A part of the name of our own list, names that are equal once redacted, and one that is not
+    UTF-8: each is there.
+    """
     fill(tmp_path, {"redactions.json": "theirs", "key=a": "1", "key=b": "2"})
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff"))).write_text("3")
     found = members(packed(tmp_path)[0])
@@ -247,11 +299,16 @@ def test_names_do_not_meet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "value", "said"),
     [
-        ("MOST_PARTS", 1, "more than 1 files"), ("LARGEST_PART", 9, "a.txt is larger"), ("LARGEST_WHOLE", 15, "more than"),
-        ("DEEPEST", 0, "deeper than"), ("LARGEST", 50, "larger than .* when packed"),
+        ("MOST_PARTS", 1, "more than 1 files"),
+        ("LARGEST_PART", 9, "a.txt is larger"),
+        ("LARGEST_WHOLE", 15, "more than"),
+        ("DEEPEST", 0, "deeper than"),
+        ("LARGEST", 50, "larger than .* when packed"),
     ],
 )
-def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, said: str) -> None:
+def test_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, said: str
+) -> None:
     """Each refuses the whole with what to do."""
     fill(tmp_path, {"a.txt": "0123456789", "b/c.txt": "0123456789"})
     monkeypatch.setattr(packing, limit, value)
@@ -266,7 +323,9 @@ def test_an_empty_directory_is_no_incident(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["grows", "vanishes"])
-def test_a_part_that_changes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_a_part_that_changes_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     """A log that is written to meanwhile, or removed, does not make half a bundle."""
     path = fill(tmp_path, {"a.log": "a"}) / "a.log"
     real = os.fstat if change == "grows" else os.stat
@@ -288,7 +347,9 @@ def test_a_part_that_changes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=2000) | st.text(max_size=500).map(str.encode))
 def test_any_bytes_are_a_part(data: bytes) -> None:
-    """No content stops the packing; what needs no change is not changed; a second time finds nothing in a text."""
+    """No content stops the packing; what needs no change is not changed; a second time finds
+    nothing in a text.
+    """
     clean, kinds, _ = cleaning.clean(data)
     assert kinds or clean == data
     cleaning.learn(data)
@@ -296,7 +357,10 @@ def test_any_bytes_are_a_part(data: bytes) -> None:
 
 _value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "name", "value", "API_KEY", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["a", "name", "value", "API_KEY", "x"]), inner)
+    ),
     max_leaves=12,
 )
 
@@ -304,15 +368,31 @@ _value = st.recursive(
 @settings(deadline=None)
 @given(_value)
 def test_a_secret_put_anywhere_into_a_structure_goes(value: Any) -> None:
-    """Under the name of a secret, at any depth, beside anything: gone, and the JSON is still one."""
-    text = json.dumps({"outer": [value, {"SOME_TOKEN": [HIDDEN, value]}, {"name": "db_password", "value": {"v": HIDDEN}}]})
+    """Under the name of a secret, at any depth, beside anything: gone, and the JSON is still
+    one.
+    """
+    text = json.dumps(
+        {
+            "outer": [
+                value,
+                {"SOME_TOKEN": [HIDDEN, value]},
+                {"name": "db_password", "value": {"v": HIDDEN}},
+            ]
+        }
+    )
     clean, kinds, seen = cleaning.clean(text.encode())
     assert HIDDEN not in json.dumps(json.loads(clean)) and kinds and seen
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.dictionaries(st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.x", fullmatch=True), st.binary(max_size=200), min_size=1))
-def test_any_directory_is_packed_the_same_twice(content: Dict[str, bytes]) -> None:
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.x", fullmatch=True),
+        st.binary(max_size=200),
+        min_size=1,
+    )
+)
+def test_any_directory_is_packed_the_same_twice(content: dict[str, bytes]) -> None:
     """Whatever it holds."""
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         assert packed(fill(Path(one), content))[0] == packed(fill(Path(two), content))[0]
@@ -331,7 +411,17 @@ def test_any_directory_is_packed_the_same_twice(content: Dict[str, bytes]) -> No
         (b"\x1f\x8bdamaged", False),
         (b"", False),
     ],
-    ids=["raw", "across", "packed-across", "packed-large", "second-member", "cut", "packed-without", "damaged", "empty"],
+    ids=[
+        "raw",
+        "across",
+        "packed-across",
+        "packed-large",
+        "second-member",
+        "cut",
+        "packed-without",
+        "damaged",
+        "empty",
+    ],
 )
 def test_the_own_key_is_seen_in_a_file(tmp_path: Path, content: bytes, there: bool) -> None:
     """In its bytes and in what it unpacks to, wherever a piece ends; damage is no key."""
@@ -341,7 +431,9 @@ def test_the_own_key_is_seen_in_a_file(tmp_path: Path, content: bytes, there: bo
 
 
 def test_the_search_for_the_own_key_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What unpacks beyond the bound is not looked into further; what cannot be read is wrong content, no OSError."""
+    """What unpacks beyond the bound is not looked into further; what cannot be read is wrong
+    content, no OSError.
+    """
     monkeypatch.setattr(ownkey, "MOST_INFLATED", ownkey.SCAN_BYTES)
     (tmp_path / "bomb").write_bytes(gzip.compress(bytes(ownkey.SCAN_BYTES * 4) + KEY.encode()))
     with (tmp_path / "bomb").open("rb") as stream:
@@ -359,6 +451,11 @@ def test_upload_knows_the_key_of_its_environment(tmp_path: Path) -> None:
     fill(tmp_path, {"a.log": "connecting as onlywordskey, ok\n"})
     agent = Path(sys.executable).with_name("byteor-agent")
     command = [agent, "--root", tmp_path, "upload", tmp_path / "a.log", "--kind", "diagnostic"]
-    subprocess.run(command, env={**os.environ, "BYTEOR_AGENT_API_KEY": "onlywordskey"}, check=True, capture_output=True)
+    subprocess.run(
+        command,
+        env={**os.environ, "BYTEOR_AGENT_API_KEY": "onlywordskey"},
+        check=True,
+        capture_output=True,
+    )
     (data,) = (tmp_path / "var/lib/byteor/agent/spool").glob("*/data")
     assert data.read_text() == "connecting as <secret>, ok\n"

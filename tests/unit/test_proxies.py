@@ -1,9 +1,10 @@
-"""Which proxy a request goes through, for every form of NO_PROXY; metadata addresses never see one."""
+"""Which proxy a request goes through, for every form of NO_PROXY; metadata addresses never see
+one.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Dict, Optional
 
 import pytest
 from hypothesis import given
@@ -64,7 +65,9 @@ PROXY = "http://proxy:3128"
 )
 def test_no_proxy_in_all_its_forms(host: str, no_proxy: str, direct: bool) -> None:
     """Names, suffixes, addresses, nets, ports; metadata addresses never see a proxy."""
-    chosen = proxy_for(host, 443, proxy=None, no_proxy=(), environ={"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy})
+    chosen = proxy_for(
+        host, 443, proxy=None, no_proxy=(), environ={"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}
+    )
     assert (chosen is None) == direct
     settings = proxy_for(host, 443, proxy=Secret(PROXY), no_proxy=no_proxy.split(","), environ={})
     assert (settings is None) == direct
@@ -77,16 +80,23 @@ def test_no_entry_stops_a_request(host: str, entry: str, port: int) -> None:
 
 
 @given(st.ip_addresses(), st.integers(0, 32), st.integers(1, 65535))
-def test_a_net_excludes_exactly_its_addresses(address: ipaddress.IPv4Address, length: int, port: int) -> None:
+def test_a_net_excludes_exactly_its_addresses(
+    address: ipaddress.IPv4Address, length: int, port: int
+) -> None:
     """As the standard library reads nets, for both families, with and without the port."""
     net = ipaddress.ip_network((address, length), strict=False)
     shown = str(net) if address.version == 4 else f"[{net}]"
 
     def is_direct(*no_proxy: str) -> bool:
-        return proxy_for(str(address), port, proxy=Secret(PROXY), no_proxy=no_proxy, environ={}) is None
+        return (
+            proxy_for(str(address), port, proxy=Secret(PROXY), no_proxy=no_proxy, environ={})
+            is None
+        )
 
     assert is_direct(str(net)) and is_direct(f"{shown}:{port}")
-    assert is_direct(f"{shown}:{port % 65535 + 1}") == is_direct()  # a metadata address is never proxied
+    assert (
+        is_direct(f"{shown}:{port % 65535 + 1}") == is_direct()
+    )  # a metadata address is never proxied
 
 
 @pytest.mark.parametrize(
@@ -97,14 +107,23 @@ def test_a_net_excludes_exactly_its_addresses(address: ipaddress.IPv4Address, le
         ({"HTTPS_PROXY": f" {PROXY} "}, PROXY),
         ({"HTTPS_PROXY": ""}, None),
         ({"HTTPS_PROXY": "  "}, None),
-        ({"https_proxy": PROXY, "HTTP_PROXY": PROXY, "http_proxy": PROXY, "ALL_PROXY": PROXY, "all_proxy": PROXY}, None),
+        (
+            {
+                "https_proxy": PROXY,
+                "HTTP_PROXY": PROXY,
+                "http_proxy": PROXY,
+                "ALL_PROXY": PROXY,
+                "all_proxy": PROXY,
+            },
+            None,
+        ),
         ({"HTTPS_PROXY": PROXY, "no_proxy": "*"}, PROXY),
         ({"HTTPS_PROXY": PROXY, "NO_PROXY": "*"}, None),
         ({"HTTPS_PROXY": PROXY, "NO_PROXY": "other api.example"}, None),
     ],
     ids=str,
 )
-def test_only_two_variables_are_read(environ: Dict[str, str], expected: Optional[str]) -> None:
+def test_only_two_variables_are_read(environ: dict[str, str], expected: str | None) -> None:
     """HTTPS_PROXY and NO_PROXY in capitals; no other spelling, no other scheme."""
     found = proxy_for("api.example", 443, proxy=None, no_proxy=(), environ=environ)
     assert (found.reveal() if found is not None else None) == expected
@@ -113,7 +132,9 @@ def test_only_two_variables_are_read(environ: Dict[str, str], expected: Optional
 def test_settings_win_over_the_environment() -> None:
     """Each of the two on its own."""
     environ = {"HTTPS_PROXY": "http://other:1", "NO_PROXY": "*"}
-    found = proxy_for("api.example", 443, proxy=Secret(PROXY), no_proxy=("elsewhere",), environ=environ)
+    found = proxy_for(
+        "api.example", 443, proxy=Secret(PROXY), no_proxy=("elsewhere",), environ=environ
+    )
     assert found == Secret(PROXY)
     assert proxy_for("api.example", 443, proxy=Secret(PROXY), no_proxy=(), environ=environ) is None
 
@@ -137,7 +158,9 @@ def test_settings_win_over_the_environment() -> None:
         ("http://user:pa ss@proxy:1", False),
     ],
 )
-def test_what_is_no_url_of_a_proxy_is_known_before_a_library_quotes_it(url: str, expected: bool) -> None:
+def test_what_is_no_url_of_a_proxy_is_known_before_a_library_quotes_it(
+    url: str, expected: bool
+) -> None:
     """Scheme, host, port and characters."""
     assert usable(Secret(url)) is expected
 

@@ -20,14 +20,18 @@ COMMANDS = ("byteor-firstboot", "byteor-agent")
 def help_of(command: str) -> str:
     path = Path(sys.executable).parent / command
     environ = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run([str(path), "--help"], capture_output=True, text=True, check=True, env=environ).stdout
+    return subprocess.run(
+        [str(path), "--help"], capture_output=True, text=True, check=True, env=environ
+    ).stdout
 
 
 def block_of(command: str) -> re.Pattern[str]:
     return re.compile(rf"<!-- help: {command} -->\n(?:```text\n.*?```\n)?", re.DOTALL)
 
 
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse lays out help differently in other Pythons")
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="argparse lays out help differently in other Pythons"
+)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_in_the_readme_is_what_the_command_prints(command: str) -> None:
     """Whoever changes a command changes the README."""
@@ -48,5 +52,7 @@ def test_every_exit_code_of_the_readme_is_in_the_help() -> None:
 if __name__ == "__main__":
     text = README.read_text()
     for name in COMMANDS:
-        text = block_of(name).sub(lambda _, n=name: f"<!-- help: {n} -->\n```text\n{help_of(n)}```\n", text)
+        text = block_of(name).sub(
+            lambda _, n=name: f"<!-- help: {n} -->\n```text\n{help_of(n)}```\n", text
+        )
     README.write_text(text)

@@ -54,11 +54,25 @@ SECRETS = [
     (f"setenv DB_PASSWORD {HIDDEN}", "value"),
     *(
         (f"{name}={HIDDEN}", "value")
-        for name in ("AccessToken", "Endpoint=x;AccountKey", "SharedAccessKey", "PGPASSWORD", "dbpassword", "SECRETKEY", "psk")
+        for name in (
+            "AccessToken",
+            "Endpoint=x;AccountKey",
+            "SharedAccessKey",
+            "PGPASSWORD",
+            "dbpassword",
+            "SECRETKEY",
+            "psk",
+        )
     ),
-    *((f"{name}: {HIDDEN}", "value") for name in ("SecretAccessKey", "client-key-data", "ClientSecret", "password2")),
+    *(
+        (f"{name}: {HIDDEN}", "value")
+        for name in ("SecretAccessKey", "client-key-data", "ClientSecret", "password2")
+    ),
     (f"?PHPSESSID={HIDDEN}&a=b", "value"),
-    *((f'"{name}": "{HIDDEN}"', "value") for name in ("DbPassword", "privatekey", "passwords", "awsSecretAccessKey")),
+    *(
+        (f'"{name}": "{HIDDEN}"', "value")
+        for name in ("DbPassword", "privatekey", "passwords", "awsSecretAccessKey")
+    ),
     (f'{{"secret": {{"v": "{HIDDEN}"}}, "x": NaN}}', "value"),
     (f'{{"secrets": [["a"], [{{"v": "}}{HIDDEN}"}}]], "x": NaN}}', "value"),
     (f'{{"secret": {{"v": "a", "w": "{HIDDEN}"', "value"),
@@ -66,7 +80,7 @@ SECRETS = [
     (f"- token: >-\r\n    {HIDDEN}\r\n  b: 1", "value"),
     (f"passwords:\n  - first\n  - {HIDDEN}\nb: 1", "value"),
     (f'password = """\nfirst\n{HIDDEN}"""\nb = 1', "value"),
-    (f"password = \'\'\'\n{HIDDEN}\'\'\'", "value"),
+    (f"password = '''\n{HIDDEN}'''", "value"),
     (f"Cookie: a=1; sessionid={HIDDEN}; {HIDDEN}", "value"),
     (f"<password>{HIDDEN}</password>", "value"),
     (f"<secret>{HIDDEN}</secret>", "value"),
@@ -94,9 +108,13 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "kind"), SECRETS, ids=[f"{n}-{kind}" for n, (_, kind) in enumerate(SECRETS)])
+@pytest.mark.parametrize(
+    ("text", "kind"), SECRETS, ids=[f"{n}-{kind}" for n, (_, kind) in enumerate(SECRETS)]
+)
 def test_what_is_shaped_like_a_credential_goes(text: str, kind: str) -> None:
-    """Each shape is masked and named, the words around it stay, and a second time changes nothing."""
+    """Each shape is masked and named, the words around it stay, and a second time changes
+    nothing.
+    """
     clean, kinds = redact(f"before\n{text}\nafter")
     assert HIDDEN not in clean and "IOSFODNN7" not in clean and "MHc" not in clean
     assert "<secret>" in clean and clean.startswith("before\n")
@@ -124,14 +142,79 @@ def test_redacting_twice_is_redacting_once(text: str) -> None:
 
 
 PIECES = [
-    *("key", "token", "password", "secret", "=", ":", " ", "\n", "  ", "'", '"', "\\", ",", "[", "]", "{", "}", "|", "- "),
-    *("--", "-u ", "a", "name", "value", "<secret>", "</secret>", "<password>", "</password>", "Cookie: ", "setenv ", "login "),
+    *(
+        "key",
+        "token",
+        "password",
+        "secret",
+        "=",
+        ":",
+        " ",
+        "\n",
+        "  ",
+        "'",
+        '"',
+        "\\",
+        ",",
+        "[",
+        "]",
+        "{",
+        "}",
+        "|",
+        "- ",
+    ),
+    *(
+        "--",
+        "-u ",
+        "a",
+        "name",
+        "value",
+        "<secret>",
+        "</secret>",
+        "<password>",
+        "</password>",
+        "Cookie: ",
+        "setenv ",
+        "login ",
+    ),
     *("authorization", "Bearer ", "://", "@"),
 ]
 WORST = [
-    *("key=", "a_", "eyJ", "-----BEGIN PRIVATE KEY-----", "https://", "--token ", "'", "key='\\", "key={", 'key="{', 'key=\\"'),
-    *('key=\\"\\\\', '["key","\\\\', '["key",\\"\\\\\\\\', "key: |\n  ", "key:\n- ", "<key>", "name: key value: ", "name="),
-    *("set -x key ", "-u a:", "login a password ", "password a\n", "password \\", "aA", "A", "Cookie: ", 'key="""', "a_a_key"),
+    *(
+        "key=",
+        "a_",
+        "eyJ",
+        "-----BEGIN PRIVATE KEY-----",
+        "https://",
+        "--token ",
+        "'",
+        "key='\\",
+        "key={",
+        'key="{',
+        'key=\\"',
+    ),
+    *(
+        'key=\\"\\\\',
+        '["key","\\\\',
+        '["key",\\"\\\\\\\\',
+        "key: |\n  ",
+        "key:\n- ",
+        "<key>",
+        "name: key value: ",
+        "name=",
+    ),
+    *(
+        "set -x key ",
+        "-u a:",
+        "login a password ",
+        "password a\n",
+        "password \\",
+        "aA",
+        "A",
+        "Cookie: ",
+        'key="""',
+        "a_a_key",
+    ),
     *("\\", "key\\\\", " ", "\n", "key ", "key\n", '"--token", ', '"--token", \\"\\\\'),
 ]
 
@@ -152,9 +235,13 @@ def test_no_text_takes_long(piece: str) -> None:
     assert time.process_time() - begin < 5
 
 
-@pytest.mark.parametrize("text", ['["--password", "hunter2plain"]', "['--api-key', 'hunter2plain', '-v']"])
+@pytest.mark.parametrize(
+    "text", ['["--password", "hunter2plain"]', "['--api-key', 'hunter2plain', '-v']"]
+)
 def test_an_argument_list_loses_its_secrets(text: str) -> None:
-    """As a process's arguments stand in JSON or Python; what is an option itself stays, and again changes nothing."""
+    """As a process's arguments stand in JSON or Python; what is an option itself stays, and again
+    changes nothing.
+    """
     found, kinds = redact(text)
     assert "hunter2plain" not in found and kinds == ["value"] and redact(found) == (found, [])
     assert redact('["--password", "--verbose"]')[1] == []

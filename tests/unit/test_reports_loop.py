@@ -1,4 +1,6 @@
-"""Reports: in order, until accepted, once after a crash; what is damaged or refused is said and holds up nothing."""
+"""Reports: in order, until accepted, once after a crash; what is damaged or refused is said and
+holds up nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
@@ -28,14 +30,22 @@ class Plane:
     """Answers each report by its status, 200 where none is said."""
 
     def __init__(self) -> None:
-        self.told: List[str] = []
-        self.answers: Dict[str, Any] = {}
+        self.told: list[str] = []
+        self.answers: dict[str, Any] = {}
         self.rested = 0
 
     def report(self, agent_id: str, key: Secret, deployment_id: str, body: bytes) -> Answer:
         self.told.append(deployment_id)
         status, is_json = self.answers.get(deployment_id, (200, True))
-        return Answer(status, is_json, False, "", Said("x", None, None) if status >= 400 and is_json else None, None, None)
+        return Answer(
+            status,
+            is_json,
+            False,
+            "",
+            Said("x", None, None) if status >= 400 and is_json else None,
+            None,
+            None,
+        )
 
     def rest(self) -> None:
         self.rested += 1
@@ -74,7 +84,9 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_all_are_told_in_order_and_once(scene: Scene) -> None:
-    """By number and not by name or time; after a restart only what is new; nothing to tell is no request."""
+    """By number and not by name or time; after a restart only what is new; nothing to tell is no
+    request.
+    """
     assert scene.loop.run_once() is False and not scene.loop.nudged()
     for number in (10, 2, 1):
         scene.outcome(number)
@@ -100,7 +112,9 @@ def test_what_is_not_accepted_holds_up_the_later_ones(scene: Scene) -> None:
     assert scene.plane.told == ["dep_1", "dep_2", "dep_2", "dep_3"]
 
 
-@pytest.mark.parametrize(("answer", "error"), [((403, True), RequestRefused), ((404, False), NotThePlane)])
+@pytest.mark.parametrize(
+    ("answer", "error"), [((403, True), RequestRefused), ((404, False), NotThePlane)]
+)
 def test_a_missing_scope_and_a_page_drop_nothing(scene: Scene, answer: Any, error: type) -> None:
     """A scope may be granted; a proxy's 404 is not the plane's word."""
     scene.outcome(1)
@@ -138,9 +152,13 @@ def test_a_dropped_report_is_shown_for_a_day_also_after_a_restart(scene: Scene) 
     ids=range(9),
 )  # fmt: skip
 def test_a_damaged_outcome_is_said_and_passed_over(scene: Scene, content: str) -> None:
-    """The next one is told; nothing is told of the damaged one, and nothing crashes again and again."""
+    """The next one is told; nothing is told of the damaged one, and nothing crashes again and
+    again.
+    """
     good = json.loads(scene.outcome(2).read_text())["report"]
-    (scene.layout.outcomes / "00000001.json").write_text(content.replace("REPORT", json.dumps(good)))
+    (scene.layout.outcomes / "00000001.json").write_text(
+        content.replace("REPORT", json.dumps(good))
+    )
     scene.plane.answers["dep_2"] = (503, True)
     with pytest.raises(TryAgain):
         scene.loop.run_once()
@@ -168,7 +186,10 @@ def test_outcomes_that_begin_again_are_told(scene: Scene) -> None:
     assert scene.plane.told == ["dep_7", "dep_1"] and scene.delivered() == 1
 
 
-@pytest.mark.parametrize("content", ["{", '{"v": 1, "delivered": "x"}', '{"v": 1, "delivered": true, "dropped": {"at": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", '{"v": 1, "delivered": "x"}', '{"v": 1, "delivered": true, "dropped": {"at": 1}}'],
+)
 def test_a_damaged_memory_repeats_and_loses_nothing(scene: Scene, content: str) -> None:
     """The report_id makes it harmless."""
     (scene.layout.agent / "reports.json").write_text(content)
@@ -180,7 +201,9 @@ def test_a_damaged_memory_repeats_and_loses_nothing(scene: Scene, content: str) 
 def test_a_diagnostic_is_in_the_spool_before_the_report_is_told(scene: Scene) -> None:
     """Once, redacted, whatever happens to the report; a repeat after a crash adds none."""
     scene.outcome(1)
-    (scene.layout.outcomes / "00000001.txt").write_text("Authorization: Bearer abcdefghijklmnop\nit failed\n")
+    (scene.layout.outcomes / "00000001.txt").write_text(
+        "Authorization: Bearer abcdefghijklmnop\nit failed\n"
+    )
     scene.plane.answers["dep_1"] = (503, True)
     for _ in range(2):
         with pytest.raises(TryAgain):
@@ -188,11 +211,19 @@ def test_a_diagnostic_is_in_the_spool_before_the_report_is_told(scene: Scene) ->
     assert scene.spooled
     entries = [stock.load(scene.layout.spool / name) for name in stock.ids(scene.layout.spool)]
     assert len(entries) == 1 and entries[0] is not None
-    assert (entries[0].metadata.deployment_id, entries[0].metadata.spec_hash) == ("dep_1", SPEC_HASH)
-    assert b"it failed" in entries[0].data.read_bytes() and b"abcdefghijklmnop" not in entries[0].data.read_bytes()
+    assert (entries[0].metadata.deployment_id, entries[0].metadata.spec_hash) == (
+        "dep_1",
+        SPEC_HASH,
+    )
+    assert (
+        b"it failed" in entries[0].data.read_bytes()
+        and b"abcdefghijklmnop" not in entries[0].data.read_bytes()
+    )
 
 
-def test_a_full_spool_does_not_hold_up_the_report(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_spool_does_not_hold_up_the_report(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What became of the deployment matters more than the text beside it."""
     scene.outcome(1)
     (scene.layout.outcomes / "00000001.txt").write_text("it failed\n")

@@ -1,7 +1,8 @@
-"""Where the sealing key comes from; the host's provider with the real `systemd-creds`, in a mount namespace of its own.
+"""Where the sealing key comes from; the host's provider with the real `systemd-creds`, in a mount
+namespace of its own.
 
-Nothing here touches this machine's /var/lib/systemd: tests of the host's key run as children with a tmpfs over
-/var/lib and a copy of /etc, and are skipped, saying so, where that cannot be made.
+Nothing here touches this machine's /var/lib/systemd: tests of the host's key run as children with a
+tmpfs over /var/lib and a copy of /etc, and are skipped, saying so, where that cannot be made.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_a_key_file_is_made_once_and_used_again(layout: Layout) -> None:
-    """32 bytes, 0400, in a 0700 directory; never overwritten: a crash before the identity loses nothing."""
+    """32 bytes, 0400, in a 0700 directory; never overwritten: a crash before the identity loses
+    nothing.
+    """
     provider, key = sealkey.obtain(layout, "auto")
     assert (provider, len(key)) == ("file", 32)
     assert stat.S_IMODE(layout.sealing_key.stat().st_mode) == 0o400
@@ -74,8 +77,10 @@ def spoil(path: Path, how: str) -> None:
         os.chown(path, 12345, 12345)
 
 
-@pytest.mark.parametrize("how", ["short", "long", "empty", "open to others", "hard link", "symbolic link", "fifo",
-                                 "another's"])
+@pytest.mark.parametrize(
+    "how",
+    ["short", "long", "empty", "open to others", "hard link", "symbolic link", "fifo", "another's"],
+)
 def test_a_damaged_key_file_is_corrupt_and_stays(layout: Layout, how: str) -> None:
     """Wrong size, mode, owner or kind: said, not used, and never replaced here."""
     if how == "another's" and os.geteuid() != 0:
@@ -88,7 +93,11 @@ def test_a_damaged_key_file_is_corrupt_and_stays(layout: Layout, how: str) -> No
             attempt()
         assert key.hex() not in str(caught.value)
     after = os.lstat(layout.sealing_key)
-    assert (before.st_ino, before.st_mtime_ns, before.st_mode) == (after.st_ino, after.st_mtime_ns, after.st_mode)
+    assert (before.st_ino, before.st_mtime_ns, before.st_mode) == (
+        after.st_ino,
+        after.st_mtime_ns,
+        after.st_mode,
+    )
 
 
 def test_a_key_that_is_missing_is_not_made_by_fetching(layout: Layout) -> None:
@@ -119,7 +128,8 @@ def test_a_host_key_is_not_promised_on_a_transient_machine_id() -> None:
 
 # -- the host's key
 
-# `systemd-creds` becomes a wrapper that notes argv and environment and then does what /var/lib/mode says.
+# `systemd-creds` becomes a wrapper that notes argv and environment and then does what /var/lib/mode
+# says.
 SYSTEM = f"""set -e
 mount -t tmpfs none /var/lib
 mkdir /var/lib/systemd /var/lib/etc
@@ -177,7 +187,17 @@ def why_no_host_key() -> str:
         return "a private mount namespace needs root"
     if shutil.which("unshare") is None or not os.path.exists("/usr/bin/systemd-creds"):
         return "there is no unshare or no systemd-creds (systemd 250+)"
-    probe = ["unshare", "-m", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/var/lib"]
+    probe = [
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "mount",
+        "-t",
+        "tmpfs",
+        "none",
+        "/var/lib",
+    ]
     allowed = subprocess.run(probe, capture_output=True, check=False).returncode == 0
     return "" if allowed else "mounting is not allowed here"
 
@@ -190,9 +210,21 @@ def run_on_a_host(script: str) -> str:
     """Run Python on a system with a machine-id and a /var/lib of its own; return its stderr."""
     environment = {**os.environ, "PYTHONPATH": str(Path(firstboot.__file__).parents[1])}
     done = subprocess.run(
-        ["unshare", "-m", "--propagation", "private", "sh", "-c", SYSTEM, sys.executable,
-         PRELUDE + textwrap.dedent(script)],
-        capture_output=True, text=True, timeout=100, check=False,
+        [
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            SYSTEM,
+            sys.executable,
+            PRELUDE + textwrap.dedent(script),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
         env={**environment, "SYSTEMD_CREDENTIAL_SECRET": "/var/lib/x"},
     )
     assert done.returncode == 0, done.stderr
@@ -201,7 +233,9 @@ def run_on_a_host(script: str) -> str:
 
 @on_a_host
 def test_auto_seals_with_the_hosts_key_and_reads_back() -> None:
-    """systemd 250+ and a committed machine-id: sealing.cred, 0400, and the same key at every later call."""
+    """systemd 250+ and a committed machine-id: sealing.cred, 0400, and the same key at every later
+    call.
+    """
     run_on_a_host("""
         identity.probe_sealing(layout, seal="auto")
         assert sorted(os.listdir(layout.identity)) == ["sealing.cred"], os.listdir(layout.identity)
@@ -233,7 +267,9 @@ def test_no_secret_reaches_argv_or_environment_of_systemd_creds() -> None:
 
 @on_a_host
 def test_a_clone_is_foreign_before_any_key_is_touched_and_opens_again_on_its_host() -> None:
-    """Another machine-id: not one file of ours or of systemd's changes; the machine-id put back: it opens."""
+    """Another machine-id: not one file of ours or of systemd's changes; the machine-id put back: it
+    opens.
+    """
     run_on_a_host("""
         identity.save(layout, fresh, seal="auto")
         before, made = tree(), calls()
@@ -248,7 +284,9 @@ def test_a_clone_is_foreign_before_any_key_is_touched_and_opens_again_on_its_hos
 
 @on_a_host
 def test_without_the_verdict_systemd_creds_would_have_destroyed_the_secret() -> None:
-    """Why the header comes first: one decryption under another machine-id removes the host's secret (measured)."""
+    """Why the header comes first: one decryption under another machine-id removes the host's secret
+    (measured).
+    """
     run_on_a_host("""
         identity.save(layout, fresh, seal="auto")
         become(OTHER)
@@ -263,7 +301,9 @@ def test_without_the_verdict_systemd_creds_would_have_destroyed_the_secret() -> 
 
 @on_a_host
 def test_a_machine_id_that_is_not_committed_or_unknown_starts_no_systemd_creds() -> None:
-    """No evidence of another host, but no proof of this one either: unreadable for now, and nothing changes."""
+    """No evidence of another host, but no proof of this one either: unreadable for now, and nothing
+    changes.
+    """
     run_on_a_host("""
         identity.save(layout, fresh, seal="auto")
         before, made = tree(), calls()
@@ -279,7 +319,9 @@ def test_a_machine_id_that_is_not_committed_or_unknown_starts_no_systemd_creds()
 
 @on_a_host
 def test_a_foreign_identity_set_aside_with_its_secret_can_be_put_back() -> None:
-    """The clone enrolls anew with a key of its own; the first identity still opens where it belongs."""
+    """The clone enrolls anew with a key of its own; the first identity still opens where it
+    belongs.
+    """
     run_on_a_host("""
         identity.save(layout, fresh, seal="auto")
         former = secret.read_bytes()
@@ -306,7 +348,9 @@ def test_a_foreign_identity_set_aside_with_its_secret_can_be_put_back() -> None:
 
 @on_a_host
 def test_a_preflight_beside_a_foreign_identity_keeps_the_foreign_secret() -> None:
-    """Sealed with a key file there, so systemd-creds would replace the secret unseen: it is copied first, once."""
+    """Sealed with a key file there, so systemd-creds would replace the secret unseen: it is copied
+    first, once.
+    """
     run_on_a_host("""
         sealkey.obtain(layout, "host")
         layout.sealing_cred.unlink()
@@ -326,7 +370,9 @@ def test_a_preflight_beside_a_foreign_identity_keeps_the_foreign_secret() -> Non
 
 @on_a_host
 def test_a_key_left_by_a_cut_run_on_another_host_is_not_tried() -> None:
-    """Only sealing.cred is there, and the machine-id is another: set aside, no decryption, a new key."""
+    """Only sealing.cred is there, and the machine-id is another: set aside, no decryption, a new
+    key.
+    """
     run_on_a_host("""
         sealkey.obtain(layout, "auto")
         become(OTHER)
@@ -339,7 +385,9 @@ def test_a_key_left_by_a_cut_run_on_another_host_is_not_tried() -> None:
 
 @on_a_host
 def test_auto_falls_back_to_a_file_and_host_does_not() -> None:
-    """A systemd-creds that fails, hangs, lies or is too old: a warning and a key file, or exit 7 for `seal: host`."""
+    """A systemd-creds that fails, hangs, lies or is too old: a warning and a key file, or exit 7
+    for `seal: host`.
+    """
     said = run_on_a_host("""
         sealkey.CREDS_TIMEOUT_S = 2
         for shell in ('[ $1 = --version ] || { echo no secret for you >&2; exit 1; }',
@@ -363,7 +411,9 @@ def test_auto_falls_back_to_a_file_and_host_does_not() -> None:
 
 @on_a_host
 def test_a_systemd_creds_that_hangs_or_is_gone_says_nothing_about_the_identity() -> None:
-    """A local fault, exit 7: the identity is not called unreadable, and so is never set aside for it."""
+    """A local fault, exit 7: the identity is not called unreadable, and so is never set aside for
+    it.
+    """
     run_on_a_host("""
         identity.save(layout, fresh, seal="host")
         sealkey.CREDS_TIMEOUT_S = 1
@@ -382,7 +432,9 @@ def test_a_systemd_creds_that_hangs_or_is_gone_says_nothing_about_the_identity()
 
 @on_a_host
 def test_a_damaged_credential_is_unreadable_and_stays() -> None:
-    """Changed, emptied, of another shape or version: unreadable, the files as they were, no junk made."""
+    """Changed, emptied, of another shape or version: unreadable, the files as they were, no junk
+    made.
+    """
     run_on_a_host("""
         identity.save(layout, fresh, seal="host")
         good = layout.sealing_cred.read_bytes()

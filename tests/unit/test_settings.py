@@ -15,7 +15,17 @@ from firstboot.base import documents
 from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
-from firstboot.provision.schema import CHECKS, Rank, Settings, Source, load_yaml, merge, parse, refreeze, require_complete
+from firstboot.provision.schema import (
+    CHECKS,
+    Rank,
+    Settings,
+    Source,
+    load_yaml,
+    merge,
+    parse,
+    refreeze,
+    require_complete,
+)
 
 SOON_S = 5.0
 TOKEN = "bet_canary0123456789abcdef"
@@ -138,13 +148,48 @@ WRONG = [
     ("activation", {"comand": ["x"]}),
     ("activation", {"command": "x"}),
     ("activation", []),
-    *(("activation", {"unit": unit}) for unit in (
-        "", "x", 7, None, "-x.service", "*.service", "x?.service", "[ab].service", "a b.service", "x.service\n", "\nx.service",
-        "a/b.service", "x.swap", "x.Service", ".service", "--now.service", "é.service", "x" * 248 + ".service", ["x.service"],
-    )),
-    *(("activation", {key: argv}) for key in ("command", "health") for argv in (
-        [], None, {}, "x", [""], ["", "x"], ["x", 1], ["x", None], ["a\0b"], ["x", "\0"], [["x"]], ["x", "\ud800"],
-    )),
+    *(
+        ("activation", {"unit": unit})
+        for unit in (
+            "",
+            "x",
+            7,
+            None,
+            "-x.service",
+            "*.service",
+            "x?.service",
+            "[ab].service",
+            "a b.service",
+            "x.service\n",
+            "\nx.service",
+            "a/b.service",
+            "x.swap",
+            "x.Service",
+            ".service",
+            "--now.service",
+            "é.service",
+            "x" * 248 + ".service",
+            ["x.service"],
+        )
+    ),
+    *(
+        ("activation", {key: argv})
+        for key in ("command", "health")
+        for argv in (
+            [],
+            None,
+            {},
+            "x",
+            [""],
+            ["", "x"],
+            ["x", 1],
+            ["x", None],
+            ["a\0b"],
+            ["x", "\0"],
+            [["x"]],
+            ["x", "\ud800"],
+        )
+    ),
 ]
 
 
@@ -159,12 +204,24 @@ def test_a_value_of_the_wrong_shape_names_file_and_key_and_not_itself(key: str, 
         assert value not in str(caught.value)
 
 
-@pytest.mark.parametrize("unit", ["edge-runtime.service", "a@b\\x2dc.service", "X:1_2.3.socket", "x" * 247 + ".service"])
+@pytest.mark.parametrize(
+    "unit", ["edge-runtime.service", "a@b\\x2dc.service", "X:1_2.3.socket", "x" * 247 + ".service"]
+)
 def test_what_runs_as_root_is_one_unit_and_whole_commands(unit: str) -> None:
-    """A name that systemd knows, arguments as they stand; an error names the inner key and what is expected."""
+    """A name that systemd knows, arguments as they stand; an error names the inner key and what is
+    expected.
+    """
     told = {"unit": unit, "command": ["/bin/sh", "-c", ""], "health": ["true"], "window_s": 0}
-    assert check("activation", told) == {**told, "command": ("/bin/sh", "-c", ""), "health": ("true",), "window_s": 0.0}
-    for key, wrong, said in (("unit", "-x", "one systemd unit"), ("health", [], "a command and its arguments")):
+    assert check("activation", told) == {
+        **told,
+        "command": ("/bin/sh", "-c", ""),
+        "health": ("true",),
+        "window_s": 0.0,
+    }
+    for key, wrong, said in (
+        ("unit", "-x", "one systemd unit"),
+        ("health", [], "a command and its arguments"),
+    ):
         with pytest.raises(Invalid, match=f"activation.{key} must be .*{said}"):
             check("activation", {**told, key: wrong})
 
@@ -186,7 +243,10 @@ def test_an_unknown_key_names_the_nearest(typo: str, meant: str) -> None:
     assert meant in f"{caught.value} {caught.value.hint}"
 
 
-@pytest.mark.parametrize("key", [TOKEN, "bet_abcdefghijklmnopqrst", "AbCdEfGhIjKlMnOpQrSt", "a" * 60, "two words", "a\nb"])
+@pytest.mark.parametrize(
+    "key",
+    [TOKEN, "bet_abcdefghijklmnopqrst", "AbCdEfGhIjKlMnOpQrSt", "a" * 60, "two words", "a\nb"],
+)
 def test_a_key_that_may_be_a_token_is_not_quoted(key: str) -> None:
     """Whoever puts the token before the colon finds it in no journal."""
     for text in (json.dumps({key: "x"}), f"{json.dumps(key)}: 1\n{json.dumps(key)}: 2"):
@@ -214,40 +274,70 @@ def test_no_secret_stands_in_the_images_defaults() -> None:
 def test_nothing_and_x_are_no_token() -> None:
     """An empty mapping is fine; what erasing leaves reads as no token."""
     assert parse(None, where="f", rank=Rank.IMAGE) == {}
-    assert parse({"enrollment_token": "x" * 30}, where="f", rank=Rank.USER_DATA)["enrollment_token"] is None
+    assert (
+        parse({"enrollment_token": "x" * 30}, where="f", rank=Rank.USER_DATA)["enrollment_token"]
+        is None
+    )
 
 
 def test_the_address_comes_from_the_source_of_the_token_or_from_beneath() -> None:
-    """A lower source cannot redirect the token, and is told so; environment and image fill in; other keys merge by rank."""
-    image = Source(Rank.IMAGE, "image", {"api_base_url": "https://image", "org_id": "i", "name": "image"})
+    """A lower source cannot redirect the token, and is told so; environment and image fill in;
+    other keys merge by rank.
+    """
+    image = Source(
+        Rank.IMAGE, "image", {"api_base_url": "https://image", "org_id": "i", "name": "image"}
+    )
     vendor = Source(
-        Rank.VENDOR_DATA, "vendor data", {"api_base_url": "https://evil", "name": "vendor", "proxy": Secret("http://e")}
+        Rank.VENDOR_DATA,
+        "vendor data",
+        {"api_base_url": "https://evil", "name": "vendor", "proxy": Secret("http://e")},
     )
     user = Source(Rank.USER_DATA, "user data", {"api_base_url": "https://user"}, Secret(TOKEN))
-    drop = Source(Rank.DROP_PLACE, "drop", {"api_base_url": "https://drop", "heartbeat_interval_s": 9.0})
+    drop = Source(
+        Rank.DROP_PLACE, "drop", {"api_base_url": "https://drop", "heartbeat_interval_s": 9.0}
+    )
     merged, warnings = merge([image, vendor, user, drop], chosen=user)
-    assert merged == Settings(api_base_url="https://user", org_id="i", name="vendor", heartbeat_interval_s=9.0)
+    assert merged == Settings(
+        api_base_url="https://user", org_id="i", name="vendor", heartbeat_interval_s=9.0
+    )
     assert {word.split(" in ")[0] for word in warnings} == {"api_base_url", "proxy"}
-    assert any("vendor data" in word for word in warnings) and any("drop" in word for word in warnings)
-    merged, _ = merge([image, vendor, Source(Rank.ETC_TOKEN, "etc", {}, Secret(TOKEN))], chosen=Source(Rank.ETC_TOKEN, "etc"))
+    assert any("vendor data" in word for word in warnings) and any(
+        "drop" in word for word in warnings
+    )
+    merged, _ = merge(
+        [image, vendor, Source(Rank.ETC_TOKEN, "etc", {}, Secret(TOKEN))],
+        chosen=Source(Rank.ETC_TOKEN, "etc"),
+    )
     assert merged.api_base_url == "https://image"
 
 
 def test_the_two_credentials_are_one_source() -> None:
     """A bare token and the mapping beside it: the mapping's address is not another source's."""
     token = Source(Rank.CREDENTIAL, "credential byteor.enrollment-token", {}, Secret(TOKEN))
-    mapping = Source(Rank.CREDENTIAL, "credential byteor.firstboot", {"api_base_url": "https://here", "org_id": "o"})
+    mapping = Source(
+        Rank.CREDENTIAL,
+        "credential byteor.firstboot",
+        {"api_base_url": "https://here", "org_id": "o"},
+    )
     merged, warnings = merge([token, mapping], chosen=token)
     assert merged == Settings(api_base_url="https://here", org_id="o")
     assert not warnings
 
 
 def test_what_says_the_same_is_no_warning() -> None:
-    """The write_files form is read twice, from the drop place and from user data: nobody is to be warned of that."""
+    """The write_files form is read twice, from the drop place and from user data: nobody is to be
+    warned of that.
+    """
     values = {"api_base_url": "https://here", "proxy": Secret("http://proxy:1")}
-    drop, user = Source(Rank.DROP_PLACE, "drop", values, Secret(TOKEN)), Source(Rank.USER_DATA, "user data", values)
+    drop, user = (
+        Source(Rank.DROP_PLACE, "drop", values, Secret(TOKEN)),
+        Source(Rank.USER_DATA, "user data", values),
+    )
     assert merge([drop, user], chosen=drop)[1] == ()
-    assert len(merge([drop, Source(Rank.USER_DATA, "user data", {"org_id": "other"})], chosen=drop)[1]) == 1
+    assert (
+        len(merge([drop, Source(Rank.USER_DATA, "user data", {"org_id": "other"})], chosen=drop)[1])
+        == 1
+    )
 
 
 def test_what_is_missing_is_named() -> None:
@@ -280,8 +370,17 @@ ENVELOPE = {"payload": "e30=", "payloadType": "x", "signatures": [{"keyid": "k",
 @pytest.mark.parametrize(
     ("given_", "kept"),
     [
-        ([ENVELOPE, {**ENVELOPE, "more": [1], "signatures": [{**ENVELOPE["signatures"][0], "x": 1}]}], 2),
-        ([ENVELOPE, {**ENVELOPE, "payload": None}, ENVELOPE], 1),  # a chain is good up to where it is cut
+        (
+            [
+                ENVELOPE,
+                {**ENVELOPE, "more": [1], "signatures": [{**ENVELOPE["signatures"][0], "x": 1}]},
+            ],
+            2,
+        ),
+        (
+            [ENVELOPE, {**ENVELOPE, "payload": None}, ENVELOPE],
+            1,
+        ),  # a chain is good up to where it is cut
         ([ENVELOPE] * 65, documents.MOST_KEY_SETS),
         ([{**ENVELOPE, "payload": "A" * 60_000}] * 3, 2),
         ([{**ENVELOPE, "payload": "é"}], 0),
@@ -292,8 +391,12 @@ ENVELOPE = {"payload": "e30=", "payloadType": "x", "signatures": [{"keyid": "k",
         *((wrong, 0) for wrong in (None, 7, "x", {}, [], [None], [[]], [{}])),
     ],
 )
-def test_the_key_sets_of_an_enrollment_are_bounded_and_never_an_error(given_: Any, kept: int) -> None:
-    """What is not of its shape ends the list; what is kept fits into settings.json and comes back as it was."""
+def test_the_key_sets_of_an_enrollment_are_bounded_and_never_an_error(
+    given_: Any, kept: int
+) -> None:
+    """What is not of its shape ends the list; what is kept fits into settings.json and comes back
+    as it was.
+    """
     sets = documents.envelopes(given_)
     assert sets == (ENVELOPE,) * kept or [len(one["payload"]) for one in sets] == [60_000] * kept
     stored = json.dumps(frozen.freeze(Settings(key_sets=sets)), indent=1)
@@ -318,20 +421,37 @@ def test_a_damaged_settings_file_is_corrupt_or_settings(stored: dict[str, Any]) 
 def test_a_later_boot_takes_only_what_the_image_may_change() -> None:
     """Interval and CA follow the image; where an enrolled host reports to does not."""
     old = Settings(api_base_url="https://a", org_id="o", heartbeat_interval_s=30.0)
-    new = refreeze(old, {"api_base_url": "https://b", "org_id": "x", "heartbeat_interval_s": 60.0, "seal": "file"})
-    assert new == Settings(api_base_url="https://a", org_id="o", heartbeat_interval_s=60.0, seal="file")
+    new = refreeze(
+        old,
+        {"api_base_url": "https://b", "org_id": "x", "heartbeat_interval_s": 60.0, "seal": "file"},
+    )
+    assert new == Settings(
+        api_base_url="https://a", org_id="o", heartbeat_interval_s=60.0, seal="file"
+    )
 
 
 def test_a_later_boot_keeps_what_a_source_above_the_image_gave() -> None:
-    """Else the first hand-off after an enrollment would put the image's CA in place of the one from user data."""
+    """Else the first hand-off after an enrollment would put the image's CA in place of the one from
+    user data.
+    """
     image = {"heartbeat_interval_s": 60.0, "name": "image", "no_proxy": ("i",)}
-    user = Source(Rank.USER_DATA, "user data", {"heartbeat_interval_s": 10.0, "ca_certificates": PEM}, Secret(TOKEN))
+    user = Source(
+        Rank.USER_DATA,
+        "user data",
+        {"heartbeat_interval_s": 10.0, "ca_certificates": PEM},
+        Secret(TOKEN),
+    )
     merged, _ = merge([user, Source(Rank.IMAGE, "image", image)], chosen=user)
     again = frozen.thaw(json.loads(json.dumps(frozen.freeze(merged))))
     assert refreeze(again, image) == merged
-    later = refreeze(again, {"heartbeat_interval_s": 99.0, "ca_certificates": "other", "name": "new"})
+    later = refreeze(
+        again, {"heartbeat_interval_s": 99.0, "ca_certificates": "other", "name": "new"}
+    )
     assert (later.heartbeat_interval_s, later.ca_certificates, later.name) == (10.0, PEM, "new")
-    assert frozen.freeze(refreeze(later, {}))["pinned"] == ["ca_certificates", "heartbeat_interval_s"]
+    assert frozen.freeze(refreeze(later, {}))["pinned"] == [
+        "ca_certificates",
+        "heartbeat_interval_s",
+    ]
 
 
 @given(st.binary(max_size=400))

@@ -1,18 +1,27 @@
-"""Envelopes, keys and approvals: only what the plane signed comes out, everything else is one of our refusals."""
+"""Envelopes, keys and approvals: only what the plane signed comes out, everything else is one of
+our refusals.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firstboot.activate import signatures
-from firstboot.activate.signatures import DEPLOYMENT, KEY_SET, Key, KeySet, read_approval, read_envelope
+from firstboot.activate.signatures import (
+    DEPLOYMENT,
+    KEY_SET,
+    Key,
+    KeySet,
+    read_approval,
+    read_envelope,
+)
 from firstboot.base.errors import Untrusted
 from tests.controlplane import signing
 from tests.controlplane.signing import SigningKey
@@ -23,11 +32,31 @@ ONE, TWO = (SigningKey.from_seed(f"kid-{n}", bytes([n]) * 32) for n in (1, 2))
 PAYLOAD = b'{"v":1}'
 GOOD = signing.envelope(DEPLOYMENT, PAYLOAD, [ONE])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-NAMES = st.sampled_from(["payload", "payloadType", "signatures", "keyid", "sig", "keys", "version", "kid", "alg", "status",
-                         "public_key", "not_after", "v", "capabilities", "expires_at"])
+NAMES = st.sampled_from(
+    [
+        "payload",
+        "payloadType",
+        "signatures",
+        "keyid",
+        "sig",
+        "keys",
+        "version",
+        "kid",
+        "alg",
+        "status",
+        "public_key",
+        "not_after",
+        "v",
+        "capabilities",
+        "expires_at",
+    ]
+)
 ANYTHING = st.recursive(
     SCALARS | st.sampled_from([DEPLOYMENT, "kid-1", "Ed25519", "active", "AAAA"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=6)
+    ),
     max_leaves=20,
 )
 
@@ -47,7 +76,7 @@ def opened(envelope: Any, *keys: Key, kind: str = DEPLOYMENT) -> bytes:
     return read_envelope(raw, kind=kind).verified(keys or (key(ONE),))
 
 
-def signed(*members: Dict[str, Any]) -> Dict[str, Any]:
+def signed(*members: dict[str, Any]) -> dict[str, Any]:
     return {**GOOD, "signatures": list(members)}
 
 
@@ -68,12 +97,12 @@ BAD = {**SIGNATURE, "sig": STRANGERS["sig"]}
         signed({**SIGNATURE, "sig": "AAAA"}, SIGNATURE),
     ],
 )
-def test_one_good_signature_by_a_key_that_counts_is_enough(envelope: Dict[str, Any]) -> None:
+def test_one_good_signature_by_a_key_that_counts_is_enough(envelope: dict[str, Any]) -> None:
     """Others' signatures, broken ones, repetition and order change nothing."""
     assert opened(envelope) == PAYLOAD
 
 
-def changed(**members: Any) -> Dict[str, Any]:
+def changed(**members: Any) -> dict[str, Any]:
     return {**GOOD, **members}
 
 
@@ -91,7 +120,10 @@ def changed(**members: Any) -> Dict[str, Any]:
         ("bad_signature", changed(payload=base64.b64encode(b'{"v":2}').decode())),
         ("bad_signature", changed(payload="")),
         # Signed as a plain message, or over other framing: not the pre-authentication encoding.
-        ("bad_signature", signed({**SIGNATURE, "sig": base64.b64encode(ONE.private.sign(PAYLOAD)).decode()})),
+        (
+            "bad_signature",
+            signed({**SIGNATURE, "sig": base64.b64encode(ONE.private.sign(PAYLOAD)).decode()}),
+        ),
         ("wrong_type", signing.envelope(KEY_SET, PAYLOAD, [ONE])),
         ("wrong_type", changed(payloadType=DEPLOYMENT + " ")),
         ("wrong_type", changed(payloadType="é")),
@@ -111,7 +143,10 @@ def changed(**members: Any) -> Dict[str, Any]:
         ("malformed", signed({**SIGNATURE, "keyid": 1})),
         ("malformed", signed({"keyid": "kid-1"})),
         ("malformed", changed(signatures=[None])),
-        ("malformed", signed({**SIGNATURE, "sig": SIGNATURE["sig"].replace("+", "-").replace("/", "_")})),
+        (
+            "malformed",
+            signed({**SIGNATURE, "sig": SIGNATURE["sig"].replace("+", "-").replace("/", "_")}),
+        ),
         ("malformed", [GOOD]),
         ("malformed", b""),
         ("malformed", b"null"),
@@ -134,7 +169,9 @@ def test_a_signature_does_not_move_between_types() -> None:
 
 
 def test_a_key_with_which_anybody_can_sign_is_no_key() -> None:
-    """A point of small order verifies a made-up signature for every message: such a key is refused when it is read."""
+    """A point of small order verifies a made-up signature for every message: such a key is refused
+    when it is read.
+    """
     neutral = b"\x01" + bytes(31)
     anybody = neutral + bytes(32)
     assert Key("kid-1", neutral).verifies(anybody, b"any message at all")
@@ -145,8 +182,14 @@ def test_a_key_with_which_anybody_can_sign_is_no_key() -> None:
                 signatures.public_key(text, kid="kid-1")
 
 
-@given(public=st.binary(min_size=32, max_size=32), signature=st.binary(max_size=80), message=st.binary(max_size=20))
-def test_bytes_that_are_no_point_verify_nothing(public: bytes, signature: bytes, message: bytes) -> None:
+@given(
+    public=st.binary(min_size=32, max_size=32),
+    signature=st.binary(max_size=80),
+    message=st.binary(max_size=20),
+)
+def test_bytes_that_are_no_point_verify_nothing(
+    public: bytes, signature: bytes, message: bytes
+) -> None:
     """Whatever 32 bytes a set lists as a key, verifying neither crashes nor succeeds by chance."""
     assert not Key("kid-1", public).verifies(signature, message) or len(signature) == 64
 
@@ -162,7 +205,7 @@ def test_bytes_that_are_no_point_verify_nothing(public: bytes, signature: bytes,
         {"not_after": "tomorrow"}, {"not_after": 1}, {"not_after": ""}, {"not_after": "0001-01-01T00:00:00+23:59x"},
     ],
 )  # fmt: skip
-def test_a_key_that_is_not_of_its_shape_spoils_the_set(change: Dict[str, Any]) -> None:
+def test_a_key_that_is_not_of_its_shape_spoils_the_set(change: dict[str, Any]) -> None:
     """Nothing of a malformed set is taken; the sentence names no value."""
     entries = [signing.key_entry(TWO), {**signing.key_entry(ONE), **change}]
     with pytest.raises(ValueError, match=r".") as caught:
@@ -173,11 +216,29 @@ def test_a_key_that_is_not_of_its_shape_spoils_the_set(change: Dict[str, Any]) -
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"[]", b"{}", b'{"version": 1}', b'{"version": 1, "keys": []}', b'{"version": 1, "keys": {}}', b'{"keys": [1]}',
-        *(json.dumps({"version": version, "keys": [signing.key_entry(ONE)]}).encode()
-          for version in (True, "1", 1.0, -1, None, 2**53)),
-        json.dumps({"version": 1, "keys": [signing.key_entry(ONE), signing.key_entry(ONE, status="retired")]}).encode(),
-        json.dumps({"version": 1, "keys": [{**signing.key_entry(ONE), "kid": f"kid-{n}"} for n in range(65)]}).encode(),
+        b"",
+        b"[]",
+        b"{}",
+        b'{"version": 1}',
+        b'{"version": 1, "keys": []}',
+        b'{"version": 1, "keys": {}}',
+        b'{"keys": [1]}',
+        *(
+            json.dumps({"version": version, "keys": [signing.key_entry(ONE)]}).encode()
+            for version in (True, "1", 1.0, -1, None, 2**53)
+        ),
+        json.dumps(
+            {
+                "version": 1,
+                "keys": [signing.key_entry(ONE), signing.key_entry(ONE, status="retired")],
+            }
+        ).encode(),
+        json.dumps(
+            {
+                "version": 1,
+                "keys": [{**signing.key_entry(ONE), "kid": f"kid-{n}"} for n in range(65)],
+            }
+        ).encode(),
     ],
 )
 def test_a_set_that_is_not_of_its_shape_is_a_value_error(payload: bytes) -> None:
@@ -188,7 +249,10 @@ def test_a_set_that_is_not_of_its_shape_is_a_value_error(payload: bytes) -> None
 
 def test_a_set_and_its_keys_come_back_as_they_were() -> None:
     """What is read is what is written again; unknown members are ignored."""
-    entries = [signing.key_entry(ONE, not_after="2027-01-01T00:00:00Z"), signing.key_entry(TWO, status="retired")]
+    entries = [
+        signing.key_entry(ONE, not_after="2027-01-01T00:00:00Z"),
+        signing.key_entry(TWO, status="retired"),
+    ]
     body = {"version": 3, "keys": [{**entries[0], "new": 1}, entries[1]], "new": []}
     found = KeySet.parse(json.dumps(body).encode())
     assert found.version == 3
@@ -213,8 +277,10 @@ DECIDED_HERE = ("approval_undecodable", "approval_signature", "approval_version"
 
 
 @pytest.mark.parametrize("case", APPROVALS["cases"], ids=lambda case: case["name"])
-def test_the_golden_approvals(case: Dict[str, Any]) -> None:
-    """What the plane's own signer wrote is read, or refused with the code that it was broken for."""
+def test_the_golden_approvals(case: dict[str, Any]) -> None:
+    """What the plane's own signer wrote is read, or refused with the code that it was broken
+    for.
+    """
     raw = case["credential"].encode()
     if case["verdict"] in DECIDED_HERE:
         assert code_of(lambda: read_approval(raw, KEYS)) == case["verdict"]
@@ -264,22 +330,28 @@ def members(**change: Any) -> bytes:
     ],
 )  # fmt: skip
 def test_approvals_that_are_refused(code: str, raw: bytes) -> None:
-    """One text for one meaning: padding, spaces, another order, duplicate members are refused though they are signed."""
+    """One text for one meaning: padding, spaces, another order, duplicate members are refused
+    though they are signed.
+    """
     assert code_of(lambda: read_approval(raw, KEYS)) == code
 
 
 def test_an_approval_may_end_its_line() -> None:
-    """It is a text file: editors and `echo` add a line end, which nobody signed and which changes nothing."""
-    assert read_approval(CREDENTIAL.encode() + b"\n", KEYS) == read_approval(CREDENTIAL.encode(), KEYS)
+    """It is a text file: editors and `echo` add a line end, which nobody signed and which changes
+    nothing.
+    """
+    assert read_approval(CREDENTIAL.encode() + b"\n", KEYS) == read_approval(
+        CREDENTIAL.encode(), KEYS
+    )
 
 
 def test_a_deployments_signature_is_no_approvals() -> None:
     """One key signs both; neither can be taken for the other."""
     part = CREDENTIAL.split(".")[0]
     message = signing.pae(DEPLOYMENT, part.encode())
-    assert code_of(lambda: read_approval(f"{part}.{signing.b64url(ONE.private.sign(message))}".encode(), KEYS)) == (
-        "approval_signature"
-    )
+    assert code_of(
+        lambda: read_approval(f"{part}.{signing.b64url(ONE.private.sign(message))}".encode(), KEYS)
+    ) == ("approval_signature")
 
 
 # -- whatever the bytes are
@@ -311,11 +383,14 @@ def test_any_signed_json_is_a_set_an_approval_or_refused(value: Any) -> None:
 @given(data=st.data())
 def test_one_flipped_bit_is_never_accepted(data: st.DataObject) -> None:
     """Every bit of payload and signature counts, and of an approval's text."""
-    text: List[int] = list(CREDENTIAL.encode())
+    text: list[int] = list(CREDENTIAL.encode())
     at = data.draw(st.integers(0, len(text) - 1))
     text[at] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(Untrusted):
         read_approval(bytes(text), KEYS)
     signature = bytearray(base64.b64decode(SIGNATURE["sig"]))
     signature[data.draw(st.integers(0, 63))] ^= 1 << data.draw(st.integers(0, 7))
-    assert code_of(lambda: opened(signed({**SIGNATURE, "sig": base64.b64encode(signature).decode()}))) == "bad_signature"
+    assert (
+        code_of(lambda: opened(signed({**SIGNATURE, "sig": base64.b64encode(signature).decode()})))
+        == "bad_signature"
+    )

@@ -1,4 +1,6 @@
-"""The seven sources: what each holds, which token counts, what a broken place stops, and whose files are trusted."""
+"""The seven sources: what each holds, which token counts, what a broken place stops, and whose
+files are trusted.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import os
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import pytest
 
@@ -30,7 +32,11 @@ def mapping(rank: Rank, **more: Any) -> dict[str, Any]:
 
 
 def block(values: dict[str, Any]) -> str:
-    return "#cloud-config\n#byteor-firstboot:\n" + "".join(f"#  {key}: {value}\n" for key, value in values.items()) + "{}\n"
+    return (
+        "#cloud-config\n#byteor-firstboot:\n"
+        + "".join(f"#  {key}: {value}\n" for key, value in values.items())
+        + "{}\n"
+    )
 
 
 class Tree:
@@ -60,8 +66,10 @@ class Tree:
         self.write(f"/run/credentials/unit/{name}", content, 0o400)
         self.inputs["credentials"] = self.layout.root / "run/credentials/unit"
 
-    def put(self, rank: Rank, content: Optional[str] = None) -> None:
-        """Fill the place of `rank` with its own token (and address, where it has one), or with `content`."""
+    def put(self, rank: Rank, content: str | None = None) -> None:
+        """Fill the place of `rank` with its own token (and address, where it has one), or with
+        `content`.
+        """
         whole = content if content is not None else json.dumps(mapping(rank))
         bare = content if content is not None else TOKENS[rank] + "\n"
         if rank is Rank.TOKEN_FILE:
@@ -77,11 +85,17 @@ class Tree:
         elif rank is Rank.ETC_TOKEN:
             self.write("/etc/byteor/enrollment-token", bare)
         elif rank is Rank.ENVIRONMENT:
-            self.inputs["environ"] = {"BYTEOR_API_BASE_URL": content if content is not None else ADDRESS[rank]}
+            self.inputs["environ"] = {
+                "BYTEOR_API_BASE_URL": content if content is not None else ADDRESS[rank]
+            }
         else:
-            self.write("/etc/byteor/firstboot.yaml", content or json.dumps({"api_base_url": ADDRESS[rank]}), 0o644)
+            self.write(
+                "/etc/byteor/firstboot.yaml",
+                content or json.dumps({"api_base_url": ADDRESS[rank]}),
+                0o644,
+            )
 
-    def gather(self, layout: Optional[Layout] = None) -> Found:
+    def gather(self, layout: Layout | None = None) -> Found:
         def classify(token: Secret) -> TokenClass:
             return self.classes.get(token.reveal(), TokenClass.FRESH)
 
@@ -99,7 +113,12 @@ HOLDING = [rank for rank in Rank if rank not in (Rank.ENVIRONMENT, Rank.IMAGE)]
 def test_nothing_anywhere_is_nothing(tree: Tree) -> None:
     """A bare host: no token, no settings, no error."""
     found = tree.gather()
-    assert found.token is None and found.tokens == () and found.settings.api_base_url is None and found.warnings == ()
+    assert (
+        found.token is None
+        and found.tokens == ()
+        and found.settings.api_base_url is None
+        and found.warnings == ()
+    )
 
 
 @pytest.mark.parametrize("rank", HOLDING, ids=lambda rank: rank.name)
@@ -116,13 +135,17 @@ def test_each_source_gives_its_token(tree: Tree, rank: Rank) -> None:
 
 @pytest.mark.parametrize("first", HOLDING, ids=lambda rank: rank.name)
 def test_the_highest_fresh_token_counts_and_every_token_is_seen(tree: Tree, first: Rank) -> None:
-    """With every source from `first` down filled; what a lower one says of the address is ignored with a warning."""
+    """With every source from `first` down filled; what a lower one says of the address is ignored
+    with a warning.
+    """
     for rank in Rank:
         if rank >= first:
             tree.put(rank)
     found = tree.gather()
     assert found.token == Secret(TOKENS[first])
-    assert {token.reveal() for _, token in found.tokens} == {TOKENS[rank] for rank in HOLDING if rank >= first}
+    assert {token.reveal() for _, token in found.tokens} == {
+        TOKENS[rank] for rank in HOLDING if rank >= first
+    }
     bare = first in (Rank.TOKEN_FILE, Rank.ETC_TOKEN)
     assert found.settings.api_base_url == ADDRESS[Rank.ENVIRONMENT if bare else first]
     with_address = {Rank.CREDENTIAL, Rank.DROP_PLACE, Rank.USER_DATA, Rank.VENDOR_DATA}
@@ -137,9 +160,18 @@ def test_the_highest_fresh_token_counts_and_every_token_is_seen(tree: Tree, firs
         ({Rank.DROP_PLACE: TokenClass.SPENT}, Rank.USER_DATA),
         ({Rank.DROP_PLACE: TokenClass.REFUSED}, Rank.USER_DATA),
         ({Rank.DROP_PLACE: TokenClass.SPENT, Rank.USER_DATA: TokenClass.SPENT}, Rank.ETC_TOKEN),
-        ({Rank.DROP_PLACE: TokenClass.SPENT, Rank.USER_DATA: TokenClass.REFUSED, Rank.ETC_TOKEN: TokenClass.REFUSED},
-         Rank.USER_DATA),
-        (dict.fromkeys((Rank.DROP_PLACE, Rank.USER_DATA, Rank.ETC_TOKEN), TokenClass.SPENT), Rank.DROP_PLACE),
+        (
+            {
+                Rank.DROP_PLACE: TokenClass.SPENT,
+                Rank.USER_DATA: TokenClass.REFUSED,
+                Rank.ETC_TOKEN: TokenClass.REFUSED,
+            },
+            Rank.USER_DATA,
+        ),
+        (
+            dict.fromkeys((Rank.DROP_PLACE, Rank.USER_DATA, Rank.ETC_TOKEN), TokenClass.SPENT),
+            Rank.DROP_PLACE,
+        ),
     ],
 )
 def test_fresh_goes_before_refused_and_refused_before_spent(
@@ -177,8 +209,12 @@ def test_a_broken_mapping_beside_the_bare_credential_stops(tree: Tree) -> None:
 BROKEN = "api_base_url: ["
 
 
-@pytest.mark.parametrize("rank", [rank for rank in HOLDING if rank not in (Rank.TOKEN_FILE, Rank.ETC_TOKEN)], ids=str)
-def test_a_broken_source_above_the_token_stops_and_one_below_is_a_warning(tree: Tree, rank: Rank) -> None:
+@pytest.mark.parametrize(
+    "rank", [rank for rank in HOLDING if rank not in (Rank.TOKEN_FILE, Rank.ETC_TOKEN)], ids=str
+)
+def test_a_broken_source_above_the_token_stops_and_one_below_is_a_warning(
+    tree: Tree, rank: Rank
+) -> None:
     """What ranks above could have redirected the token; what ranks below could not."""
     tree.put(Rank.ETC_TOKEN)
     tree.put(rank, BROKEN)
@@ -200,8 +236,13 @@ def test_a_broken_ground_always_stops(tree: Tree, rank: Rank) -> None:
 
 
 @pytest.mark.parametrize("rank", HOLDING, ids=lambda rank: rank.name)
-@pytest.mark.parametrize("token", ["bet_short", "bet canary with spaces 0123", "bet_canar\xff_0123456789", "bet_canary" * 500])
-def test_a_token_of_another_shape_is_invalid_and_not_quoted(tree: Tree, rank: Rank, token: str) -> None:
+@pytest.mark.parametrize(
+    "token",
+    ["bet_short", "bet canary with spaces 0123", "bet_canar\xff_0123456789", "bet_canary" * 500],
+)
+def test_a_token_of_another_shape_is_invalid_and_not_quoted(
+    tree: Tree, rank: Rank, token: str
+) -> None:
     """16 to 4096 visible ASCII characters, in every source."""
     bare = rank in (Rank.TOKEN_FILE, Rank.ETC_TOKEN)
     tree.put(rank, token if bare else json.dumps({"enrollment_token": token}))
@@ -241,7 +282,10 @@ def test_a_token_file_that_is_not_there_is_an_error(tree: Tree) -> None:
 def test_only_one_name_of_the_environment_is_read(tree: Tree) -> None:
     """No token, no id and no other address comes from there."""
     names = ("ENROLLMENT", "ENROLLMENT_TOKEN", "ORG_ID", "NAME", "PROXY")
-    tree.inputs["environ"] = {"BYTEOR_API_BASE_URL": "https://here.example/api/v1", **{f"BYTEOR_{name}": "x" for name in names}}
+    tree.inputs["environ"] = {
+        "BYTEOR_API_BASE_URL": "https://here.example/api/v1",
+        **{f"BYTEOR_{name}": "x" for name in names},
+    }
     found = tree.gather()
     assert found.settings.api_base_url == "https://here.example"
     assert found.token is None and found.settings.org_id is None and found.settings.proxy is None
@@ -255,7 +299,9 @@ def test_the_environment_goes_before_the_image(tree: Tree) -> None:
 
 
 def test_another_file_in_place_of_the_images(tree: Tree, tmp_path: Path) -> None:
-    """``--config FILE`` is read in its place, through links, and must be there; its own values are what re-freezes."""
+    """``--config FILE`` is read in its place, through links, and must be there; its own values are
+    what re-freezes.
+    """
     tree.put(Rank.IMAGE)
     (tmp_path / "real.yaml").write_text("api_base_url: https://given.example")
     (tmp_path / "given.yaml").symlink_to("real.yaml")
@@ -277,17 +323,28 @@ SPOIL: dict[str, Callable[[Path], object]] = {
     "readable by others": lambda path: path.chmod(0o644),
     "readable by the group": lambda path: path.chmod(0o640),
     "a hard link": lambda path: os.link(path, path.with_name("other")),
-    "a symbolic link": lambda path: (path.rename(path.with_name("other")), path.symlink_to("other")),
+    "a symbolic link": lambda path: (
+        path.rename(path.with_name("other")),
+        path.symlink_to("other"),
+    ),
     "a FIFO": lambda path: (path.unlink(), os.mkfifo(path, 0o600)),
     "a directory": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
 @pytest.mark.parametrize("spoil", SPOIL)
-@pytest.mark.parametrize("place", ["/given/token", DROP_PLACE, "/etc/byteor/enrollment-token", "user data"])
-def test_a_secret_is_read_from_a_private_regular_file_with_one_name(tree: Tree, place: str, spoil: str) -> None:
+@pytest.mark.parametrize(
+    "place", ["/given/token", DROP_PLACE, "/etc/byteor/enrollment-token", "user data"]
+)
+def test_a_secret_is_read_from_a_private_regular_file_with_one_name(
+    tree: Tree, place: str, spoil: str
+) -> None:
     """Anything else is said, with the path, and is not used."""
-    ranks = {"/given/token": Rank.TOKEN_FILE, DROP_PLACE: Rank.DROP_PLACE, "user data": Rank.USER_DATA}
+    ranks = {
+        "/given/token": Rank.TOKEN_FILE,
+        DROP_PLACE: Rank.DROP_PLACE,
+        "user data": Rank.USER_DATA,
+    }
     tree.put(ranks.get(place, Rank.ETC_TOKEN))
     path = "/var/lib/cloud/instances/i-1/user-data.txt" if place == "user data" else place
     SPOIL[spoil](tree.layout.root / path.lstrip("/"))
@@ -297,7 +354,9 @@ def test_a_secret_is_read_from_a_private_regular_file_with_one_name(tree: Tree, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a file of another owner")
-@pytest.mark.parametrize("rank", [Rank.TOKEN_FILE, Rank.DROP_PLACE, Rank.USER_DATA, Rank.ETC_TOKEN], ids=str)
+@pytest.mark.parametrize(
+    "rank", [Rank.TOKEN_FILE, Rank.DROP_PLACE, Rank.USER_DATA, Rank.ETC_TOKEN], ids=str
+)
 def test_a_secret_of_another_owner_is_not_read(tree: Tree, rank: Rank) -> None:
     """Who owns it could have chosen where the host enrolls."""
     tree.put(rank)
@@ -309,7 +368,9 @@ def test_a_secret_of_another_owner_is_not_read(tree: Tree, rank: Rank) -> None:
 
 
 def test_the_drop_place_is_tightened_and_never_shared(tree: Tree) -> None:
-    """cloud-init makes the directory 0755: it becomes 0700; one that others may write in is refused."""
+    """cloud-init makes the directory 0755: it becomes 0700; one that others may write in is
+    refused.
+    """
     tree.put(Rank.DROP_PLACE)
     directory = tree.layout.drop_place.parent
     directory.chmod(0o755)
@@ -336,7 +397,9 @@ STORED = {
 
 @pytest.mark.parametrize("form", STORED)
 def test_stored_user_data_is_read_as_it_was_received(tree: Tree, form: str) -> None:
-    """``user-data.txt`` keeps what the platform sent, packed or not; the absolute instance link stays in the root."""
+    """``user-data.txt`` keeps what the platform sent, packed or not; the absolute instance link
+    stays in the root.
+    """
     tree.user_data(STORED[form])
     found = tree.gather()
     assert found.token == Secret(TOKENS[Rank.USER_DATA])
@@ -344,7 +407,9 @@ def test_stored_user_data_is_read_as_it_was_received(tree: Tree, form: str) -> N
 
 
 def test_what_an_include_fetched_is_read_from_the_processed_form(tree: Tree) -> None:
-    """Only ``user-data.txt.i`` has it; what was received goes first where it says something itself."""
+    """Only ``user-data.txt.i`` has it; what was received goes first where it says something
+    itself.
+    """
     tree.user_data("#include\nhttps://seed.example/byteor\n")
     tree.user_data(AS_MIME.as_bytes(), "user-data.txt.i")
     assert tree.gather().token == Secret(TOKENS[Rank.USER_DATA])
@@ -374,12 +439,16 @@ def test_the_write_files_form_is_one_token_in_two_places_without_a_warning(tree:
     tree.write(DROP_PLACE, json.dumps(VALUES))
     found = tree.gather()
     assert found.source is not None and found.source.rank is Rank.DROP_PLACE
-    assert len(found.tokens) == 2 and {token.reveal() for _, token in found.tokens} == {TOKENS[Rank.USER_DATA]}
+    assert len(found.tokens) == 2 and {token.reveal() for _, token in found.tokens} == {
+        TOKENS[Rank.USER_DATA]
+    }
     assert found.warnings == ()
 
 
 class Running(Layout):
-    """A tree that passes for the running host: there it matters whether cloud-init ran in this boot."""
+    """A tree that passes for the running host: there it matters whether cloud-init ran in this
+    boot.
+    """
 
     @property
     def is_host(self) -> bool:
@@ -403,7 +472,9 @@ class Running(Layout):
         (("instance-data.json", "enabled"), True),
     ],
 )
-def test_user_data_counts_only_if_cloud_init_ran_in_this_boot(tree: Tree, evidence: tuple[str, ...], counts: bool) -> None:
+def test_user_data_counts_only_if_cloud_init_ran_in_this_boot(
+    tree: Tree, evidence: tuple[str, ...], counts: bool
+) -> None:
     """The instance link outlives a detached seed; what the stages write on tmpfs does not."""
     instances = tree.layout.root / "var/lib/cloud/instances/i-1"
     tree.write("/var/lib/cloud/instances/i-1/user-data.txt", block(VALUES))

@@ -1,4 +1,6 @@
-"""The spool: in durably and once, whole or not at all, out by one rename; full means refused, and nothing old is dropped."""
+"""The spool: in durably and once, whole or not at all, out by one rename; full means refused, and
+nothing old is dropped.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -42,7 +45,7 @@ def put(layout: Layout, data: bytes, about: About = ABOUT) -> spool.Added:
         os.close(held)
 
 
-def contents(directory: Path) -> List[bytes]:
+def contents(directory: Path) -> list[bytes]:
     return [(directory / name / "data").read_bytes() for name in stock.ids(directory)]
 
 
@@ -55,7 +58,11 @@ def test_what_is_added_is_there_whole_and_private(layout: Layout) -> None:
     assert (entry.metadata.kind, entry.metadata.size) == ("snapshot", 3)
     assert entry.metadata.sha256 == added.sha256 == hashlib.sha256(b"abc").hexdigest()
     assert entry.metadata.captured_at == "2023-11-14T22:13:20Z"
-    assert stat.S_IMODE(layout.spool.stat().st_mode) == stat.S_IMODE(entry.path.stat().st_mode) == 0o700
+    assert (
+        stat.S_IMODE(layout.spool.stat().st_mode)
+        == stat.S_IMODE(entry.path.stat().st_mode)
+        == 0o700
+    )
     assert {stat.S_IMODE(path.stat().st_mode) for path in entry.path.iterdir()} == {0o600}
 
 
@@ -63,19 +70,33 @@ def test_what_is_added_is_there_whole_and_private(layout: Layout) -> None:
 def test_a_time_that_cannot_be_is_replaced_by_now(layout: Layout, at: float) -> None:
     """A file from 1970 or from the future: the plane would refuse its date."""
     entry = stock.load(layout.spool / put(layout, b"abc", About("snapshot", "x", at)).id)
-    assert entry is not None and entry.metadata.captured_at.startswith("20") and entry.metadata.captured_at < "2033"
+    assert (
+        entry is not None
+        and entry.metadata.captured_at.startswith("20")
+        and entry.metadata.captured_at < "2033"
+    )
 
 
 def test_what_the_plane_would_not_accept_of_a_deployment_is_left_out(layout: Layout) -> None:
     """An id or spec hash of another shape does not make an artifact that is refused."""
-    entry = stock.load(layout.spool / put(layout, b"abc", About("snapshot", "x", 1e9, "../x", "sha256:0")).id)
-    assert entry is not None and entry.metadata.deployment_id is None and entry.metadata.spec_hash is None
+    entry = stock.load(
+        layout.spool / put(layout, b"abc", About("snapshot", "x", 1e9, "../x", "sha256:0")).id
+    )
+    assert (
+        entry is not None
+        and entry.metadata.deployment_id is None
+        and entry.metadata.spec_hash is None
+    )
 
 
 def test_equal_content_is_there_once_wherever_it_is(layout: Layout) -> None:
-    """In the spool, in quarantine (as the same kind) and after it was uploaded: the first one is named."""
+    """In the spool, in quarantine (as the same kind) and after it was uploaded: the first one is
+    named.
+    """
     first = put(layout, b"abc")
-    assert put(layout, b"abc", About("diagnostic", "y", 1e9)) == spool.Added(first.id, spool.WAITING, first.sha256)
+    assert put(layout, b"abc", About("diagnostic", "y", 1e9)) == spool.Added(
+        first.id, spool.WAITING, first.sha256
+    )
     spool.quarantine(layout, first.id, {"status": 422, "code": "x", "detail": "y"})
     assert put(layout, b"abc") == spool.Added(first.id, spool.QUARANTINED, first.sha256)
     other = put(layout, b"abc", About("diagnostic", "y", 1e9))
@@ -148,7 +169,9 @@ def test_a_full_spool_refuses_the_new_one_and_keeps_the_old(
     assert put(layout, bytes([1]) * 3).id == added[1].id
 
 
-def test_a_disk_without_room_is_said_before_it_is_filled(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_said_before_it_is_filled(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The free space is looked at first."""
     real = os.statvfs
 
@@ -172,14 +195,19 @@ def test_a_text_loses_its_secrets_and_is_there_once(layout: Layout) -> None:
     assert entry is not None
     assert entry.data.read_text() == "start\npassword=<secret> \ufffd\n"
     assert entry.replaced == ({"part": "diagnostic", "kinds": ["value"]},)
-    assert (entry.metadata.deployment_id, entry.metadata.spec_hash) == ("dep_1", "sha256:" + "0" * 64)
+    assert (entry.metadata.deployment_id, entry.metadata.spec_hash) == (
+        "dep_1",
+        "sha256:" + "0" * 64,
+    )
     assert "hunter22" not in (entry.path / "meta.json").read_text()
 
 
 def test_quarantine_and_back(layout: Layout) -> None:
     """With its reason there, shown; back under its own id without it; an unknown id is False."""
     name = put(layout, b"abc").id
-    spool.quarantine(layout, name, {"status": 415, "code": "unsupported_media_type", "detail": "no"})
+    spool.quarantine(
+        layout, name, {"status": 415, "code": "unsupported_media_type", "detail": "no"}
+    )
     assert contents(layout.quarantine) == [b"abc"] and contents(layout.spool) == []
     (row,) = stock.quarantined(layout)
     assert row.pop("at")
@@ -195,7 +223,9 @@ def test_quarantine_and_back(layout: Layout) -> None:
     assert sorted(os.listdir(layout.spool / name)) == ["data", "meta.json"]
 
 
-def test_the_memory_is_bounded_and_a_damaged_one_is_kept_aside(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_is_bounded_and_a_damaged_one_is_kept_aside(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The newest uploads are remembered; what is not ours to read begins anew."""
     monkeypatch.setattr(spool, "MOST_REMEMBERED", 2)
     for number in range(4):
@@ -236,7 +266,9 @@ _STEPS = ("mkdir", "open", "fsync", "rename", "unlink", "rmdir", "chmod", "fchmo
 
 
 def killed_at(step: int, work: Callable[[], object]) -> bool:
-    """Run `work` in a child that is killed before its `step`-th call; True when it came to its end."""
+    """Run `work` in a child that is killed before its `step`-th call; True when it came to its
+    end.
+    """
     child = os.fork()
     if not child:
         try:
@@ -263,7 +295,7 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     return not os.WIFSIGNALED(status)
 
 
-def whole(directory: Path) -> Dict[str, bytes]:
+def whole(directory: Path) -> dict[str, bytes]:
     """Every artifact there, each complete and as its metadata says; nothing else but the lock."""
     found = {}
     for name in os.listdir(directory):
@@ -294,8 +326,10 @@ def test_killed_at_every_call_an_artifact_is_whole_or_not_there(layout: Layout) 
 
 @pytest.mark.parametrize("way", ["drop", "quarantine", "release"])
 def test_killed_at_every_call_an_artifact_is_in_one_place(layout: Layout, way: str) -> None:
-    """Leaving, refused or brought back: in the spool, in quarantine or gone, never twice and never half."""
-    ways: Dict[str, Callable[[str], object]] = {
+    """Leaving, refused or brought back: in the spool, in quarantine or gone, never twice and never
+    half.
+    """
+    ways: dict[str, Callable[[str], object]] = {
         "drop": lambda name: spool.drop(layout, name),
         "quarantine": lambda name: spool.quarantine(layout, name, {"status": 413}),
         "release": lambda name: spool.release(layout, name),
@@ -319,7 +353,9 @@ def test_killed_at_every_call_an_artifact_is_in_one_place(layout: Layout, way: s
     pytest.fail("it never came to its end")
 
 
-def test_a_refusal_right_after_a_release_keeps_its_reason(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_right_after_a_release_keeps_its_reason(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The agent refuses it anew the moment it is in the spool: the new reason stands."""
     name = put(layout, b"abc").id
     spool.quarantine(layout, name, {"status": 413})
@@ -336,7 +372,9 @@ def test_a_refusal_right_after_a_release_keeps_its_reason(layout: Layout, monkey
 
 
 @pytest.mark.parametrize("left", [".a.gone", ".b.new"])
-def test_what_cannot_be_removed_stops_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+def test_what_cannot_be_removed_stops_nothing(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
     """Something half done that stays: said, and the rest is cleaned up."""
     spool.prepare(layout)
     for name in (left, ".c.gone"):
@@ -361,11 +399,14 @@ def test_uploads_at_the_same_time_do_not_meet(layout: Layout) -> None:
         "    for data in (b'shared %d' % n, b'own %d of %s' % (n, sys.argv[2].encode())):\n"
         "        spool.add(Layout(Path(sys.argv[1])), spool.hold(data), spool.About('snapshot', 'x', 1e9))\n"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code, str(layout.root), str(n)]) for n in range(4)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(layout.root), str(n)]) for n in range(4)
+    ]
     assert [process.wait(60) for process in running] == [0] * 4
     found = whole(layout.spool)
     assert sorted(found.values()) == sorted(
-        [b"shared %d" % n for n in range(8)] + [b"own %d of %d" % (n, p) for n in range(8) for p in range(4)]
+        [b"shared %d" % n for n in range(8)]
+        + [b"own %d of %d" % (n, p) for n in range(8) for p in range(4)]
     )
     assert len({stock.number(name) for name in found}) == len(found)
 
@@ -380,28 +421,49 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield path
 
 
-GOOD = {"v": 1, "kind": "snapshot", "sha256": "0" * 64, "size": 3, "captured_at": "2026-01-01T00:00:00Z", "name": "x"}
+GOOD = {
+    "v": 1,
+    "kind": "snapshot",
+    "sha256": "0" * 64,
+    "size": 3,
+    "captured_at": "2026-01-01T00:00:00Z",
+    "name": "x",
+}
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(change=st.dictionaries(st.sampled_from([*GOOD, "deployment_id", "spec_hash", "replaced", "more"]), _json, max_size=3))
-def test_any_metadata_is_an_artifact_or_damaged(shelf: Path, change: Dict[str, Any]) -> None:
+@given(
+    change=st.dictionaries(
+        st.sampled_from([*GOOD, "deployment_id", "spec_hash", "replaced", "more"]),
+        _json,
+        max_size=3,
+    )
+)
+def test_any_metadata_is_an_artifact_or_damaged(shelf: Path, change: dict[str, Any]) -> None:
     """Whatever stands there: a value of the right shape, or Corrupt."""
     (shelf / "meta.json").write_text(json.dumps({**GOOD, **change}))
     try:
         entry = stock.load(shelf)
     except Corrupt:
         return
-    assert entry is not None and 0 < entry.metadata.size <= LARGEST and len(entry.metadata.sha256) == 64
+    assert (
+        entry is not None
+        and 0 < entry.metadata.size <= LARGEST
+        and len(entry.metadata.sha256) == 64
+    )
 
 
 def test_what_vanishes_or_is_damaged_while_it_is_looked_at(layout: Layout) -> None:
-    """No artifact is None, one without metadata is Corrupt, and neither stops a census or a list."""
+    """No artifact is None, one without metadata is Corrupt, and neither stops a census or a
+    list.
+    """
     name = put(layout, b"abc").id
     assert stock.load(layout.spool / "00000009-0123456789abcdef") is None
     (layout.spool / name / "meta.json").unlink()

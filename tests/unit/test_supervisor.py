@@ -1,4 +1,6 @@
-"""How soon an agent begins: apart from all others at boot, within one period after it was killed, later after crashes."""
+"""How soon an agent begins: apart from all others at boot, within one period after it was killed,
+later after crashes.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +37,31 @@ PERIOD_S = 30.0
         ({"running": "x", "crashes": "x"}, 0.0, PERIOD_S),
     ],
 )
-def test_the_first_beat_after(tmp_path: Path, before: dict[str, Any] | None, least: float, most: float) -> None:
-    """A boot or an orderly stop, a kill, two crashes, a damaged page: the splay has its own bounds, and uses them."""
+def test_the_first_beat_after(
+    tmp_path: Path, before: dict[str, Any] | None, least: float, most: float
+) -> None:
+    """A boot or an orderly stop, a kill, two crashes, a damaged page: the splay has its own bounds,
+    and uses them.
+    """
     layout = Layout(tmp_path)
     layout.agent_run.mkdir(parents=True)
     layout.agent.mkdir(parents=True)
     if before is not None:
         layout.agent_status.write_text(json.dumps({"v": 1, **before}))
-    seen = [Supervisor(layout, HANDED, Settings(heartbeat_interval_s=PERIOD_S))._splay_s for _ in range(20)]
+    seen = [
+        Supervisor(layout, HANDED, Settings(heartbeat_interval_s=PERIOD_S))._splay_s
+        for _ in range(20)
+    ]
     assert least <= min(seen) and max(seen) <= most
     assert max(seen) - min(seen) > (most - least) / 3
 
 
-def test_numbers_grow_where_none_can_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full silences no beat: by the clock, far above what was used, and reserved again once there is room."""
+def test_numbers_grow_where_none_can_be_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full silences no beat: by the clock, far above what was used, and reserved
+    again once there is room.
+    """
     layout = Layout(tmp_path)
     layout.agent.mkdir(parents=True)
     used = Sequence(layout).next()
@@ -56,7 +69,10 @@ def test_numbers_grow_where_none_can_be_reserved(tmp_path: Path, monkeypatch: py
         patched.setattr(files, "write_json", _full)
         numbers = Sequence(layout)
         seen = [numbers.next() for _ in range(3)]
-    assert used < seen[0] < seen[1] < seen[2] and not files.read_json(layout.agent_state)["sequence_reserved"] > seen[0]  # type: ignore[index]
+    assert (
+        used < seen[0] < seen[1] < seen[2]
+        and not files.read_json(layout.agent_state)["sequence_reserved"] > seen[0]
+    )  # type: ignore[index]
     assert seen[2] < numbers.next() < Sequence(layout).next()
 
 

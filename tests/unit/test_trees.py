@@ -1,4 +1,6 @@
-"""Trees and links on disk: filled inside, copied as hashed, durable before they are named, removed without following."""
+"""Trees and links on disk: filled inside, copied as hashed, durable before they are named, removed
+without following.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import pytest
 
@@ -26,15 +28,20 @@ def copied(source: Path, target: Path, **words: Any) -> Any:
 
 
 def test_a_copy_is_private_and_its_hash_is_of_what_was_written(tmp_path: Path) -> None:
-    """From the start, wherever the descriptor stands; a stale target, even a link, is replaced and not written through."""
+    """From the start, wherever the descriptor stands; a stale target, even a link, is replaced and
+    not written through.
+    """
     data = os.urandom(700_000)
     (tmp_path / "source").write_bytes(data)
     (tmp_path / "victim").write_bytes(b"untouched")
     (tmp_path / "target").symlink_to("victim")
     fd = os.open(tmp_path / "source", os.O_RDONLY)
     os.lseek(fd, 12345, os.SEEK_SET)
-    steps: List[int] = []
-    assert trees.copy(fd, tmp_path / "target", limit=1 << 30, each=steps.append) == (700_000, hashlib.sha256(data).hexdigest())
+    steps: list[int] = []
+    assert trees.copy(fd, tmp_path / "target", limit=1 << 30, each=steps.append) == (
+        700_000,
+        hashlib.sha256(data).hexdigest(),
+    )
     os.close(fd)
     assert (tmp_path / "target").read_bytes() == data
     assert stat.S_IMODE((tmp_path / "target").lstat().st_mode) == 0o600
@@ -51,8 +58,14 @@ def test_a_source_that_grows_is_copied_up_to_the_limit(tmp_path: Path) -> None:
         with source.open("ab") as stream:
             stream.write(b"b" * 1000)
 
-    assert copied(source, tmp_path / "t", limit=1000, each=grow) == (1000, hashlib.sha256(b"a" * 1000).hexdigest())
-    assert copied(source, tmp_path / "t", limit=1999) == (1999, hashlib.sha256(b"a" * 1000 + b"b" * 999).hexdigest())
+    assert copied(source, tmp_path / "t", limit=1000, each=grow) == (
+        1000,
+        hashlib.sha256(b"a" * 1000).hexdigest(),
+    )
+    assert copied(source, tmp_path / "t", limit=1999) == (
+        1999,
+        hashlib.sha256(b"a" * 1000 + b"b" * 999).hexdigest(),
+    )
     assert copied(source, tmp_path / "t", limit=0) == (0, hashlib.sha256().hexdigest())
 
 
@@ -80,7 +93,11 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
         "try: trees.copy(os.open(sys.argv[1], os.O_RDONLY), Path(sys.argv[2]), limit=1 << 30)\n"
         "except LocalFault as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "source", tmp_path / "t"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "source", tmp_path / "t"],
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.startswith(f"cannot copy into {tmp_path}/t: file too large"), done.stderr
 
     def give_up(_: int) -> None:
@@ -106,7 +123,9 @@ def test_room_is_asked_for_before_a_copy(tmp_path: Path) -> None:
 
 
 def test_a_filled_directory_is_readable_by_all_only_when_it_is_whole(tmp_path: Path) -> None:
-    """0700 while it is filled and after an error, 0755 afterwards; never one that is there already."""
+    """0700 while it is filled and after an error, 0755 afterwards; never one that is there
+    already.
+    """
     with trees.filling(tmp_path / "t") as tree:
         tree.directory([b"a", b"b"])
         tree.directory([b"a"])
@@ -134,7 +153,9 @@ def test_a_name_that_leads_elsewhere_is_not_written(part: bytes, tmp_path: Path)
 
 
 def test_links_that_appear_in_a_tree_are_not_followed(tmp_path: Path) -> None:
-    """Neither as a directory on the way nor as the file; nor is a file written twice, nor the tree itself exchanged."""
+    """Neither as a directory on the way nor as the file; nor is a file written twice, nor the tree
+    itself exchanged.
+    """
     (tmp_path / "victim").mkdir()
     with trees.filling(tmp_path / "t") as tree:
         (tmp_path / "t/d").symlink_to("../victim")
@@ -158,7 +179,7 @@ def test_everything_is_durable_before_the_name_and_the_name_before_the_end(
     (staging / "a/b").mkdir(parents=True)
     for name in ("a/b/f", "a/g", "h"):
         (staging / name).write_bytes(b"x")
-    order: List[str] = []
+    order: list[str] = []
     fsync, rename = os.fsync, os.rename
 
     def synced(fd: int) -> None:
@@ -172,7 +193,14 @@ def test_everything_is_durable_before_the_name_and_the_name_before_the_end(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "rename", renamed)
     trees.complete(staging, tmp_path / "final")
-    names = [".staging", ".staging/a", ".staging/a/b", ".staging/a/b/f", ".staging/a/g", ".staging/h"]
+    names = [
+        ".staging",
+        ".staging/a",
+        ".staging/a/b",
+        ".staging/a/b/f",
+        ".staging/a/g",
+        ".staging/h",
+    ]
     assert sorted(order[:-2]) == names
     assert order[-2:] == [".staging -> final", "."]
     assert order.index(".staging") == len(names) - 1
@@ -184,7 +212,7 @@ def test_nothing_that_is_there_is_replaced(there: str, tmp_path: Path) -> None:
     """A complete directory never takes the place of another, not even of an empty one."""
     staging, final = tmp_path / ".staging", tmp_path / "final"
     staging.mkdir()
-    make: Dict[str, Callable[[], object]] = {
+    make: dict[str, Callable[[], object]] = {
         "directory": lambda: (final / "x").mkdir(parents=True),
         "empty": final.mkdir,
         "file": lambda: final.write_bytes(b"x"),
@@ -233,7 +261,9 @@ def test_a_link_is_replaced_and_is_never_missing(tmp_path: Path) -> None:
         "print(*sorted(seen))\n"
     )
     argv = [sys.executable, "-c", code, link]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as reader:
         assert reader.stdout is not None
         reader.stdout.readline()
         for number in range(300):
@@ -260,7 +290,9 @@ def test_something_that_is_no_link_is_never_replaced_by_one(tmp_path: Path) -> N
 
 
 def test_removing_a_tree_follows_no_link(tmp_path: Path) -> None:
-    """Nor does removing a link; absent, a file, and what a killed removal left behind are no trouble."""
+    """Nor does removing a link; absent, a file, and what a killed removal left behind are no
+    trouble.
+    """
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim/f").write_bytes(b"untouched")
     tree = tmp_path / "tree"
@@ -277,7 +309,9 @@ def test_removing_a_tree_follows_no_link(tmp_path: Path) -> None:
     assert (tmp_path / "victim/f").read_bytes() == b"untouched"
 
 
-def test_a_removal_that_is_cut_leaves_no_half_tree_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_that_is_cut_leaves_no_half_tree_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is hidden before the first file goes; the next removal finishes."""
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -295,7 +329,9 @@ def test_a_removal_that_is_cut_leaves_no_half_tree_under_its_name(tmp_path: Path
 
 
 def test_modes_do_not_keep_a_tree(tmp_path: Path) -> None:
-    """Without root, directories that may not be written are opened first; what is not ours is a LocalFault."""
+    """Without root, directories that may not be written are opened first; what is not ours is a
+    LocalFault.
+    """
     code = (
         "import os, sys; from pathlib import Path; from firstboot.base import trees; from firstboot.base.errors import LocalFault\n"
         "os.geteuid() or os.setuid(65534)\n"
@@ -305,7 +341,9 @@ def test_modes_do_not_keep_a_tree(tmp_path: Path) -> None:
         "try: trees.remove(Path('/usr'))\n"
         "except LocalFault as error: print(error.hint)\n"
     )
-    place = Path("/tmp") / f"byteor-trees-{os.getpid()}"  # pytest's own directories are closed to another user
+    place = (
+        Path("/tmp") / f"byteor-trees-{os.getpid()}"
+    )  # pytest's own directories are closed to another user
     place.mkdir()
     place.chmod(0o777)
     try:

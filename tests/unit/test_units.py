@@ -24,11 +24,19 @@ EXPOSURE_LIMIT = 2.0
 # `systemd-analyze security --offline` came with this version
 OLDEST_OFFLINE = 250
 # Keys that systemd 247, on Debian 11, does not know: each would be a warning at every boot there.
-TOO_NEW = {"RestartSteps", "RestartMaxDelaySec", "ImportCredential", "RestartMode", "TriggerLimitIntervalSec"}
+TOO_NEW = {
+    "RestartSteps",
+    "RestartMaxDelaySec",
+    "ImportCredential",
+    "RestartMode",
+    "TriggerLimitIntervalSec",
+}
 
 
 def read(text: str) -> dict[str, dict[str, list[str]]]:
-    """Section to key to the values given for it, in order; an empty value clears the list, as in systemd.syntax(7)."""
+    """Section to key to the values given for it, in order; an empty value clears the list, as in
+    systemd.syntax(7).
+    """
     sections: dict[str, dict[str, list[str]]] = {}
     keys: dict[str, list[str]] = {}
     for line in text.replace("\\\n", " ").splitlines():
@@ -56,14 +64,20 @@ def words(section: Mapping[str, Sequence[str]], key: str) -> list[str]:
 def cycle(name: str, sections: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
     """The ordering cycle that this unit closes, if any: leak-map section 5, units U2, U4 and U7.
 
-    cloud-final and cloud-init.target are After=multi-user.target, and a target is After= what it wants unless that is
-    itself After= the target.
+    cloud-final and cloud-init.target are After=multi-user.target, and a target is After= what it
+    wants unless that is itself After= the target.
     """
     head, install = sections.get("Unit", {}), sections.get("Install", {})
     after, before, wanted = words(head, "After"), words(head, "Before"), words(install, "WantedBy")
     late = {"cloud-final.service", "cloud-init.target"} & set(after)
-    first = "multi-user.target" in before or ("multi-user.target" in wanted and "multi-user.target" not in after)
-    return f"{name} waits for {sorted(late)}, which wait for multi-user.target, which waits for it" if late and first else None
+    first = "multi-user.target" in before or (
+        "multi-user.target" in wanted and "multi-user.target" not in after
+    )
+    return (
+        f"{name} waits for {sorted(late)}, which wait for multi-user.target, which waits for it"
+        if late and first
+        else None
+    )
 
 
 def analyze() -> str:
@@ -76,19 +90,25 @@ def analyze() -> str:
 
 def version() -> int:
     """systemd's version."""
-    said = subprocess.run([analyze(), "--version"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [analyze(), "--version"], capture_output=True, text=True, check=True
+    ).stdout
     return int(said.split()[1].split(".")[0])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_systemd_reads_every_line_of_it(name: str, tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds no unknown key, bad value or missing unit in the commands' presence."""
+    """`systemd-analyze verify` finds no unknown key, bad value or missing unit in the commands'
+    presence.
+    """
     program, copies = analyze(), tmp_path / "units"
     copies.mkdir()
     for other in ALL:
         # where the package is not installed the commands are not there
         text = (UNITS / other).read_text()
-        (copies / other).write_text(re.sub(r"^(Exec\w+=\+?)/usr/bin/byteor-\S+", r"\1/bin/true", text, flags=re.M))
+        (copies / other).write_text(
+            re.sub(r"^(Exec\w+=\+?)/usr/bin/byteor-\S+", r"\1/bin/true", text, flags=re.M)
+        )
     done = subprocess.run(
         [program, "verify", "--man=no", str(copies / name)], capture_output=True, text=True, check=False,
         env={"SYSTEMD_UNIT_PATH": f"{copies}:", "PATH": "/usr/bin:/bin"},
@@ -101,7 +121,9 @@ def test_verify_would_have_said_so(tmp_path: Path) -> None:
     """A planted unknown key is reported: the test above is able to fail."""
     planted = tmp_path / "byteor-planted.service"
     planted.write_text("[Service]\nExecStart=/bin/true\nNoSuchKey=1\n")
-    done = subprocess.run([analyze(), "verify", "--man=no", str(planted)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [analyze(), "verify", "--man=no", str(planted)], capture_output=True, text=True, check=False
+    )
     assert "NoSuchKey" in done.stderr
 
 
@@ -114,7 +136,9 @@ def test_no_key_is_newer_than_debian_11(name: str) -> None:
 def exposure(name: str) -> float:
     """The overall exposure level that systemd-analyze counts for one of our units."""
     if version() < OLDEST_OFFLINE:
-        pytest.skip(f"systemd {version()} has no `systemd-analyze security --offline` (it came with {OLDEST_OFFLINE})")
+        pytest.skip(
+            f"systemd {version()} has no `systemd-analyze security --offline` (it came with {OLDEST_OFFLINE})"
+        )
     said = subprocess.run(
         [analyze(), "security", "--offline=true", "--no-pager", str(UNITS / name)],
         capture_output=True, text=True, check=True,
@@ -130,16 +154,22 @@ def test_agent_is_exposed_at_most_2_0() -> None:
 
 
 def test_the_activator_is_exposed_at_most_2_5_and_has_no_network() -> None:
-    """Root, and near to what a hostile bundle could reach: no network of any kind, no identity, no right but to read."""
+    """Root, and near to what a hostile bundle could reach: no network of any kind, no identity, no
+    right but to read.
+    """
     assert exposure(ACTIVATE) <= 2.5
     service = unit(ACTIVATE)["Service"]
-    assert service["PrivateNetwork"] == ["yes"] and service["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert service["PrivateNetwork"] == ["yes"] and service["RestrictAddressFamilies"] == [
+        "AF_UNIX"
+    ]
     assert service["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
     assert "-/var/lib/byteor/identity" in words(service, "InaccessiblePaths")
 
 
 def test_the_activator_is_started_by_requests_and_by_what_was_interrupted() -> None:
-    """A rename of the agent's, or a journal that a power cut left; mere requests that stay would start it for ever."""
+    """A rename of the agent's, or a journal that a power cut left; mere requests that stay would
+    start it for ever.
+    """
     path = unit(REQUESTS)["Path"]
     assert path["PathChanged"] == ["/var/lib/byteor/agent/inbox/request.json"]
     assert path["PathExists"] == ["/var/lib/byteor/activation/journal.json"]
@@ -156,7 +186,9 @@ def test_root_services_are_hardened_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_core_dump_holds_a_secret(name: str) -> None:
-    """The memory of every process of ours holds a token or a key at some time, and is never dumped to the disk."""
+    """The memory of every process of ours holds a token or a key at some time, and is never dumped
+    to the disk.
+    """
     assert unit(name)["Service"]["LimitCORE"] == ["0"]
 
 
@@ -180,7 +212,9 @@ def test_measured_cycles_are_recognised(text: str) -> None:
 
 
 def test_first_boot_comes_after_the_user_data_and_holds_nothing_up() -> None:
-    """First boot waits for cloud-config, not cloud-final, and counts as started as soon as it runs."""
+    """First boot waits for cloud-config, not cloud-final, and counts as started as soon as it
+    runs.
+    """
     first = unit(FIRSTBOOT)
     after = words(first["Unit"], "After")
     assert "cloud-config.service" in after
@@ -193,9 +227,13 @@ def test_first_boot_comes_after_the_user_data_and_holds_nothing_up() -> None:
 
 
 def test_erase_comes_last_at_every_boot() -> None:
-    """Erasing follows cloud-final, so that late copies are there, and runs again whenever it is started."""
+    """Erasing follows cloud-final, so that late copies are there, and runs again whenever it is
+    started.
+    """
     erase = unit(ERASE)
-    assert {FIRSTBOOT, "cloud-final.service", "multi-user.target"} <= set(words(erase["Unit"], "After"))
+    assert {FIRSTBOOT, "cloud-final.service", "multi-user.target"} <= set(
+        words(erase["Unit"], "After")
+    )
     assert erase["Service"]["Type"] == ["oneshot"]
     assert "RemainAfterExit" not in erase["Service"]
     assert words(erase["Install"], "WantedBy") == ["multi-user.target"]
@@ -203,14 +241,21 @@ def test_erase_comes_last_at_every_boot() -> None:
 
 
 def test_late_settings_start_first_boot() -> None:
-    """The path unit watches the drop place for changes; mere existence would start first boot for ever."""
+    """The path unit watches the drop place for changes; mere existence would start first boot for
+    ever.
+    """
     path = unit(PATH)
-    assert path["Path"] == {"PathChanged": ["/run/byteor-firstboot/settings.yaml"], "Unit": [FIRSTBOOT]}
+    assert path["Path"] == {
+        "PathChanged": ["/run/byteor-firstboot/settings.yaml"],
+        "Unit": [FIRSTBOOT],
+    }
     assert words(path["Install"], "WantedBy") == ["paths.target"]
 
 
 def test_what_needs_a_person_is_not_tried_again_and_what_passes_is() -> None:
-    """First boot is restarted for exit 1, 6 and 7 only, for ever, with a pause; exit 3 is a success."""
+    """First boot is restarted for exit 1, 6 and 7 only, for ever, with a pause; exit 3 is a
+    success.
+    """
     first = unit(FIRSTBOOT)
     assert words(first["Service"], "SuccessExitStatus") == ["3"]
     assert first["Service"]["Restart"] == ["on-failure"]
@@ -220,13 +265,17 @@ def test_what_needs_a_person_is_not_tried_again_and_what_passes_is() -> None:
 
 
 def test_credentials_are_taken_without_a_path() -> None:
-    """Both credentials by name alone: with a path an absent one would fail the unit on Debian 11."""
+    """Both credentials by name alone: with a path an absent one would fail the unit on Debian
+    11.
+    """
     loaded = unit(FIRSTBOOT)["Service"]["LoadCredential"]
     assert loaded == ["byteor.enrollment-token", "byteor.firstboot"]
 
 
 def test_agent_is_started_by_first_boot_alone() -> None:
-    """The agent has no [Install], waits for a sealed identity, and is handed its values from outside its sandbox."""
+    """The agent has no [Install], waits for a sealed identity, and is handed its values from
+    outside its sandbox.
+    """
     agent = unit(AGENT)
     assert "Install" not in agent
     assert agent["Unit"]["ConditionPathExists"] == ["/var/lib/byteor/identity/credentials.sealed"]
@@ -257,9 +306,13 @@ def test_agent_writes_its_own_directory_alone() -> None:
 
 @pytest.mark.parametrize("name", (FIRSTBOOT, ERASE, AGENT))
 def test_every_process_sees_the_boot_id_that_the_system_sees(name: str) -> None:
-    """Its /proc is the system's: a fresh one shows a container the boot id of its host. (The activator needs none.)"""
+    """Its /proc is the system's: a fresh one shows a container the boot id of its host. (The
+    activator needs none.)
+    """
     service = unit(name)["Service"]
-    assert {"ProtectProc", "ProcSubset", "ProtectKernelTunables", "ProtectControlGroups"} & set(service) == set()
+    assert {"ProtectProc", "ProcSubset", "ProtectKernelTunables", "ProtectControlGroups"} & set(
+        service
+    ) == set()
     assert {"/proc/sys", "/sys"} <= set(words(service, "ReadOnlyPaths"))
 
 
@@ -267,7 +320,10 @@ def test_presets_enable_all_but_the_agent() -> None:
     """An image's first boot enables what the package enables, and never the agent."""
     lines = (UNITS / "50-byteor-firstboot.preset").read_text().splitlines()
     rules = {tuple(line.split()) for line in lines if line and not line.startswith("#")}
-    assert rules == {("disable", AGENT), *(("enable", name) for name in (FIRSTBOOT, PATH, ERASE, REQUESTS))}
+    assert rules == {
+        ("disable", AGENT),
+        *(("enable", name) for name in (FIRSTBOOT, PATH, ERASE, REQUESTS)),
+    }
     for name in ALL:
         if name == ACTIVATE:  # its path unit starts it
             continue
@@ -275,7 +331,9 @@ def test_presets_enable_all_but_the_agent() -> None:
 
 
 def test_directories_are_those_of_the_contract() -> None:
-    """tmpfiles makes each directory with the mode and owner of contract section 5, and no secret's readable by others."""
+    """tmpfiles makes each directory with the mode and owner of contract section 5, and no secret's
+    readable by others.
+    """
     lines = (UNITS / "byteor-firstboot.tmpfiles.conf").read_text().splitlines()
     made = {tuple(line.split()) for line in lines if line and not line.startswith("#")}
     assert made == {
@@ -296,7 +354,9 @@ def test_directories_are_those_of_the_contract() -> None:
 
 def test_the_agents_user_is_made() -> None:
     """sysusers makes the one user that units and tmpfiles name."""
-    assert re.search(r"^u byteor-agent ", (UNITS / "byteor-firstboot.sysusers.conf").read_text(), flags=re.M)
+    assert re.search(
+        r"^u byteor-agent ", (UNITS / "byteor-firstboot.sysusers.conf").read_text(), flags=re.M
+    )
 
 
 @pytest.mark.parametrize("path", sorted(UNITS.iterdir()), ids=lambda path: path.name)
@@ -308,11 +368,14 @@ def test_no_secret_and_no_older_variable_is_in_it(path: Path) -> None:
 
 
 def test_the_packages_commands_are_setup_cfgs() -> None:
-    """Each command that setup.cfg declares is in the Debian package with the same function, isolated (-I)."""
+    """Each command that setup.cfg declares is in the Debian package with the same function,
+    isolated (-I).
+    """
     config = configparser.ConfigParser()
     config.read(TOP / "setup.cfg")
     declared = dict(
-        line.replace(" ", "").split("=") for line in config["options.entry_points"]["console_scripts"].strip().splitlines()
+        line.replace(" ", "").split("=")
+        for line in config["options.entry_points"]["console_scripts"].strip().splitlines()
     )
     shipped = {path.name: path.read_text() for path in (TOP / "image-build/debian/bin").iterdir()}
     assert set(shipped) == set(declared)
@@ -337,7 +400,9 @@ def test_package_scripts_never_wait_for_a_job() -> None:
 
 
 def test_shipped_defaults_are_an_empty_mapping() -> None:
-    """The configuration file that the package ships sets nothing: every line is a comment or empty."""
+    """The configuration file that the package ships sets nothing: every line is a comment or
+    empty.
+    """
     lines = (TOP / "image-build/debian/firstboot.yaml").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == []
     assert not any(line.startswith("#enrollment_token") for line in lines)

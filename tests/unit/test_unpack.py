@@ -1,4 +1,6 @@
-"""Unpacking a bundle: what is harmless comes out byte for byte, everything else is refused by its code and leaves no mark."""
+"""Unpacking a bundle: what is harmless comes out byte for byte, everything else is refused by its
+code and leaves no mark.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ import sys
 import tarfile
 import tracemalloc
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any, Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,11 +34,15 @@ TAR = archive(members_of(FILES))
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "bundles.json").read_text())
 LONG = "n" * 200
 
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def verdict(data: bytes, place: Path, *, packed_size: int = 0) -> str:
-    """Unpack in `place`/into and return the code; whatever it is, nothing beside `into` may have changed."""
+    """Unpack in `place`/into and return the code; whatever it is, nothing beside `into` may have
+    changed.
+    """
     place.mkdir(exist_ok=True)
     bundle, into = place / "bundle", place / "into"
     bundle.write_bytes(data)
@@ -52,19 +59,24 @@ def verdict(data: bytes, place: Path, *, packed_size: int = 0) -> str:
     return code
 
 
-def picture(top: Path, *, without: Path) -> Dict[str, Tuple[int, bytes]]:
+def picture(top: Path, *, without: Path) -> dict[str, tuple[int, bytes]]:
     """Every name below `top` with its mode and bytes, but for the tree `without`."""
     found = {}
     for path in sorted(top.rglob("*")):
         if without not in (path, *path.parents):
             facts = path.lstat()
-            found[str(path)] = (facts.st_mode, path.read_bytes() if stat.S_ISREG(facts.st_mode) else b"")
+            found[str(path)] = (
+                facts.st_mode,
+                path.read_bytes() if stat.S_ISREG(facts.st_mode) else b"",
+            )
     return found
 
 
-def contents(into: Path) -> Dict[str, bytes]:
+def contents(into: Path) -> dict[str, bytes]:
     """The files of an unpacked directory."""
-    return {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()
+    }
 
 
 def having(*extra: bundles.Member) -> bytes:
@@ -78,13 +90,16 @@ def raw(*headers: bytes) -> bytes:
     return pack(good + bytes(-len(good) % 512) + b"".join(headers) + bytes(1024))
 
 
-def header(name: str = "x", *, kind: bytes = b"0", data: bytes = b"", claims: int = -1, **fields: Any) -> bytes:
+def header(
+    name: str = "x", *, kind: bytes = b"0", data: bytes = b"", claims: int = -1, **fields: Any
+) -> bytes:
     """One entry as blocks: `claims` is a size that is not the data's, `fields` are TarInfo's."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, len(data) if claims < 0 else claims
     for key, value in fields.items():
         setattr(info, key, value)
-    # Each format writes the type and size as they are; a name that needs an extension is the caller's affair.
+    # Each format writes the type and size as they are; a name that needs an extension is the
+    # caller's affair.
     return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
 
 
@@ -109,23 +124,34 @@ def pax(*records: bytes, kind: bytes = b"x", entry: bytes = b"") -> bytes:
 
 def filled(packed: bytes) -> bytes:
     """A gzip member made as long as the pieces that are read, by a name in its header."""
-    return packed[:3] + b"\x08" + packed[4:10] + b"n" * (PACKED_PIECE - len(packed) - 1) + b"\0" + packed[10:]
+    return (
+        packed[:3]
+        + b"\x08"
+        + packed[4:10]
+        + b"n" * (PACKED_PIECE - len(packed) - 1)
+        + b"\0"
+        + packed[10:]
+    )
 
 
-UNSAFE: Dict[str, Callable[[], bytes]] = {
+UNSAFE: dict[str, Callable[[], bytes]] = {
     "absolute_directory": lambda: having(member("/etc", kind=tarfile.DIRTYPE)),
     "absolute_after_dot": lambda: raw(pax(b"path=/./etc/x", entry=header())),
     "parent_directory": lambda: having(member("..", kind=tarfile.DIRTYPE)),
     "parent_last": lambda: having(member("adapters/..", kind=tarfile.DIRTYPE)),
     "parent_in_pax": lambda: raw(pax(b"path=../evil", entry=header())),
     "parent_in_long_name": lambda: raw(header("L", kind=b"L", data=b"../evil\0"), header()),
-    "parent_in_prefix": lambda: raw(patched(patched(header("evil"), 257, b"ustar\x0000"), 345, b"..\0")),
+    "parent_in_prefix": lambda: raw(
+        patched(patched(header("evil"), 257, b"ustar\x0000"), 345, b"..\0")
+    ),
     "file_named_dot": lambda: having(member(".", b"x")),
     "file_ending_in_dot": lambda: having(member("evil/.", b"x")),
     "file_ending_in_slash": lambda: raw(patched(header("evil", data=b"x"), 0, b"evil/")),
     "empty_name": lambda: raw(patched(header("x"), 0, b"\0")),
     "empty_name_of_a_directory": lambda: raw(patched(header("x", kind=b"5"), 0, b"\0\0")),
-    "entries_4097": lambda: pack(archive([member("spec.kv", b"x"), *(member(f"n{i}") for i in range(4096))])),
+    "entries_4097": lambda: pack(
+        archive([member("spec.kv", b"x"), *(member(f"n{i}") for i in range(4096))])
+    ),
     "empty_name_in_pax": lambda: raw(pax(b"path=", entry=header())),
     "backslash": lambda: having(member("..\\evil", b"x")),
     "line_end": lambda: having(member("a\nb", b"x")),
@@ -157,7 +183,9 @@ UNSAFE: Dict[str, Callable[[], bytes]] = {
     "global_size": lambda: raw(pax(b"size=0", kind=b"g", entry=header())),
     "composed": lambda: having(member("caf\u00e9", b"1"), member("cafe\u0301", b"2")),
     "sharp_s": lambda: having(member("straße", b"1"), member("STRASSE", b"2")),
-    "iota_below": lambda: having(member("\u03b1\u0345\u0301", b"1"), member("\u03b1\u0301\u0345", b"2")),
+    "iota_below": lambda: having(
+        member("\u03b1\u0345\u0301", b"1"), member("\u03b1\u0301\u0345", b"2")
+    ),
     "kelvin": lambda: having(member("k", b"1"), member("\u212a", b"2")),
     "directories_but_for_case": lambda: having(member("Dir/a", b"1"), member("dir/b", b"2")),
     "below_a_directory_but_for_case": lambda: having(member("Adapters/other", b"1")),
@@ -165,7 +193,9 @@ UNSAFE: Dict[str, Callable[[], bytes]] = {
     "file_then_directory": lambda: having(member("n", b"1"), member("n", kind=tarfile.DIRTYPE)),
     "directory_then_file": lambda: having(member("n", kind=tarfile.DIRTYPE), member("n", b"1")),
     "implied_then_file": lambda: having(member("n/inside", b"1"), member("n", b"2")),
-    "top_twice": lambda: having(member("./", kind=tarfile.DIRTYPE), member(".", kind=tarfile.DIRTYPE)),
+    "top_twice": lambda: having(
+        member("./", kind=tarfile.DIRTYPE), member(".", kind=tarfile.DIRTYPE)
+    ),
     "same_but_for_dot": lambda: having(member("n", b"1"), member("./n", b"2")),
     "same_but_for_slashes": lambda: having(member("d/n", b"1"), member("d//n", b"2")),
     "spec_but_for_case": lambda: having(member("SPEC.KV", b"other")),
@@ -179,13 +209,15 @@ UNSAFE: Dict[str, Callable[[], bytes]] = {
     "zeros_after_the_end": lambda: pack(archive(members_of(FILES)) + bytes(8 << 20)),
     "many_implied_directories": lambda: having(*(member(f"{n}/a/b/c", b"") for n in range(3000))),
 }
-MALFORMED: Dict[str, Callable[[], bytes]] = {
+MALFORMED: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "gzip_of_nothing": lambda: pack(b""),
     "gzip_magic_alone": lambda: b"\x1f\x8b",
     "zlib_not_gzip": lambda: zlib.compress(archive(members_of(FILES))),
     "cut_in_the_trailer": lambda: bundles.build(FILES)[:-4],
-    "wrong_gzip_checksum": lambda: bundles.build(FILES)[:-8] + b"\0\0\0\0" + bundles.build(FILES)[-4:],
+    "wrong_gzip_checksum": lambda: (
+        bundles.build(FILES)[:-8] + b"\0\0\0\0" + bundles.build(FILES)[-4:]
+    ),
     "wrong_gzip_length": lambda: bundles.build(FILES)[:-4] + b"\0\0\0\0",
     "garbage_after_gzip": lambda: bundles.build(FILES) + b"garbage",
     "zeros_after_gzip": lambda: bundles.build(FILES) + bytes(512),
@@ -224,12 +256,16 @@ def test_the_golden_vectors(case: Mapping[str, str], tmp_path: Path) -> None:
     """Each vector gets its verdict, and the good one its files."""
     assert verdict(base64.b64decode(case["bundle"]), tmp_path / "w") == case["verdict"]
     if case["verdict"] == "ok":
-        assert contents(tmp_path / "w/into") == {name: base64.b64decode(text) for name, text in VECTORS["files"].items()}
+        assert contents(tmp_path / "w/into") == {
+            name: base64.b64decode(text) for name, text in VECTORS["files"].items()
+        }
 
 
 @pytest.mark.parametrize("name", bundles.UNSAFE)
 def test_what_the_reference_plane_calls_unsafe(name: str, tmp_path: Path) -> None:
-    """Every broken archive of the reference control plane, those too large for a vector among them."""
+    """Every broken archive of the reference control plane, those too large for a vector among
+    them.
+    """
     assert verdict(bundles.UNSAFE[name](FILES), tmp_path / "w") == "unsafe_archive"
 
 
@@ -251,42 +287,83 @@ def test_a_malformed_bundle_is_refused(name: str, tmp_path: Path) -> None:
     assert verdict(MALFORMED[name](), tmp_path / "w") == "malformed_bundle"
 
 
-ACCEPTED: Dict[str, Tuple[Callable[[], bytes], Dict[str, bytes]]] = {
+ACCEPTED: dict[str, tuple[Callable[[], bytes], dict[str, bytes]]] = {
     "plain": (lambda: bundles.build(FILES), {}),
     "dotted": (
-        lambda: pack(archive([member("./", kind=tarfile.DIRTYPE), *(member(f"./{n}", data) for n, data in FILES.items())])),
+        lambda: pack(
+            archive(
+                [
+                    member("./", kind=tarfile.DIRTYPE),
+                    *(member(f"./{n}", data) for n, data in FILES.items()),
+                ]
+            )
+        ),
         {},
     ),
-    "parents_implied": (lambda: pack(archive(member(name, data) for name, data in FILES.items())), {}),
-    "parent_after_its_file": (lambda: having(member("d/n", b"1"), member("d", kind=tarfile.DIRTYPE)), {"d/n": b"1"}),
+    "parents_implied": (
+        lambda: pack(archive(member(name, data) for name, data in FILES.items())),
+        {},
+    ),
+    "parent_after_its_file": (
+        lambda: having(member("d/n", b"1"), member("d", kind=tarfile.DIRTYPE)),
+        {"d/n": b"1"},
+    ),
     "another_spec_below": (lambda: having(member("sub/spec.kv", b"1")), {"sub/spec.kv": b"1"}),
     "component_of_255": (lambda: having(member("n" * 255, b"1")), {"n" * 255: b"1"}),
     "depth_of_32": (lambda: having(member("/".join("n" * 32), b"1")), {"/".join("n" * 32): b"1"}),
-    "entries_4096": (lambda: pack(archive([member("spec.kv", b"x"), *(member(f"n{i}") for i in range(4095))])), {}),
+    "entries_4096": (
+        lambda: pack(archive([member("spec.kv", b"x"), *(member(f"n{i}") for i in range(4095))])),
+        {},
+    ),
     "unicode": (lambda: having(member("Übersicht/配置.conf", b"1")), {"Übersicht/配置.conf": b"1"}),
     "gnu_long_name": (lambda: raw(header(LONG, data=b"1")), {LONG: b"1"}),
-    "gnu_base_256": (lambda: raw(patched(header("n", data=b"1"), 124, b"\x80" + bytes(10) + b"\1")), {"n": b"1"}),
-    "ustar_prefix": (lambda: raw(patched(patched(header("n"), 257, b"ustar\x0000"), 345, b"p/q\0")), {"p/q/n": b""}),
+    "gnu_base_256": (
+        lambda: raw(patched(header("n", data=b"1"), 124, b"\x80" + bytes(10) + b"\1")),
+        {"n": b"1"},
+    ),
+    "ustar_prefix": (
+        lambda: raw(patched(patched(header("n"), 257, b"ustar\x0000"), 345, b"p/q\0")),
+        {"p/q/n": b""},
+    ),
     "gnu_times_no_prefix": (lambda: raw(patched(header("n"), 345, b"14721363255\0")), {"n": b""}),
-    "pax_size": (lambda: raw(pax(b"size=1", entry=patched(header("n", data=b"1"), 124, b"0" * 11))), {"n": b"1"}),
+    "pax_size": (
+        lambda: raw(pax(b"size=1", entry=patched(header("n", data=b"1"), 124, b"0" * 11))),
+        {"n": b"1"},
+    ),
     "pax_others": (
-        lambda: raw(pax(b"mtime=1.5", b"SCHILY.xattr.user.x=a=b\n\0c", b"comment=\xff", b"uid=0", entry=header("n"))),
+        lambda: raw(
+            pax(
+                b"mtime=1.5",
+                b"SCHILY.xattr.user.x=a=b\n\0c",
+                b"comment=\xff",
+                b"uid=0",
+                entry=header("n"),
+            )
+        ),
         {"n": b""},
     ),
-    "pax_large_attribute": (lambda: raw(pax(b"SCHILY.xattr.user.x=" + b"v" * 65536, entry=header("n"))), {"n": b""}),
+    "pax_large_attribute": (
+        lambda: raw(pax(b"SCHILY.xattr.user.x=" + b"v" * 65536, entry=header("n"))),
+        {"n": b""},
+    ),
     "global_comment": (lambda: raw(pax(b"comment=c0ffee", kind=b"g"), header("n")), {"n": b""}),
     "old_regular": (lambda: raw(header("n", kind=b"\0", data=b"1")), {"n": b"1"}),
     "one_zero_block": (lambda: pack(archive([member("spec.kv", FILES["spec.kv"])])[: 3 * 512]), {}),
     "mode_with_file_type": (lambda: raw(patched(header("n"), 100, b"0100644\0")), {"n": b""}),
     "many_gzip_members": (lambda: b"".join(pack(TAR[at : at + 1]) for at in range(len(TAR))), {}),
     "gzip_member_after_a_piece": (lambda: filled(pack(TAR[:512])) + pack(TAR[512:]), {}),
-    "gzip_with_name_and_comment": (lambda: b"\x1f\x8b\x08\x18" + bytes(6) + b"name\0comment\0" + bundles.build(FILES)[10:], {}),
+    "gzip_with_name_and_comment": (
+        lambda: b"\x1f\x8b\x08\x18" + bytes(6) + b"name\0comment\0" + bundles.build(FILES)[10:],
+        {},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_a_harmless_archive_is_unpacked(name: str, tmp_path: Path) -> None:
-    """What the writers of tars do differently, each for itself, changes no byte of what comes out."""
+    """What the writers of tars do differently, each for itself, changes no byte of what comes
+    out.
+    """
     build, more = ACCEPTED[name]
     assert verdict(build(), tmp_path / "w") == "ok"
     found = contents(tmp_path / "w/into")
@@ -297,7 +374,9 @@ def test_a_harmless_archive_is_unpacked(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gnu", "oldgnu", "posix", "ustar"])
 def test_what_gnu_tar_makes_of_a_directory(kind: str, tmp_path: Path) -> None:
-    """`tar -C DIR -czf BUNDLE .` is a bundle, in each of its formats, with names that need an extension."""
+    """`tar -C DIR -czf BUNDLE .` is a bundle, in each of its formats, with names that need an
+    extension.
+    """
     source = tmp_path / "source"
     files = {**FILES, "bin/run": b"#!/bin/sh\n", f"{'d' * 90}/{'n' * 90}": b"1", "empty": b""}
     for name, data in files.items():
@@ -305,7 +384,9 @@ def test_what_gnu_tar_makes_of_a_directory(kind: str, tmp_path: Path) -> None:
         (source / name).write_bytes(data)
     (source / "bin/run").chmod(0o700)
     (source / "nothing").mkdir()
-    made = subprocess.run(["tar", f"--format={kind}", "-C", source, "-cz", "."], capture_output=True, check=True).stdout
+    made = subprocess.run(
+        ["tar", f"--format={kind}", "-C", source, "-cz", "."], capture_output=True, check=True
+    ).stdout
     assert verdict(made, tmp_path / "w") == "ok"
     into = tmp_path / "w/into"
     assert contents(into) == files
@@ -319,21 +400,30 @@ def test_what_git_archive_makes(tmp_path: Path) -> None:
     (tmp_path / "r/spec.kv").write_bytes(b"a = 1\n")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run([*git, *words], check=True)
-    made = subprocess.run([*git, "archive", "--format=tar.gz", "HEAD"], capture_output=True, check=True).stdout
+    made = subprocess.run(
+        [*git, "archive", "--format=tar.gz", "HEAD"], capture_output=True, check=True
+    ).stdout
     assert verdict(made, tmp_path / "w") == "ok"
     assert contents(tmp_path / "w/into") == {"spec.kv": b"a = 1\n"}
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077, 0o777])
 def test_modes_owner_and_times_are_ours(mask: int, tmp_path: Path) -> None:
-    """0755 and 0644 whatever the umask and the archive say; nothing else of its metadata is taken."""
+    """0755 and 0644 whatever the umask and the archive say; nothing else of its metadata is
+    taken.
+    """
     info, data = member("tool", b"#!/bin/sh\n", mode=0o711)
     info.uid = info.gid = 12345
     info.mtime = 1
     secret = member("secret", b"s", mode=0o000)
     old = os.umask(mask)
     try:
-        data_ = having((info, data), member("closed", kind=tarfile.DIRTYPE, mode=0o000), member("closed/x/y", b"1"), secret)
+        data_ = having(
+            (info, data),
+            member("closed", kind=tarfile.DIRTYPE, mode=0o000),
+            member("closed/x/y", b"1"),
+            secret,
+        )
         bundle = tmp_path / "bundle"
         fd = os.open(bundle, os.O_WRONLY | os.O_CREAT, 0o600)
         os.fchmod(fd, 0o600)
@@ -345,7 +435,9 @@ def test_modes_owner_and_times_are_ours(mask: int, tmp_path: Path) -> None:
     into = tmp_path / "into"
     for path in [into, *into.rglob("*")]:
         facts = path.lstat()
-        assert stat.S_IMODE(facts.st_mode) == (0o755 if path.is_dir() or path.name == "tool" else 0o644), path
+        assert stat.S_IMODE(facts.st_mode) == (
+            0o755 if path.is_dir() or path.name == "tool" else 0o644
+        ), path
         assert (facts.st_uid, facts.st_gid) == (os.geteuid(), os.getegid())
         assert facts.st_mtime > 1e9
 
@@ -379,7 +471,11 @@ def test_a_bundle_that_is_no_file_is_a_fault_of_this_host(plant: str, tmp_path: 
 def test_a_full_disk_is_a_fault_of_this_host(tmp_path: Path) -> None:
     """The plane must not hear that its bundle is bad when ours is the disk that is full."""
     (tmp_path / "bundle").write_bytes(having(member("large", os.urandom(200_000))))
-    said = limited("resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))", tmp_path, packed_size=200_000)
+    said = limited(
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))",
+        tmp_path,
+        packed_size=200_000,
+    )
     assert said.startswith("LocalFault cannot write a file in")
 
 
@@ -390,12 +486,16 @@ def test_the_limits_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("over", [0, 1])
 def test_the_ratio_counts_the_whole_tar(over: int, tmp_path: Path) -> None:
-    """200 times the packed size is allowed, one block more is not: the same count as the plane's examiner makes."""
+    """200 times the packed size is allowed, one block more is not: the same count as the plane's
+    examiner makes.
+    """
     tar = archive(members_of({"spec.kv": bytes(2 << 20)}))
-    assert verdict(pack(tar), tmp_path / "w", packed_size=len(tar) // 200 - over) == ("ok" if not over else "unsafe_archive")
+    assert verdict(pack(tar), tmp_path / "w", packed_size=len(tar) // 200 - over) == (
+        "ok" if not over else "unsafe_archive"
+    )
 
 
-BOMBS: Dict[str, Callable[[], bytes]] = {
+BOMBS: dict[str, Callable[[], bytes]] = {
     "zeros": lambda: having(member("zeros", bytes(64 << 20))),
     "zeros_in_a_pax_header": lambda: raw(header("P", kind=b"x", data=bytes(64 << 20)), header()),
     "zeros_in_a_long_name": lambda: raw(header("L", kind=b"L", data=bytes(64 << 20)), header()),
@@ -408,7 +508,9 @@ BOMBS: Dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_fills_neither_memory_nor_disk(name: str, tmp_path: Path) -> None:
-    """Refused while it is inflated: by what is left on the disk, and by the peak of memory, under 4 MiB."""
+    """Refused while it is inflated: by what is left on the disk, and by the peak of memory, under 4
+    MiB.
+    """
     data = BOMBS[name]()
     (tmp_path / "bundle").write_bytes(data)
     tracemalloc.start()
@@ -431,7 +533,9 @@ def test_gibibytes_are_refused_in_a_process_that_may_have_little_memory(tmp_path
         "resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20),) * 2)"
     )
     said = limited(limit, tmp_path, packed_size=1 << 30)
-    assert said.startswith("Untrusted the bundle is not safe to unpack: it unpacks to more than 4 GiB")
+    assert said.startswith(
+        "Untrusted the bundle is not safe to unpack: it unpacks to more than 4 GiB"
+    )
 
 
 def limited(limit: str, place: Path, *, packed_size: int) -> str:
@@ -452,9 +556,15 @@ def limited(limit: str, place: Path, *, packed_size: int) -> str:
 @many
 @given(data=st.binary(max_size=2000))
 def test_arbitrary_bytes_are_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As a file, as what is inside gzip, and as the whole of a tar: a code, never another exception."""
+    """As a file, as what is inside gzip, and as the whole of a tar: a code, never another
+    exception.
+    """
     for bundle in (data, pack(data), raw(data + bytes(-len(data) % 512))):
-        assert verdict(bundle, tmp_path_factory.mktemp("w") / "w") in ("malformed_bundle", "unsafe_archive", "ok")
+        assert verdict(bundle, tmp_path_factory.mktemp("w") / "w") in (
+            "malformed_bundle",
+            "unsafe_archive",
+            "ok",
+        )
 
 
 @many
@@ -464,9 +574,14 @@ def test_arbitrary_bytes_are_refused(data: bytes, tmp_path_factory: pytest.TempP
     right=st.booleans(),
 )
 def test_a_damaged_archive_gives_a_code_or_stays_inside(
-    flips: List[Tuple[int, int]], packed: bool, right: bool, tmp_path_factory: pytest.TempPathFactory
+    flips: list[tuple[int, int]],
+    packed: bool,
+    right: bool,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Bytes changed in the gzip, in the tar, or in its headers with the checksum made right again."""
+    """Bytes changed in the gzip, in the tar, or in its headers with the checksum made right
+    again.
+    """
     tar = bytearray(archive([*members_of(FILES), member(LONG, b"1"), member("straße", b"2")]))
     data = bytearray(pack(bytes(tar))) if packed else tar
     for at, value in flips:
@@ -479,18 +594,31 @@ def test_a_damaged_archive_gives_a_code_or_stays_inside(
 
 
 NAMES = st.lists(
-    st.sampled_from(["a", "A", "b", "..", ".", "", "spec.kv", "é", "e\u0301", "n" * 260, "\n", "\\"]), min_size=1, max_size=5
+    st.sampled_from(
+        ["a", "A", "b", "..", ".", "", "spec.kv", "é", "e\u0301", "n" * 260, "\n", "\\"]
+    ),
+    min_size=1,
+    max_size=5,
 ).map("/".join)
 KINDS = st.sampled_from([b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"Z"])
 
 
 @many
-@given(members=st.lists(st.tuples(NAMES, KINDS, st.integers(0, 0o7777), NAMES, st.binary(max_size=600)), max_size=8))
+@given(
+    members=st.lists(
+        st.tuples(NAMES, KINDS, st.integers(0, 0o7777), NAMES, st.binary(max_size=600)), max_size=8
+    )
+)
 def test_hostile_members_never_reach_outside(
-    members: List[Tuple[str, bytes, int, str, bytes]], tmp_path_factory: pytest.TempPathFactory
+    members: list[tuple[str, bytes, int, str, bytes]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever names, kinds, modes and targets are put together, what comes out is files and directories inside."""
-    made = [header(name, kind=kind, data=data, mode=mode, linkname=link) for name, kind, mode, link, data in members]
+    """Whatever names, kinds, modes and targets are put together, what comes out is files and
+    directories inside.
+    """
+    made = [
+        header(name, kind=kind, data=data, mode=mode, linkname=link)
+        for name, kind, mode, link, data in members
+    ]
     place = tmp_path_factory.mktemp("w") / "w"
     code = verdict(pack(b"".join(made) + bytes(1024)), place)
     assert code in ("malformed_bundle", "unsafe_archive", "ok")
@@ -505,21 +633,30 @@ PLAIN = st.text(st.characters(categories=("Ll", "Nd")), min_size=1, max_size=60)
 
 @many
 @given(
-    tree=st.dictionaries(st.lists(PLAIN, min_size=1, max_size=4).map("/".join), st.binary(max_size=3000), max_size=6),
+    tree=st.dictionaries(
+        st.lists(PLAIN, min_size=1, max_size=4).map("/".join), st.binary(max_size=3000), max_size=6
+    ),
     kind=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
 def test_what_pythons_tarfile_writes_comes_out_the_same(
-    tree: Dict[str, bytes], kind: int, tmp_path_factory: pytest.TempPathFactory
+    tree: dict[str, bytes], kind: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Any harmless tree survives, or is refused because two of its names collide."""
-    files = {**{name: data for name, data in tree.items() if not name.startswith("spec.kv")}, "spec.kv": b"x"}
+    files = {
+        **{name: data for name, data in tree.items() if not name.startswith("spec.kv")},
+        "spec.kv": b"x",
+    }
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=kind) as tar:
         for info, data in members_of(files):
             tar.addfile(info, io.BytesIO(data) if data is not None else None)
     place = tmp_path_factory.mktemp("w") / "w"
     code = verdict(pack(buffer.getvalue()), place)
-    folded = {tuple(map(unpack._fold, name.split("/")[:n])) for name in files for n in range(1, name.count("/") + 2)}
+    folded = {
+        tuple(map(unpack._fold, name.split("/")[:n]))
+        for name in files
+        for n in range(1, name.count("/") + 2)
+    }
     plain = {tuple(name.split("/")[:n]) for name in files for n in range(1, name.count("/") + 2)}
     nested = any(f"{one}/" == other[: len(one) + 1] for one in files for other in files)
     assert code == ("ok" if len(folded) == len(plain) and not nested else "unsafe_archive")

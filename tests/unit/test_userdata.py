@@ -32,11 +32,17 @@ CONTENT = json.dumps(MAPPING)
 
 def write_files(content: str, **more: str) -> str:
     entry = {"path": userdata.DROP_PLACE, "permissions": "0600", "content": content, **more}
-    return "#cloud-config\n" + json.dumps({"write_files": [{"path": "/etc/motd", "content": "hi"}, entry]})
+    return "#cloud-config\n" + json.dumps(
+        {"write_files": [{"path": "/etc/motd", "content": "hi"}, entry]}
+    )
 
 
 def write_files_lines(mapping: dict[str, str]) -> str:
-    return "write_files: " + json.dumps([{"path": userdata.DROP_PLACE, "content": json.dumps(mapping)}]) + "\n"
+    return (
+        "write_files: "
+        + json.dumps([{"path": userdata.DROP_PLACE, "content": json.dumps(mapping)}])
+        + "\n"
+    )
 
 
 def multipart(*parts: object) -> bytes:
@@ -69,8 +75,16 @@ def quoted(text: str) -> Message:
 
 
 def write_files_binary(content: bytes, **more: str) -> str:
-    lines = [f"- path: {userdata.DROP_PLACE}", *(f"  {key}: {value}" for key, value in more.items()), "  content: !!binary |"]
-    return "#cloud-config\nwrite_files:\n" + "\n".join([*lines, f"    {base64.b64encode(content).decode()}"]) + "\n"
+    lines = [
+        f"- path: {userdata.DROP_PLACE}",
+        *(f"  {key}: {value}" for key, value in more.items()),
+        "  content: !!binary |",
+    ]
+    return (
+        "#cloud-config\nwrite_files:\n"
+        + "\n".join([*lines, f"    {base64.b64encode(content).decode()}"])
+        + "\n"
+    )
 
 
 def archive(*items: object) -> bytes:
@@ -84,17 +98,28 @@ FORMS = {
     "comment block under jinja": b"## template: jinja\n" + BLOCK.encode() + b"fqdn: {{ ds.x }}\n",
     "comment block at the end, no newline": BLOCK.rsplit("hostname", 1)[0].rstrip().encode(),
     "comment block above a broken body": BLOCK.encode() + b'x: "byteor\n',
-    "comment block above anchors and merges": BLOCK.encode() + b"a: &a {b: 1}\nc:\n  <<: *a\nd: byteor\n",
+    "comment block above anchors and merges": BLOCK.encode()
+    + b"a: &a {b: 1}\nc:\n  <<: *a\nd: byteor\n",
     "comment block twice, equal": (BLOCK + "\n" + BLOCK).encode(),
     "write_files plain": write_files(CONTENT).encode(),
-    "write_files b64": write_files(base64.b64encode(CONTENT.encode()).decode(), encoding="b64").encode(),
-    "write_files base64": write_files(base64.b64encode(CONTENT.encode()).decode(), encoding="base64").encode(),
-    "write_files gz+b64": write_files(base64.b64encode(gzip.compress(CONTENT.encode())).decode(), encoding="gz+b64").encode(),
+    "write_files b64": write_files(
+        base64.b64encode(CONTENT.encode()).decode(), encoding="b64"
+    ).encode(),
+    "write_files base64": write_files(
+        base64.b64encode(CONTENT.encode()).decode(), encoding="base64"
+    ).encode(),
+    "write_files gz+b64": write_files(
+        base64.b64encode(gzip.compress(CONTENT.encode())).decode(), encoding="gz+b64"
+    ).encode(),
     "mapping": ("#cloud-config\n" + json.dumps({"byteor": MAPPING})).encode(),
-    "MIME": multipart(MIMEText("echo", "x-shellscript"), MIMEText(BLOCK, "cloud-config", "us-ascii")),
+    "MIME": multipart(
+        MIMEText("echo", "x-shellscript"), MIMEText(BLOCK, "cloud-config", "us-ascii")
+    ),
     "MIME in base64": multipart(MIMEText(BLOCK, "cloud-config", "utf-8")),
     "MIME in 8bit": multipart(eight_bit(BLOCK)),
-    "MIME nested": multipart(MIMEText("echo", "x-shellscript"), inner(MIMEText(BLOCK, "cloud-config"))),
+    "MIME nested": multipart(
+        MIMEText("echo", "x-shellscript"), inner(MIMEText(BLOCK, "cloud-config"))
+    ),
     "MIME with a gzip part": multipart(MIMEApplication(gzip.compress(BLOCK.encode()), "gzip")),
     "gzip": gzip.compress(BLOCK.encode()),
     "base64": base64.b64encode(BLOCK.encode()),
@@ -106,25 +131,43 @@ FORMS = {
     "MIME, one part, after an mbox line": b"From nobody x\nMIME-Version: 1.0\nContent-Type: text/cloud-config\n"
     b"Content-Transfer-Encoding: base64\n\n" + base64.encodebytes(BLOCK.encode()),
     "MIME in quoted-printable": multipart(quoted(BLOCK)),
-    "MIME with CRLF": multipart(MIMEText(BLOCK, "cloud-config", "us-ascii")).replace(b"\n", b"\r\n"),
-    "text that mentions MIME": BLOCK.encode() + b"write_files: [{path: /x, content: 'Content-Type: multipart/mixed'}]\n",
-    "text that mentions MIME-Version": BLOCK.encode() + b"# MIME-Version: 1.0\n# Content-Type: multipart/mixed\n",
-    "text that mentions MIME, CRLF": (BLOCK + "# mime-version: 1.0\n").replace("\n", "\r\n").encode(),
-    "write_files gzip in !!binary": write_files_binary(gzip.compress(CONTENT.encode()), encoding="gzip").encode(),
+    "MIME with CRLF": multipart(MIMEText(BLOCK, "cloud-config", "us-ascii")).replace(
+        b"\n", b"\r\n"
+    ),
+    "text that mentions MIME": BLOCK.encode()
+    + b"write_files: [{path: /x, content: 'Content-Type: multipart/mixed'}]\n",
+    "text that mentions MIME-Version": BLOCK.encode()
+    + b"# MIME-Version: 1.0\n# Content-Type: multipart/mixed\n",
+    "text that mentions MIME, CRLF": (BLOCK + "# mime-version: 1.0\n")
+    .replace("\n", "\r\n")
+    .encode(),
+    "write_files gzip in !!binary": write_files_binary(
+        gzip.compress(CONTENT.encode()), encoding="gzip"
+    ).encode(),
     "write_files !!binary": write_files_binary(CONTENT.encode()).encode(),
-    "write_files, path with two slashes": write_files(CONTENT).replace("/run/byteor", "/run//byteor").encode(),
+    "write_files, path with two slashes": write_files(CONTENT)
+    .replace("/run/byteor", "/run//byteor")
+    .encode(),
     "write_files, encoding nobody knows": write_files(CONTENT, encoding="rot13").encode(),
-    "write_files beside odd keys": b"#cloud-config\nwrite_files:\n- {[a]: b, path: " + userdata.DROP_PLACE.encode()
-    + b", content: '" + CONTENT.encode() + b"'}\n? {a: b}\n: c\n",
+    "write_files beside odd keys": b"#cloud-config\nwrite_files:\n- {[a]: b, path: "
+    + userdata.DROP_PLACE.encode()
+    + b", content: '"
+    + CONTENT.encode()
+    + b"'}\n? {a: b}\n: c\n",
     "write_files in JSON of one line": write_files(CONTENT).split("\n", 1)[1].encode(),
-    "mapping beside anchors of others": ("#cloud-config\na: &a {b: 1}\nc: {<<: *a}\nbyteor: " + CONTENT).encode(),
-    "mapping with anchors of others": b"#cloud-config\nx: &o org_1\nbyteor: " + CONTENT.replace('"org_1"', "*o").encode(),
+    "mapping beside anchors of others": (
+        "#cloud-config\na: &a {b: 1}\nc: {<<: *a}\nbyteor: " + CONTENT
+    ).encode(),
+    "mapping with anchors of others": b"#cloud-config\nx: &o org_1\nbyteor: "
+    + CONTENT.replace('"org_1"', "*o").encode(),
     "all three": (BLOCK + write_files_lines(MAPPING) + "byteor: " + CONTENT + "\n").encode(),
     "empty marker beside a block": b"#cloud-config\n#byteor-firstboot:\n\n" + BLOCK.encode(),
     "archive": archive({"type": "text/cloud-config", "content": BLOCK}),
     "archive of texts": archive("#!/bin/sh\necho\n", BLOCK),
     "archive with write_files": archive({"content": write_files(CONTENT)}),
-    "script with the block": b"#!/bin/sh\n" + BLOCK.split("\n", 1)[1].rsplit("hostname", 1)[0].encode() + b"echo byteor\n",
+    "script with the block": b"#!/bin/sh\n"
+    + BLOCK.split("\n", 1)[1].rsplit("hostname", 1)[0].encode()
+    + b"echo byteor\n",
 }
 
 
@@ -180,13 +223,21 @@ def test_what_is_not_ours_is_none(data: bytes) -> None:
         BLOCK.replace("#  org_id", "#\torg_id").encode(),
         BLOCK.replace("#  org_id", "#org_id").encode(),
         BLOCK.replace("#  org_id: org_1", "#  enrollment_token: x").encode(),
-        b"#cloud-config\nwrite_files: [{path: " + userdata.DROP_PLACE.encode() + b", content: [" + TOKEN.encode() + b"]}]\n",
+        b"#cloud-config\nwrite_files: [{path: "
+        + userdata.DROP_PLACE.encode()
+        + b", content: ["
+        + TOKEN.encode()
+        + b"]}]\n",
         b"#cloud-config\nbyteor:\n  enrollment_token: !!bool " + TOKEN.encode() + b"\n",
         b"#cloud-config\nbyteor:\n  enrollment_token: *" + TOKEN.encode() + b"\n",
-        b"## template: jinja\n#cloud-config\nbyteor:\n  enrollment_token: " + TOKEN.encode() + b"\n{% if x %}\n",
+        b"## template: jinja\n#cloud-config\nbyteor:\n  enrollment_token: "
+        + TOKEN.encode()
+        + b"\n{% if x %}\n",
         gzip.compress(BLOCK.encode())[:-9],
         b"\x1f\x8b\x08" + BLOCK.encode(),
-        multipart(*[MIMEText(BLOCK.replace("org_1", f"org_{n}"), "cloud-config") for n in range(2)]),
+        multipart(
+            *[MIMEText(BLOCK.replace("org_1", f"org_{n}"), "cloud-config") for n in range(2)]
+        ),
         multipart(*[MIMEText(BLOCK, "cloud-config") for _ in range(20)]),
     ],
 )
@@ -223,9 +274,18 @@ def test_any_bytes_are_a_value_or_our_error(data: bytes, wrap: str) -> None:
 
 MIB = 1 << 20
 MIME = b"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=x\n\n"
-BOMB = b"--x\nContent-Transfer-Encoding: base64\n\n" + base64.encodebytes(gzip.compress(bytes(16 * MIB))) + b"\n"
-NESTED = b"".join(b"Content-Type: multipart/mixed; boundary=x%d\n\n--x%d\n" % (n, n) for n in range(900))
-ONE = b"#cloud-config\nwrite_files:\n- &e {path: %s, content: %s}\n" % (userdata.DROP_PLACE.encode(), b"a" * 200_000)
+BOMB = (
+    b"--x\nContent-Transfer-Encoding: base64\n\n"
+    + base64.encodebytes(gzip.compress(bytes(16 * MIB)))
+    + b"\n"
+)
+NESTED = b"".join(
+    b"Content-Type: multipart/mixed; boundary=x%d\n\n--x%d\n" % (n, n) for n in range(900)
+)
+ONE = b"#cloud-config\nwrite_files:\n- &e {path: %s, content: %s}\n" % (
+    userdata.DROP_PLACE.encode(),
+    b"a" * 200_000,
+)
 HOSTILE = {
     "line ends": b"\n" * 10 * MIB,
     "lines of one space": b" \n" * 5 * MIB,
@@ -245,18 +305,29 @@ HOSTILE = {
     "MIME with a header of semicolons": MIME.replace(b"=x", b"=x" + b";" * MIB),
     "MIME with a folded header": MIME.replace(b"=x", b"=x" + b";\n " * 500_000),
     "MIME with a header of quotes": MIME.replace(b"=x", b"=x" + b'; a="\\"' * 200_000),
-    "MIME with a part number without end": MIME.replace(b"boundary=", b"boundary*" + b"9" * 1900 + b"="),
-    "MIME with a part number of digits": MIME.replace(b"boundary=", b"boundary*" + b"9" * 5000 + b"="),
-    "MIME with a charset with a null byte": MIME.replace(b"boundary=", b"boundary*=a\0b'x'%41") + b"--x\n\n",
-    "MIME with a charset that raises": MIME.replace(b"boundary=", b"boundary*=idna'x'%ff%41") + b"--x\n\n",
+    "MIME with a part number without end": MIME.replace(
+        b"boundary=", b"boundary*" + b"9" * 1900 + b"="
+    ),
+    "MIME with a part number of digits": MIME.replace(
+        b"boundary=", b"boundary*" + b"9" * 5000 + b"="
+    ),
+    "MIME with a charset with a null byte": MIME.replace(b"boundary=", b"boundary*=a\0b'x'%41")
+    + b"--x\n\n",
+    "MIME with a charset that raises": MIME.replace(b"boundary=", b"boundary*=idna'x'%ff%41")
+    + b"--x\n\n",
     "MIME with many bombs": MIME + BOMB * 100 + b"--x--\n",
     "gzip bomb": gzip.compress(bytes(200 * MIB), 1),
     "gzip of line ends": gzip.compress(b"\n" * 30 * MIB, 1),
     "gzip of members": gzip.compress(b"") * 100_000,
     "raw deflate": zlib.compress(BLOCK.encode()),
     "write_files of aliases": ONE + b"- *e\n" * 20_000,
-    "write_files of bombs": write_files(base64.b64encode(gzip.compress(bytes(30 * MIB))).decode(), encoding="gz+b64").encode(),
-    "archive of aliases": b"#cloud-config-archive\n- &a " + b"byteor" * 50_000 + b"\n" + b"- *a\n" * 20_000,
+    "write_files of bombs": write_files(
+        base64.b64encode(gzip.compress(bytes(30 * MIB))).decode(), encoding="gz+b64"
+    ).encode(),
+    "archive of aliases": b"#cloud-config-archive\n- &a "
+    + b"byteor" * 50_000
+    + b"\n"
+    + b"- *a\n" * 20_000,
     "ten MiB of cloud-config": b"#cloud-config\n" + b"a: b\n" * 2 * MIB + b"byteor: {}\n",
 }
 
@@ -279,7 +350,9 @@ def test_other_peoples_user_data_may_be_large() -> None:
     assert found is not None and found.raw == MAPPING
 
 
-PART = st.sampled_from(["7bit", "8bit", "base64", "quoted", "gzip", "base64 of gzip", "script", "image", "text"])
+PART = st.sampled_from(
+    ["7bit", "8bit", "base64", "quoted", "gzip", "base64 of gzip", "script", "image", "text"]
+)
 TREE = st.recursive(PART, lambda inner: st.lists(inner, min_size=1, max_size=4), max_leaves=12)
 
 
@@ -296,7 +369,9 @@ def built(tree: object) -> Message:
         "base64": MIMEText(BLOCK, "x-shellscript", "utf-8"),
         "quoted": quoted(BLOCK),
         "gzip": MIMEApplication(gzip.compress(BLOCK.encode()), "gzip"),
-        "base64 of gzip": MIMEText(base64.encodebytes(gzip.compress(BLOCK.encode())).decode(), "plain", "us-ascii"),
+        "base64 of gzip": MIMEText(
+            base64.encodebytes(gzip.compress(BLOCK.encode())).decode(), "plain", "us-ascii"
+        ),
         "script": MIMEText("#!/bin/sh\necho byteor: {\n", "x-shellscript"),
         "image": MIMEApplication(bytes(range(256)), "octet-stream"),
         "text": MIMEText("=3D \x7f\n--\n", "plain"),
@@ -306,10 +381,15 @@ def built(tree: object) -> Message:
 
 @settings(max_examples=150, deadline=4000)
 @given(st.lists(TREE, min_size=1, max_size=4), st.sampled_from(["\n", "\r\n"]), st.booleans())
-def test_whatever_mime_the_standard_library_writes_is_read(tree: list[object], end: str, packed: bool) -> None:
+def test_whatever_mime_the_standard_library_writes_is_read(
+    tree: list[object], end: str, packed: bool
+) -> None:
     """Any nesting and transfer encoding: the mapping is found exactly when a part holds it."""
     names = json.dumps(tree)
-    holding = sum(names.count(json.dumps(kind)) for kind in ("7bit", "8bit", "base64", "quoted", "gzip", "base64 of gzip"))
+    holding = sum(
+        names.count(json.dumps(kind))
+        for kind in ("7bit", "8bit", "base64", "quoted", "gzip", "base64 of gzip")
+    )
     data = built(tree).as_bytes().replace(b"\n", end.encode())
     if holding > userdata.COPIES_LIMIT:
         with pytest.raises(Invalid):
@@ -320,9 +400,18 @@ def test_whatever_mime_the_standard_library_writes_is_read(tree: list[object], e
 
 
 @settings(max_examples=300, deadline=2000)
-@given(st.binary(max_size=40), st.integers(min_value=0), st.sampled_from(sorted(FORMS)), st.integers(0, 40))
-def test_damage_anywhere_is_a_value_or_our_error_without_the_token(junk: bytes, at: int, form: str, cut: int) -> None:
-    """A well-formed document with some bytes replaced: never a library's error, never the token in ours."""
+@given(
+    st.binary(max_size=40),
+    st.integers(min_value=0),
+    st.sampled_from(sorted(FORMS)),
+    st.integers(0, 40),
+)
+def test_damage_anywhere_is_a_value_or_our_error_without_the_token(
+    junk: bytes, at: int, form: str, cut: int
+) -> None:
+    """A well-formed document with some bytes replaced: never a library's error, never the token in
+    ours.
+    """
     data = FORMS[form]
     at %= len(data)
     try:
@@ -332,8 +421,12 @@ def test_damage_anywhere_is_a_value_or_our_error_without_the_token(junk: bytes, 
         assert "canary" not in f"{error} {error.hint} {error.__cause__}"
 
 
-def test_the_offline_check_says_the_form_and_what_is_left_to_the_image(capsys: pytest.CaptureFixture[str]) -> None:
-    """0 with the form on stdout; what the image must give, and what cloud-init will say, as warnings."""
+def test_the_offline_check_says_the_form_and_what_is_left_to_the_image(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """0 with the form on stdout; what the image must give, and what cloud-init will say, as
+    warnings.
+    """
     assert check_userdata(FORMS["mapping"]) == 0
     said = capsys.readouterr()
     assert "mapping" in said.out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Callable
 
 import pytest
 
@@ -21,14 +21,29 @@ def raising(error: ByteorError) -> Callable[[], str]:
     ("upload", "result", "seen", "advice"),
     [
         (lambda: "art_1", OK, "art_1 is stored", None),
-        (raising(Refused("the plane refused art_1: 415", hint="byteor-agent retry art_1")), FAILED, "415", "retry"),
-        (raising(LocalFault("the agent is not running", hint="systemctl")), FAILED, "not running", "systemctl"),
-        (raising(TryAgain("not uploaded within 60 s")), FAILED, "within 60 s", "byteor-agent status"),
+        (
+            raising(Refused("the plane refused art_1: 415", hint="byteor-agent retry art_1")),
+            FAILED,
+            "415",
+            "retry",
+        ),
+        (
+            raising(LocalFault("the agent is not running", hint="systemctl")),
+            FAILED,
+            "not running",
+            "systemctl",
+        ),
+        (
+            raising(TryAgain("not uploaded within 60 s")),
+            FAILED,
+            "within 60 s",
+            "byteor-agent status",
+        ),
         (None, NOT_CHECKED, "does not upload", None),
     ],
 )
 def test_each_outcome_of_the_test_upload(
-    upload: Optional[Callable[[], str]], result: str, seen: str, advice: Optional[str]
+    upload: Callable[[], str] | None, result: str, seen: str, advice: str | None
 ) -> None:
     """Stored is ok; refused, not sent and too late are failures, each with what to do."""
     check = uploaded(Asked(upload_test=True, upload=upload))

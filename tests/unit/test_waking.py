@@ -1,4 +1,6 @@
-"""Who is woken: the process that holds the agent's lock and belongs to its user, and nobody that a file merely names."""
+"""Who is woken: the process that holds the agent's lock and belongs to its user, and nobody that a
+file merely names.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def layout(tmp_path: Path) -> Layout:
 def holder(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     """Another process that holds a lock, and the lock's file."""
     path = tmp_path / "lock"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
         yield process.pid, path
         process.kill()
@@ -49,7 +53,9 @@ def test_the_holder_of_the_agents_lock_is_found(layout: Layout, holder: tuple[in
     assert agent_pid(layout) is None
 
 
-def test_a_link_to_somebody_elses_lock_names_nobody(layout: Layout, holder: tuple[int, Path]) -> None:
+def test_a_link_to_somebody_elses_lock_names_nobody(
+    layout: Layout, holder: tuple[int, Path]
+) -> None:
     """What the agent's user planted makes root signal nothing."""
     pid, path = holder
     layout.agent_lock.symlink_to(path)

@@ -1,4 +1,6 @@
-"""What a lying server says becomes a value or a ValueError, nothing else; what we write is what the contract shows."""
+"""What a lying server says becomes a value or a ValueError, nothing else; what we write is what the
+contract shows.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,44 @@ NOW = 1_700_000_000.0
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 NAMES = st.sampled_from(
     [
-        *("agent_id", "id", "api_key", "runtime_api_key", "agent_api_key", "name", "scopes", "expires_at", "signing_keys"),
+        *(
+            "agent_id",
+            "id",
+            "api_key",
+            "runtime_api_key",
+            "agent_api_key",
+            "name",
+            "scopes",
+            "expires_at",
+            "signing_keys",
+        ),
         *("heartbeat_interval_s", "code", "title", "detail", "agents", "next", "last_heartbeat_at"),
     ]
 )
 ANYTHING = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=6)
+    ),
     max_leaves=20,
 )
-PARSERS = [messages.Problem.parse, messages.EnrollmentReply.parse, messages.HeartbeatReply.parse, messages.agent_page, messages.interval]
+PARSERS = [
+    messages.Problem.parse,
+    messages.EnrollmentReply.parse,
+    messages.HeartbeatReply.parse,
+    messages.agent_page,
+    messages.interval,
+]
 ID, KEY = "agt_1", "brk_0123456789"
 
 
 @pytest.mark.parametrize("parse", PARSERS)
 @given(value=ANYTHING)
 def test_any_json_is_a_value_or_a_value_error(parse: Any, value: Any) -> None:
-    """No shape of JSON gets another exception out of a parser; what is said of it is one short printable line."""
+    """No shape of JSON gets another exception out of a parser; what is said of it is one short
+    printable line.
+    """
     try:
         parsed = parse(value)
     except ValueError:
@@ -83,7 +106,9 @@ def test_any_bytes_are_json_or_a_value_error(body: bytes) -> None:
     ids=lambda body: repr(body[:12]),
 )
 def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
-    """Constants that JSON does not have, trailing text, endless nesting, endless numbers, a member twice."""
+    """Constants that JSON does not have, trailing text, endless nesting, endless numbers, a member
+    twice.
+    """
     with pytest.raises(ValueError, match="not JSON"):
         documents.load(body)
 
@@ -94,8 +119,12 @@ def test_what_is_not_strict_json_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("id_name", ["agent_id", "id"])
 @pytest.mark.parametrize("key_name", ["api_key", "runtime_api_key", "agent_api_key"])
 def test_enrollment_is_read_by_every_alias(id_name: str, key_name: str) -> None:
-    """The aliases of contract 2.1; what is unknown is ignored; what is optional may be missing or malformed."""
-    reply = messages.EnrollmentReply.parse({id_name: ID, key_name: KEY, "unknown": [1], "scopes": ["a", 1], "signing_keys": 7})
+    """The aliases of contract 2.1; what is unknown is ignored; what is optional may be missing or
+    malformed.
+    """
+    reply = messages.EnrollmentReply.parse(
+        {id_name: ID, key_name: KEY, "unknown": [1], "scopes": ["a", 1], "signing_keys": 7}
+    )
     assert (reply.agent_id, reply.api_key.reveal(), reply.scopes) == (ID, KEY, ("a",))
     assert (reply.name, reply.expires_at, reply.heartbeat_interval_s) == (None, None, None)
     assert reply.signing_keys == ()
@@ -103,9 +132,17 @@ def test_enrollment_is_read_by_every_alias(id_name: str, key_name: str) -> None:
 
 
 def test_the_key_sets_of_an_enrollment_reply_are_kept_as_they_came() -> None:
-    """Envelopes that nobody has judged yet; a malformed one ends the list and is no failure of the enrollment."""
-    envelope = {"payload": "e30=", "payloadType": "t", "signatures": [{"keyid": "k", "sig": "AAAA"}]}
-    reply = messages.EnrollmentReply.parse({"id": ID, "api_key": KEY, "signing_keys": [envelope, 7, envelope]})
+    """Envelopes that nobody has judged yet; a malformed one ends the list and is no failure of the
+    enrollment.
+    """
+    envelope = {
+        "payload": "e30=",
+        "payloadType": "t",
+        "signatures": [{"keyid": "k", "sig": "AAAA"}],
+    }
+    reply = messages.EnrollmentReply.parse(
+        {"id": ID, "api_key": KEY, "signing_keys": [envelope, 7, envelope]}
+    )
     assert reply.signing_keys == (envelope,)
 
 
@@ -138,7 +175,13 @@ def test_a_malformed_id_or_key_is_named_and_not_repeated(wrong: dict[str, Any]) 
 
 @pytest.mark.parametrize(
     ("value", "missing"),
-    [([], "object"), (None, "object"), ({}, "agent_id"), ({"agent_id": ID}, "api_key"), ({"api_key": KEY}, "agent_id")],
+    [
+        ([], "object"),
+        (None, "object"),
+        ({}, "agent_id"),
+        ({"agent_id": ID}, "api_key"),
+        ({"api_key": KEY}, "agent_id"),
+    ],
 )
 def test_what_is_missing_is_named(value: Any, missing: str) -> None:
     """For the sentence that ends an enrollment which never becomes whole."""
@@ -178,7 +221,10 @@ def test_what_enrollment_sends() -> None:
 def test_an_interval_is_clamped(value: Any, expected: Any) -> None:
     """5 to 3600 seconds whatever the plane says; None for what is no number."""
     assert messages.interval(value) == expected
-    assert messages.HeartbeatReply.parse({"heartbeat_interval_s": value}).heartbeat_interval_s == expected
+    assert (
+        messages.HeartbeatReply.parse({"heartbeat_interval_s": value}).heartbeat_interval_s
+        == expected
+    )
 
 
 @given(st.integers() | st.floats(allow_nan=False))
@@ -192,8 +238,12 @@ def test_every_number_is_an_interval_within_bounds(value: float) -> None:
 
 
 @given(st.text(min_size=1), st.text(), st.text())
-def test_what_the_plane_said_is_one_short_printable_line(code: str, title: str, detail: str) -> None:
-    """No control character, line break, lone surrogate or length of a server reaches a journal or terminal."""
+def test_what_the_plane_said_is_one_short_printable_line(
+    code: str, title: str, detail: str
+) -> None:
+    """No control character, line break, lone surrogate or length of a server reaches a journal or
+    terminal.
+    """
     problem = messages.Problem.parse({"code": code, "title": title, "detail": detail})
     assert problem is not None
     assert_one_line(problem.said())
@@ -201,11 +251,16 @@ def test_what_the_plane_said_is_one_short_printable_line(code: str, title: str, 
 
 def test_a_problem_says_code_and_detail_else_title_else_nothing() -> None:
     """Detail before title; something is always said."""
-    assert messages.Problem("name_taken", "Conflict", "held\x1b[2J\nby x").said() == "name_taken: held [2J by x"
+    assert (
+        messages.Problem("name_taken", "Conflict", "held\x1b[2J\nby x").said()
+        == "name_taken: held [2J by x"
+    )
     assert messages.Problem("name_taken", "Conflict", None).said() == "name_taken: Conflict"
     assert messages.Problem(None, None, None).said() == "no reason given"
     assert messages.Problem(None, None, "\n\x00\u2028").said() == "no reason given"
-    assert messages.Problem.parse({"code": 7, "title": ["x"], "detail": {}}) == messages.Problem(None, None, None)
+    assert messages.Problem.parse({"code": 7, "title": ["x"], "detail": {}}) == messages.Problem(
+        None, None, None
+    )
     assert messages.Problem.parse([]) is None
 
 
@@ -251,7 +306,11 @@ def test_a_retry_after_date_is_gmt_in_every_time_zone(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        for form in ("%a, %d %b %Y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S -0000"):
+        for form in (
+            "%a, %d %b %Y %H:%M:%S GMT",
+            "%a %b %d %H:%M:%S %Y",
+            "%a, %d %b %Y %H:%M:%S -0000",
+        ):
             assert messages.retry_after(time.strftime(form, time.gmtime(NOW + 60)), now=NOW) == 60.0
     finally:
         monkeypatch.undo()
@@ -280,7 +339,9 @@ def test_an_agent_page_keeps_what_is_well_formed() -> None:
 
 def test_a_heartbeat_is_written_as_the_contract_shows() -> None:
     """Every member of contract 2.2, and nothing else."""
-    beat = messages.Heartbeat("ok", "1.0", "b", 3, 60, "2026-01-01T00:00:00Z", (("code", "detail"),), 1, 2, 4)
+    beat = messages.Heartbeat(
+        "ok", "1.0", "b", 3, 60, "2026-01-01T00:00:00Z", (("code", "detail"),), 1, 2, 4
+    )
     assert json.loads(beat.to_bytes()) == {
         "status": "ok",
         "agent_version": "1.0",
@@ -296,8 +357,12 @@ def test_a_heartbeat_is_written_as_the_contract_shows() -> None:
 
 
 def test_what_a_list_says_is_fit_for_a_terminal_and_a_url() -> None:
-    """A name with control characters or half a surrogate pair reads as none; such a cursor is never asked for."""
-    rows = [{"agent_id": ID, "name": name} for name in ("\x1b[2J", "\ud800", "é", "n" * 201, "edge 1")]
+    """A name with control characters or half a surrogate pair reads as none; such a cursor is never
+    asked for.
+    """
+    rows = [
+        {"agent_id": ID, "name": name} for name in ("\x1b[2J", "\ud800", "é", "n" * 201, "edge 1")
+    ]
     page, _ = messages.agent_page({"agents": rows})
     assert [row.name for row in page] == [None, None, None, None, "edge 1"]
     for cursor in ("\ud800", "a\udfffb", "c" * 2049):

@@ -11,7 +11,7 @@ import codecs
 import json
 import re
 import zlib
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from firstboot.api.multipart import LARGEST
 from firstboot.base.documents import load
@@ -19,10 +19,22 @@ from firstboot.base.redaction import IDENTITY, names_a_secret, redact
 from firstboot.base.secret import MASK, Secret
 
 # Of what stands inside these nothing can be read here.
-_CLOSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18")
+_CLOSED = (
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\x00",
+    b"\x28\xb5\x2f\xfd",
+    b"PK\x03\x04",
+    b"7z\xbc\xaf\x27\x1c",
+    b"\x04\x22\x4d\x18",
+)
 _GZIP = b"\x1f\x8b"
 # A value that is given to one of the three: name=value and its like, set name value, "name", "value", name and value apart.
-_NAMES, _QUOTE, _IS = "(?:" + "|".join(IDENTITY) + ")", r"""(?:\\{0,8}["'])?""", r"\s{0,8}[:=]\s{0,8}"
+_NAMES, _QUOTE, _IS = (
+    "(?:" + "|".join(IDENTITY) + ")",
+    r"""(?:\\{0,8}["'])?""",
+    r"\s{0,8}[:=]\s{0,8}",
+)
 _VARIABLE = re.compile(
     r"(?:\bset(?:env|(?:\s{1,4}-[A-Za-z-]{1,16}){1,4})\s{1,8}" + _NAMES + r"\s{1,8}"
     r"|\b" + _NAMES + _QUOTE + "(?:" + _IS + r"|(?<=[\"'])\s{0,8},\s{0,8}(?=\\{0,8}[\"'])"
@@ -36,7 +48,7 @@ _OF_ENVIRONMENT = re.compile(r"[A-Z0-9]+(?:_[A-Z0-9]+)+")
 _USER_OPTIONS = ("-u", "--user", "--proxy-user")
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\v\x1b")) + b"\x7f"
 
-Kinds = List[str]
+Kinds = list[str]
 
 
 def learn(data: bytes) -> None:
@@ -54,18 +66,28 @@ def learn(data: bytes) -> None:
 
 def _learn(value: Any) -> None:
     if isinstance(value, dict):
-        for name, inner in [*value.items(), *((said, value[member]) for said, member in _apart(value))]:
+        for name, inner in [
+            *value.items(),
+            *((said, value[member]) for said, member in _apart(value)),
+        ]:
             if name in IDENTITY and isinstance(inner, str):
                 Secret(inner)
     if isinstance(value, list):
         for name, inner in zip(value, value[1:]):
-            if isinstance(name, str) and name in IDENTITY and isinstance(inner, str) and inner not in IDENTITY:
+            if (
+                isinstance(name, str)
+                and name in IDENTITY
+                and isinstance(inner, str)
+                and inner not in IDENTITY
+            ):
                 Secret(inner)
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         _learn(inner)
 
 
-def clean(data: bytes) -> Tuple[bytes, Kinds, bool]:
+def clean(data: bytes) -> tuple[bytes, Kinds, bool]:
     """Return the part without secrets, the kinds of what was replaced, and whether all of it could be looked at.
 
     What holds none comes back byte for byte.
@@ -79,11 +101,13 @@ def clean(data: bytes) -> Tuple[bytes, Kinds, bool]:
     return (text.encode("latin-1") if kinds else data), kinds, True
 
 
-def clean_text(data: bytes) -> Optional[Tuple[bytes, Kinds]]:
+def clean_text(data: bytes) -> tuple[bytes, Kinds] | None:
     """The same for a text in UTF-8 or UTF-16, also with a byte of another encoding; None when it is no text."""
     for bom, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         if data.startswith(bom):
-            text, kinds = redact(data[2:].decode(encoding, "surrogatepass" if len(data) % 2 == 0 else "replace"))
+            text, kinds = redact(
+                data[2:].decode(encoding, "surrogatepass" if len(data) % 2 == 0 else "replace")
+            )
             return (bom + text.encode(encoding, "surrogatepass") if kinds else data), kinds
     wide = _wide(data)
     if wide is not None:
@@ -98,11 +122,16 @@ def clean_text(data: bytes) -> Optional[Tuple[bytes, Kinds]]:
     return (text.encode("utf-8", "surrogateescape") if kinds else data), kinds
 
 
-def _wide(data: bytes) -> Optional[str]:
+def _wide(data: bytes) -> str | None:
     """The encoding of a text in UTF-16 that does not say so: every second byte of its beginning is zero."""
     for zeros, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
         letters = data[1 - zeros : 256 : 2]
-        if len(data) >= 8 and not data[zeros:256:2].strip(b"\0") and letters.isascii() and b"\0" not in letters:
+        if (
+            len(data) >= 8
+            and not data[zeros:256:2].strip(b"\0")
+            and letters.isascii()
+            and b"\0" not in letters
+        ):
             try:
                 data.decode(encoding, "surrogatepass")
             except UnicodeDecodeError:
@@ -111,7 +140,7 @@ def _wide(data: bytes) -> Optional[str]:
     return None
 
 
-def _unpacked(data: bytes) -> Tuple[bytes, Kinds, bool]:
+def _unpacked(data: bytes) -> tuple[bytes, Kinds, bool]:
     """A rotated log is looked into; what is packed otherwise, or twice, is not."""
     if not data.startswith(_GZIP):
         return data, [], False
@@ -129,7 +158,7 @@ def _unpacked(data: bytes) -> Tuple[bytes, Kinds, bool]:
     return packing.compress(fresh) + packing.flush(), kinds, True
 
 
-def _text(text: str) -> Tuple[str, Kinds]:
+def _text(text: str) -> tuple[str, Kinds]:
     if text.lstrip()[:1] in ("{", "["):
         try:
             return _json(text, indent=1)
@@ -148,10 +177,12 @@ def _text(text: str) -> Tuple[str, Kinds]:
         kinds = []
     # An environment as the kernel shows it: values end at NUL.
     pieces = [redact(piece) for piece in text.split("\0")]
-    return "\0".join(piece for piece, _ in pieces), _each_once([*kinds, *(kind for _, found in pieces for kind in found)])
+    return "\0".join(piece for piece, _ in pieces), _each_once(
+        [*kinds, *(kind for _, found in pieces for kind in found)]
+    )
 
 
-def _json(text: str, indent: Any = None) -> Tuple[str, Kinds]:
+def _json(text: str, indent: Any = None) -> tuple[str, Kinds]:
     kinds: Kinds = []
     value = _walk(load(text.encode()), kinds, hidden=False)
     return (json.dumps(value, indent=indent) if kinds else text), _each_once(kinds)
@@ -169,17 +200,23 @@ def _walk(value: Any, kinds: Kinds, *, hidden: bool) -> Any:
         return clean_text
     if isinstance(value, list):
         return [
-            _walk(inner, kinds, hidden=hidden or (at > 0 and _introduces(value[at - 1], inner, len(value))))
+            _walk(
+                inner,
+                kinds,
+                hidden=hidden or (at > 0 and _introduces(value[at - 1], inner, len(value))),
+            )
             for at, inner in enumerate(value)
         ]
     if isinstance(value, dict):
         apart = {member for said, member in _apart(value) if names_a_secret(said)}
-        fresh: Dict[str, Any] = {}
+        fresh: dict[str, Any] = {}
         for name, inner in value.items():
             shown = _walk(name, kinds, hidden=False)
             while shown in fresh:
                 shown += "'"
-            fresh[shown] = _walk(inner, kinds, hidden=hidden or names_a_secret(name) or name in apart)
+            fresh[shown] = _walk(
+                inner, kinds, hidden=hidden or names_a_secret(name) or name in apart
+            )
         return fresh
     if hidden and isinstance(value, (int, float)) and not isinstance(value, bool):
         kinds.append("value")
@@ -187,18 +224,30 @@ def _walk(value: Any, kinds: Kinds, *, hidden: bool) -> Any:
     return value
 
 
-def _apart(value: Dict[str, Any]) -> List[Tuple[str, str]]:
+def _apart(value: dict[str, Any]) -> list[tuple[str, str]]:
     """What a mapping such as {"name": "API_KEY", "value": …} names, with the member of the value; nothing for another one."""
-    names = [said for member, said in value.items() if member.lower() in _NAME_MEMBERS and isinstance(said, str)]
-    return [(name, member) for name in names for member in value if member.lower() in _VALUE_MEMBERS]
+    names = [
+        said
+        for member, said in value.items()
+        if member.lower() in _NAME_MEMBERS and isinstance(said, str)
+    ]
+    return [
+        (name, member) for name in names for member in value if member.lower() in _VALUE_MEMBERS
+    ]
 
 
 def _introduces(name: Any, value: Any, count: int) -> bool:
     """Whether an element of a list of `count` says that the next one is a secret: an option, a pair, a variable."""
-    if not isinstance(name, str) or (isinstance(value, str) and (value.startswith("-") or value in IDENTITY)):
+    if not isinstance(name, str) or (
+        isinstance(value, str) and (value.startswith("-") or value in IDENTITY)
+    ):
         return False
     if name.startswith("-"):
-        return names_a_secret(name) if name not in _USER_OPTIONS else isinstance(value, str) and ":" in value
+        return (
+            names_a_secret(name)
+            if name not in _USER_OPTIONS
+            else isinstance(value, str) and ":" in value
+        )
     return names_a_secret(name) and (count == 2 or _OF_ENVIRONMENT.fullmatch(name) is not None)
 
 

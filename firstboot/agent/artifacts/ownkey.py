@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from typing import Iterator
+from collections.abc import Iterator
 
 from firstboot.api.multipart import WrongContent
 from firstboot.base.secret import Secret
@@ -40,7 +40,9 @@ def _raw(fd: int) -> Iterator[bytes]:
             piece = os.pread(fd, SCAN_BYTES, offset)
         except OSError as error:
             # Not an OSError: a bad sector under one artifact must not end the loop (as in `multipart`).
-            raise WrongContent(f"the artifact cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+            raise WrongContent(
+                f"the artifact cannot be read: {os.strerror(error.errno or 0).lower()}"
+            ) from error
         if not piece:
             return
         offset += len(piece)

@@ -13,8 +13,9 @@ import json
 import os
 import stat
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Dict, Iterator, List, NoReturn, Optional, Tuple
+from typing import Any, BinaryIO, NoReturn
 
 from firstboot.agent.artifacts import cleaning
 from firstboot.api.multipart import LARGEST
@@ -22,7 +23,13 @@ from firstboot.base.errors import LocalFault
 from firstboot.base.redaction import redact
 
 # What the vendor documents of a bundle, v1.
-V1_PARTS = ("spec.kv", "spec_validation.json", "runtime.json", "policy_audit.json", "environment.json")
+V1_PARTS = (
+    "spec.kv",
+    "spec_validation.json",
+    "runtime.json",
+    "policy_audit.json",
+    "environment.json",
+)
 OURS = "redactions.json"
 MOST_PARTS, DEEPEST = 4096, 16
 LARGEST_PART, LARGEST_WHOLE = 64 << 20, 512 << 20  # bytes before packing
@@ -35,15 +42,15 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class Packed:
     """What was made of a directory; `newest` is the time of its youngest part, `spec_hash` that of its ``spec.kv``."""
 
-    names: List[str] = field(default_factory=list)
-    replaced: List[Dict[str, Any]] = field(default_factory=list)
-    left_out: List[Dict[str, str]] = field(default_factory=list)
-    unseen: List[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    replaced: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     newest: float = 0.0
-    spec_hash: Optional[str] = None
+    spec_hash: str | None = None
 
     @property
-    def missing(self) -> List[str]:
+    def missing(self) -> list[str]:
         """What v1 asks for and the directory has not."""
         return [name for name in V1_PARTS if name not in self.names]
 
@@ -60,7 +67,10 @@ class _Limited(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._size += len(data)
         if self._size > LARGEST:
-            raise LocalFault(f"the incident bundle is larger than {LARGEST >> 20} MiB when packed", hint="leave parts out")
+            raise LocalFault(
+                f"the incident bundle is larger than {LARGEST >> 20} MiB when packed",
+                hint="leave parts out",
+            )
         return self._into.write(data)
 
 
@@ -71,9 +81,12 @@ def pack(top: int, into: BinaryIO) -> Packed:
     packed = Packed()
     used = {OURS}
     # Level and format are said, so that no default of another Python changes the bytes.
-    with gzip.GzipFile("", "wb", 6, _Limited(into), mtime=0) as packing, tarfile.open(
-        mode="w|", fileobj=packing, format=tarfile.PAX_FORMAT, encoding="utf-8"
-    ) as tar:
+    with (
+        gzip.GzipFile("", "wb", 6, _Limited(into), mtime=0) as packing,
+        tarfile.open(
+            mode="w|", fileobj=packing, format=tarfile.PAX_FORMAT, encoding="utf-8"
+        ) as tar,
+    ):
         for path, changed_at, data in _parts(top, packed):
             packed.names.append(path)
             packed.newest = max(packed.newest, changed_at)
@@ -89,8 +102,14 @@ def pack(top: int, into: BinaryIO) -> Packed:
                 packed.unseen.append(name)
             _put(tar, name, clean)
         if not packed.names:
-            raise LocalFault("the directory holds no file", hint="an incident bundle has at least one part")
-        said = {"replaced": packed.replaced, "left_out": packed.left_out, "not_looked_into": packed.unseen}
+            raise LocalFault(
+                "the directory holds no file", hint="an incident bundle has at least one part"
+            )
+        said = {
+            "replaced": packed.replaced,
+            "left_out": packed.left_out,
+            "not_looked_into": packed.unseen,
+        }
         if any(said.values()):
             _put(tar, OURS, (json.dumps({"v": 1, **said}, indent=1) + "\n").encode())
     return packed
@@ -114,30 +133,39 @@ def _name(path: str, used: set[str]) -> str:
     return free
 
 
-def _parts(top: int, found: Packed) -> Iterator[Tuple[str, float, bytes]]:
+def _parts(top: int, found: Packed) -> Iterator[tuple[str, float, bytes]]:
     """Every regular file below `top`: path, time and bytes, in order; what is something else goes to `found.left_out`."""
     count, whole = 0, 0
     for path, fd in _files(top, "", 0, found):
         try:
             before = os.fstat(fd)
             if before.st_size > LARGEST_PART:
-                raise LocalFault(f"{path} is larger than {LARGEST_PART >> 20} MiB", hint="leave it out, or cut it")
+                raise LocalFault(
+                    f"{path} is larger than {LARGEST_PART >> 20} MiB",
+                    hint="leave it out, or cut it",
+                )
             with open(fd, "rb", closefd=False) as stream:
                 data = stream.read(before.st_size + 1)
             after = os.fstat(fd)
         except OSError as error:
             _fail(path, error)
-        if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise LocalFault(f"{path} changed while it was read", hint="pack a copy that nobody writes to")
+        if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (
+            after.st_size,
+            after.st_mtime_ns,
+        ):
+            raise LocalFault(
+                f"{path} changed while it was read", hint="pack a copy that nobody writes to"
+            )
         count, whole = count + 1, whole + len(data)
         if count > MOST_PARTS or whole > LARGEST_WHOLE:
             raise LocalFault(
-                f"the directory holds more than {MOST_PARTS} files or {LARGEST_WHOLE >> 20} MiB", hint="leave parts out"
+                f"the directory holds more than {MOST_PARTS} files or {LARGEST_WHOLE >> 20} MiB",
+                hint="leave parts out",
             )
         yield path, before.st_mtime, data
 
 
-def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[Tuple[str, int]]:
+def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[tuple[str, int]]:
     """Path and open descriptor of each regular file, opened without following a link and closed afterwards."""
     if depth > DEEPEST:
         raise LocalFault(f"{above} is deeper than {DEEPEST} directories")
@@ -166,7 +194,7 @@ def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[Tu
             os.close(fd)
 
 
-def _kind(mode: int) -> Optional[str]:
+def _kind(mode: int) -> str | None:
     """What stands there, if it is neither a file nor a directory."""
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None

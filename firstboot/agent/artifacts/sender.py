@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable
 
 from firstboot.agent.artifacts import spool, stock
 from firstboot.agent.artifacts.ownkey import holds
@@ -47,17 +47,29 @@ class ArtifactsLoop:
     """`run_once` uploads what is due; `alive` is told that a long upload makes progress."""
 
     def __init__(
-        self, layout: Layout, handed: Handover, api: PlaneApi, *, clock: Clock, alive: Callable[[], None]
+        self,
+        layout: Layout,
+        handed: Handover,
+        api: PlaneApi,
+        *,
+        clock: Clock,
+        alive: Callable[[], None],
     ) -> None:
-        self._layout, self._handed, self._api, self._clock, self._alive = layout, handed, api, clock, alive
+        self._layout, self._handed, self._api, self._clock, self._alive = (
+            layout,
+            handed,
+            api,
+            clock,
+            alive,
+        )
         self._chance = rng()
         self._prepared = self._asked = False
-        self._status: Optional[int] = None  # of the latest answer
+        self._status: int | None = None  # of the latest answer
         # Answered by the plane, and perhaps still in the spool: the id there, or why it was refused.
-        self._stored: Dict[str, str] = {}
-        self._refused: Dict[str, Dict[str, Any]] = {}
-        self._strikes: Dict[str, int] = {}
-        self._late: Dict[str, _Late] = {}
+        self._stored: dict[str, str] = {}
+        self._refused: dict[str, dict[str, Any]] = {}
+        self._strikes: dict[str, int] = {}
+        self._late: dict[str, _Late] = {}
         self._seen = Census()
 
     def nudged(self) -> bool:
@@ -91,7 +103,7 @@ class ArtifactsLoop:
             self._api.rest()
         return self._asked
 
-    def problems(self) -> List[Problem]:
+    def problems(self) -> list[Problem]:
         """What failed by itself, and a spool that takes nothing more."""
         found = []
         for name, late in list(self._late.items()):
@@ -100,19 +112,36 @@ class ArtifactsLoop:
         there = self._census()
         if there.quarantined:
             detail = f"the plane refused {there.quarantined} artifact{'s' if there.quarantined > 1 else ''}, kept in quarantine"
-            found.append(Problem("artifact_quarantined", detail, "byteor-agent status says why; retry ID, or remove them"))
+            found.append(
+                Problem(
+                    "artifact_quarantined",
+                    detail,
+                    "byteor-agent status says why; retry ID, or remove them",
+                )
+            )
         if not there.room_for(1):
-            found.append(Problem("spool_full", "the spool is full: new artifacts are refused", "byteor-agent status"))
+            found.append(
+                Problem(
+                    "spool_full",
+                    "the spool is full: new artifacts are refused",
+                    "byteor-agent status",
+                )
+            )
         return found
 
-    def shown(self) -> Dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """Return `spool` of `status.json`."""
         there = self._census()
         try:
             rows = stock.quarantined(self._layout) if there.quarantined else []
         except LocalFault:
             rows = []
-        return {"pending": there.pending, "quarantined": there.quarantined, "bytes": there.bytes, "quarantine": rows}
+        return {
+            "pending": there.pending,
+            "quarantined": there.quarantined,
+            "bytes": there.bytes,
+            "quarantine": rows,
+        }
 
     def hinted(self, hints: HeartbeatReply) -> bool:
         """No hint of the plane concerns artifacts."""
@@ -126,16 +155,26 @@ class ArtifactsLoop:
             pass
         return self._seen
 
-    def _due(self) -> List[str]:
+    def _due(self) -> list[str]:
         """Oldest first, after it what failed; last one of those that fail by themselves, however many. For any thread."""
         names, now = stock.ids(self._layout.spool), self._clock.monotonic()
         late, strikes = dict(self._late), dict(self._strikes)
-        again = sorted((name for name in names if name in late and late[name].due <= now), key=lambda name: late[name].due)
-        return sorted((name for name in names if name not in late), key=lambda name: strikes.get(name, 0)) + again[:1]
+        again = sorted(
+            (name for name in names if name in late and late[name].due <= now),
+            key=lambda name: late[name].due,
+        )
+        return (
+            sorted(
+                (name for name in names if name not in late), key=lambda name: strikes.get(name, 0)
+            )
+            + again[:1]
+        )
 
     def _start(self) -> None:
         spool.recover(self._layout)
-        spool.belong_to(self._layout, agent_id=self._handed.agent_id, api_base_url=self._handed.api_base_url)
+        spool.belong_to(
+            self._layout, agent_id=self._handed.agent_id, api_base_url=self._handed.api_base_url
+        )
         try:
             # A crash between the plane's word and the removal.
             self._stored = {row.id: row.artifact_id for row in stock.uploaded(self._layout)}
@@ -163,7 +202,7 @@ class ArtifactsLoop:
         del self._stored[name]
         return True
 
-    def _load(self, name: str) -> Optional[Entry]:
+    def _load(self, name: str) -> Entry | None:
         """Read what is said of it; None for one that went, or that this user may not read."""
         try:
             return stock.load(self._layout.spool / name)
@@ -180,11 +219,20 @@ class ArtifactsLoop:
         try:
             if holds(fd, self._handed.api_key):
                 # Redaction knows shapes, and the key itself only where root hands in: this net is the last, for all kinds.
-                self._refuse(entry.id, None, "holds_runtime_key", "it holds this host's own runtime key, and is not sent")
+                self._refuse(
+                    entry.id,
+                    None,
+                    "holds_runtime_key",
+                    "it holds this host's own runtime key, and is not sent",
+                )
                 return
             self._asked = True
             answer = self._api.upload_artifact(
-                self._handed.agent_id, self._handed.api_key, entry.metadata, fd, each=_Progress(self, entry)
+                self._handed.agent_id,
+                self._handed.api_key,
+                entry.metadata,
+                fd,
+                each=_Progress(self, entry),
             )
         finally:
             os.close(fd)
@@ -192,22 +240,37 @@ class ArtifactsLoop:
         if answer.status in FINAL and answer.is_json:
             problem = answer.problem
             self._refuse(
-                entry.id, answer.status, problem.code if problem else None, problem.said() if problem else None
+                entry.id,
+                answer.status,
+                problem.code if problem else None,
+                problem.said() if problem else None,
             )
             return
         check(answer, doing="artifact upload", scope=SCOPE)
         if answer.artifact is None:
-            raise TryAgain(f"artifact upload: {answer.complaint or f'the plane answered {answer.status} without a word'}")
+            raise TryAgain(
+                f"artifact upload: {answer.complaint or f'the plane answered {answer.status} without a word'}"
+            )
         self._stored[entry.id] = answer.artifact.artifact_id
-        log.notice("artifact uploaded", id=entry.id, artifact_id=answer.artifact.artifact_id, bytes=entry.metadata.size)
+        log.notice(
+            "artifact uploaded",
+            id=entry.id,
+            artifact_id=answer.artifact.artifact_id,
+            bytes=entry.metadata.size,
+        )
         try:
             spool.remember(self._layout, entry, answer.artifact.artifact_id)
         except LocalFault as error:
             log.warning(f"an upload is not remembered: {error}", hint=error.hint)
 
-    def _refuse(self, name: str, status: Optional[int], code: Optional[str], detail: Optional[str]) -> None:
+    def _refuse(self, name: str, status: int | None, code: str | None, detail: str | None) -> None:
         self._refused[name] = {"status": status, "code": code, "detail": detail}
-        log.warning(f"artifact {name} goes to quarantine", status=status, detail=detail, hint=f"byteor-agent retry {name}")
+        log.warning(
+            f"artifact {name} goes to quarantine",
+            status=status,
+            detail=detail,
+            hint=f"byteor-agent retry {name}",
+        )
 
     def _by_itself(self, name: str, error: ByteorError) -> bool:
         """Whether it may be this artifact's fault: it failed before, was sent, and it is not that uploads lack something."""
@@ -248,7 +311,9 @@ def _open(entry: Entry) -> int:
     try:
         fd = os.open(entry.data, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise WrongContent(f"{entry.data} cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+        raise WrongContent(
+            f"{entry.data} cannot be read: {os.strerror(error.errno or 0).lower()}"
+        ) from error
     if os.fstat(fd).st_size != entry.metadata.size:
         os.close(fd)
         raise WrongContent(f"{entry.data} is not as long as it was")

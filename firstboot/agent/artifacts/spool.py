@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ContextManager, Mapping, Optional, Tuple
+from typing import Any
 
 from firstboot.agent.artifacts import stock
 from firstboot.agent.artifacts.stock import MOST_BYTES, MOST_ENTRIES, PREFIX, Entry, Uploaded
@@ -42,9 +44,9 @@ class About:
     kind: str
     name: str
     captured_at: float
-    deployment_id: Optional[str] = None
-    spec_hash: Optional[str] = None
-    replaced: Tuple[Mapping[str, Any], ...] = ()
+    deployment_id: str | None = None
+    spec_hash: str | None = None
+    replaced: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Added:
     id: str
     state: str
     sha256: str
-    artifact_id: Optional[str] = None
+    artifact_id: str | None = None
 
 
 def prepare(layout: Layout) -> None:
@@ -72,7 +74,9 @@ def recover(layout: Layout) -> None:
             try:
                 trees.remove(layout.spool / name)
             except LocalFault as error:
-                log.warning(str(error), hint=error.hint)  # it only takes room, and must not stop what waits
+                log.warning(
+                    str(error), hint=error.hint
+                )  # it only takes room, and must not stop what waits
     try:
         with _alone(layout, wait_s=0.0):
             _sweep(layout)
@@ -96,7 +100,9 @@ def add(layout: Layout, source: int, about: About) -> Added:
         if known is not None:
             return known
         _require_room(layout, size)
-        captured = rfc3339(about.captured_at if EARLIEST <= about.captured_at <= now else max(EARLIEST, now))
+        captured = rfc3339(
+            about.captured_at if EARLIEST <= about.captured_at <= now else max(EARLIEST, now)
+        )
         metadata = ArtifactMetadata(about.kind, sha256, size, captured, *_in_force(about))
         entry = f"{_next(layout):08d}-{sha256[:PREFIX]}"
         staging = layout.spool / f".{entry}{COMING}"
@@ -105,7 +111,11 @@ def add(layout: Layout, source: int, about: About) -> Added:
             # Up to a byte more than there was: a file that grows is not what was hashed.
             if trees.copy(source, staging / "data", limit=size + 1) != (size, sha256):
                 raise changed(about.name)
-            said = {"name": about.name, "replaced": list(about.replaced[:MOST_REPLACED]), "spooled_at": rfc3339(now)}
+            said = {
+                "name": about.name,
+                "replaced": list(about.replaced[:MOST_REPLACED]),
+                "spooled_at": rfc3339(now),
+            }
             files.write_json(staging / "meta.json", {"v": 1, **asdict(metadata), **said})
             trees.complete(staging, layout.spool / entry)
         except BaseException:
@@ -120,15 +130,17 @@ def add_text(
     *,
     kind: str = "diagnostic",
     name: str = "diagnostic",
-    deployment_id: Optional[str] = None,
-    spec_hash: Optional[str] = None,
+    deployment_id: str | None = None,
+    spec_hash: str | None = None,
 ) -> Added:
     """Put a text into the spool, redacted; as `add`. Safe to repeat: equal text is there once."""
     clean, kinds = redact(text.decode("utf-8", "replace"))
     replaced = ({"part": name, "kinds": kinds},) if kinds else ()
     held = hold(clean.encode())
     try:
-        return add(layout, held, About(kind, name, Clock().wall(), deployment_id, spec_hash, replaced))
+        return add(
+            layout, held, About(kind, name, Clock().wall(), deployment_id, spec_hash, replaced)
+        )
     finally:
         os.close(held)
 
@@ -153,14 +165,19 @@ def remember(layout: Layout, entry: Entry, artifact_id: str) -> None:
         log.warning(str(error), kept_as=keeping.set_aside(layout.uploaded))
         rows = []
     said = entry.metadata
-    row = Uploaded(entry.id, said.sha256, said.kind, said.size, artifact_id, rfc3339(Clock().wall()))
+    row = Uploaded(
+        entry.id, said.sha256, said.kind, said.size, artifact_id, rfc3339(Clock().wall())
+    )
     rows = [*(other for other in rows if other.sha256 != said.sha256), row][-MOST_REMEMBERED:]
     files.write_json(layout.uploaded, {"v": 1, "uploaded": [asdict(each) for each in rows]})
 
 
 def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
     """Bind the spool to an identity: what came under another, perhaps another organisation's, is not sent by itself."""
-    path, owner = layout.agent / "owner.json", {"v": 1, "agent_id": agent_id, "api_base_url": api_base_url}
+    path, owner = (
+        layout.agent / "owner.json",
+        {"v": 1, "agent_id": agent_id, "api_base_url": api_base_url},
+    )
     try:
         before = files.read_json(path)
     except Corrupt as error:
@@ -172,13 +189,17 @@ def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
         files.remove(layout.uploaded)
         detail = "it was handed in under another identity of this host, and is not sent under this one unless you say so"
         for entry_id in stock.ids(layout.spool):
-            quarantine(layout, entry_id, {"status": None, "code": "another_identity", "detail": detail})
+            quarantine(
+                layout, entry_id, {"status": None, "code": "another_identity", "detail": detail}
+            )
     try:
         files.write_json(path, owner)
     except LocalFault as error:
         if before is not None:
             raise
-        log.warning(f"the spool is not bound to this identity yet: {error}")  # a full disk: what goes makes room
+        log.warning(
+            f"the spool is not bound to this identity yet: {error}"
+        )  # a full disk: what goes makes room
 
 
 def drop(layout: Layout, entry_id: str) -> None:
@@ -205,13 +226,15 @@ def release(layout: Layout, entry_id: str) -> bool:
     return True
 
 
-def _in_force(about: About) -> Tuple[Optional[str], Optional[str]]:
+def _in_force(about: About) -> tuple[str | None, str | None]:
     """What is said of the deployment, as far as the plane would accept it."""
     named, spec = about.deployment_id, about.spec_hash
-    return named if IDENTIFIER.match(named or "") else None, spec if SPEC_HASH.match(spec or "") else None
+    return named if IDENTIFIER.match(named or "") else None, spec if SPEC_HASH.match(
+        spec or ""
+    ) else None
 
 
-def _alone(layout: Layout, *, wait_s: float) -> ContextManager[None]:
+def _alone(layout: Layout, *, wait_s: float) -> AbstractContextManager[None]:
     busy = TryAgain("another upload is being put into the spool", hint="try again in a minute")
     return locks.locked(layout.spool / "lock", wait_s=wait_s, busy=lambda: busy)
 
@@ -223,12 +246,14 @@ def _sweep(layout: Layout) -> None:
             trees.remove(layout.spool / name)
 
 
-def _digest(source: int, name: str) -> Tuple[int, str]:
+def _digest(source: int, name: str) -> tuple[int, str]:
     """Size and hash of an open file; LocalFault for what is never an artifact, before a byte of it is copied."""
     try:
         announced = os.fstat(source).st_size
         if announced > LARGEST:
-            raise LocalFault(f"{name} is larger than {LARGEST >> 20} MiB", hint="an artifact has at most 64 MiB")
+            raise LocalFault(
+                f"{name} is larger than {LARGEST >> 20} MiB", hint="an artifact has at most 64 MiB"
+            )
         digest, size = hashlib.sha256(), 0
         while True:
             piece = os.pread(source, trees.PIECE, size)
@@ -247,10 +272,12 @@ def _digest(source: int, name: str) -> Tuple[int, str]:
 
 def changed(name: str) -> LocalFault:
     """The error for a file that somebody writes to while it is read."""
-    return LocalFault(f"{name} changed while it was read", hint="upload a copy that nobody writes to")
+    return LocalFault(
+        f"{name} changed while it was read", hint="upload a copy that nobody writes to"
+    )
 
 
-def _known(layout: Layout, sha256: str, kind: str) -> Optional[Added]:
+def _known(layout: Layout, sha256: str, kind: str) -> Added | None:
     """Where this content is already. In quarantine it stands only as that kind: as another it may be accepted."""
     for state, directory in ((WAITING, layout.spool), (QUARANTINED, layout.quarantine)):
         for name in stock.ids(directory):
@@ -264,10 +291,13 @@ def _known(layout: Layout, sha256: str, kind: str) -> Optional[Added]:
     except Corrupt:
         return None
     # After the spool: the agent notes an upload before it removes it.
-    return next((Added(row.id, UPLOADED, sha256, row.artifact_id) for row in rows if row.sha256 == sha256), None)
+    return next(
+        (Added(row.id, UPLOADED, sha256, row.artifact_id) for row in rows if row.sha256 == sha256),
+        None,
+    )
 
 
-def _loaded(path: Path) -> Optional[Entry]:
+def _loaded(path: Path) -> Entry | None:
     try:
         return stock.load(path)
     except Corrupt:
@@ -287,13 +317,18 @@ def _require_room(layout: Layout, size: int) -> None:
     except OSError as error:
         files.fail("look at", layout.spool, error)
     if facts.f_bavail * facts.f_frsize < size + BESIDE_BYTES:
-        raise Full(f"the disk of {layout.spool} has no room for {size} bytes", hint="free some space on the disk")
+        raise Full(
+            f"the disk of {layout.spool} has no room for {size} bytes",
+            hint="free some space on the disk",
+        )
 
 
 def _next(layout: Layout) -> int:
     there = stock.ids(layout.spool)[-1:] + stock.ids(layout.quarantine)[-1:]
     try:
-        there += [row.id for row in stock.uploaded(layout)[-1:]]  # only so that people meet no number twice
+        there += [
+            row.id for row in stock.uploaded(layout)[-1:]
+        ]  # only so that people meet no number twice
     except Corrupt:
         pass
     return 1 + max(map(stock.number, there), default=0)

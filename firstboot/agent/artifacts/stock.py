@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any
 
 from firstboot.api.multipart import ArtifactMetadata
 from firstboot.base import files
@@ -36,7 +37,7 @@ class Entry:
     path: Path
     metadata: ArtifactMetadata
     name: str
-    replaced: Tuple[Mapping[str, Any], ...]
+    replaced: tuple[Mapping[str, Any], ...]
 
     @property
     def data(self) -> Path:
@@ -67,12 +68,12 @@ class Uploaded:
     at: str
 
 
-def ids(directory: Path) -> List[str]:
+def ids(directory: Path) -> list[str]:
     """The names of the artifacts in a directory, oldest first; none when it is not there."""
     return sorted(filter(_NAME.match, listed(directory)), key=number)
 
 
-def listed(directory: Path) -> List[str]:
+def listed(directory: Path) -> list[str]:
     """All names in a directory, in no order; none when it is not there."""
     try:
         return os.listdir(directory)
@@ -87,7 +88,7 @@ def number(name: str) -> int:
     return int(name.split("-")[0])
 
 
-def load(path: Path) -> Optional[Entry]:
+def load(path: Path) -> Entry | None:
     """Read what is said of an artifact, None when it is not there; Corrupt when it is damaged."""
     stored = files.read_json(path / "meta.json")
     if stored is None:
@@ -99,7 +100,11 @@ def load(path: Path) -> Optional[Entry]:
         metadata = ArtifactMetadata.parse(stored)
     except (ValueError, OverflowError) as error:
         raise Corrupt(f"{path} is damaged: {error}") from error
-    rows = tuple(row for row in replaced if isinstance(row, dict)) if isinstance(replaced, list) else ()
+    rows = (
+        tuple(row for row in replaced if isinstance(row, dict))
+        if isinstance(replaced, list)
+        else ()
+    )
     return Entry(path.name, path, metadata, name if isinstance(name, str) else "", rows)
 
 
@@ -117,32 +122,42 @@ def _size(path: Path) -> int:
         return 0
 
 
-def quarantined(layout: Layout) -> List[Dict[str, Any]]:
+def quarantined(layout: Layout) -> list[dict[str, Any]]:
     """The newest in quarantine, each with the reason, as `status` shows them."""
     return [refusal(layout.quarantine / name) for name in ids(layout.quarantine)[-MOST_SHOWN:]]
 
 
-def refusal(path: Path) -> Dict[str, Any]:
+def refusal(path: Path) -> dict[str, Any]:
     """Why an artifact is in quarantine; what is damaged is None."""
-    said: Dict[str, Any] = {}
+    said: dict[str, Any] = {}
     entry = None
     try:
         said = files.read_json(path / "reason.json") or {}
         entry = load(path)
     except LocalFault:
         pass
-    found: Dict[str, Any] = {"id": path.name, "kind": None, "size": None, "name": None}
+    found: dict[str, Any] = {"id": path.name, "kind": None, "size": None, "name": None}
     if entry is not None:
         found.update(kind=entry.metadata.kind, size=entry.metadata.size, name=entry.name)
-    texts = {name: said.get(name) if isinstance(said.get(name), str) else None for name in ("code", "detail", "at")}
-    return {**found, **texts, "status": said.get("status") if isinstance(said.get("status"), int) else None}
+    texts = {
+        name: said.get(name) if isinstance(said.get(name), str) else None
+        for name in ("code", "detail", "at")
+    }
+    return {
+        **found,
+        **texts,
+        "status": said.get("status") if isinstance(said.get("status"), int) else None,
+    }
 
 
-def uploaded(layout: Layout) -> List[Uploaded]:
+def uploaded(layout: Layout) -> list[Uploaded]:
     """The newest uploads, oldest first; Corrupt when the file is damaged."""
     rows = (files.read_json(layout.uploaded) or {}).get("uploaded")
     try:
-        found = [Uploaded(**{name: row[name] for name in Uploaded.__dataclass_fields__}) for row in rows or ()]
+        found = [
+            Uploaded(**{name: row[name] for name in Uploaded.__dataclass_fields__})
+            for row in rows or ()
+        ]
         return [row for row in found if _NAME.match(row.id)]
     except (TypeError, KeyError) as error:
         raise Corrupt(f"{layout.uploaded} is damaged") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from typing import Callable, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple
+from collections.abc import Iterable, Sequence
+from typing import Callable
 
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
@@ -44,15 +45,20 @@ def cloud_init_finished(layout: Layout) -> bool:
     return not layout.cloud_run.is_dir() or (layout.cloud_run / "disabled").exists()
 
 
-def still_served(layout: Layout) -> Tuple[str, ...]:
+def still_served(layout: Layout) -> tuple[str, ...]:
     """Sentences for what brings a token back whatever is overwritten here."""
-    described = files.read(layout.path("/var/lib/cloud/instance/datasource", follow=True), limit=4096) or b""
+    described = (
+        files.read(layout.path("/var/lib/cloud/instance/datasource", follow=True), limit=4096)
+        or b""
+    )
     name = described.decode("utf-8", "replace").split(":")[0]
     short = name.replace("DataSource", "").lower()
     for suffix in ("local", "net"):
         short = short[: -len(suffix)] if short.endswith(suffix) else short
     if short in FETCH_AGAIN:
-        return (f"the datasource {name} serves the user data again at every boot, and to any process on this host",)
+        return (
+            f"the datasource {name} serves the user data again at every boot, and to any process on this host",
+        )
     return ()
 
 
@@ -64,7 +70,7 @@ def erase(
     finished: bool,
     served: Sequence[str] = (),
     kept: Sequence[Copy] = (),
-    lengths: FrozenSet[int] = frozenset(),
+    lengths: frozenset[int] = frozenset(),
     known: Callable[[bytes], bool] = lambda candidate: False,
 ) -> Receipt:
     """Erase `tokens`, and those that only their mark (`lengths`, `known`) tells, and write the receipt.
@@ -72,11 +78,13 @@ def erase(
     `kept` are copies that are not ours to erase, for the receipt: those that were erased all the same are left out.
     """
     found = list(places(layout))
-    wanted: Set[bytes] = set(tokens)
-    unread: List[Copy] = []
+    wanted: set[bytes] = set(tokens)
+    unread: list[Copy] = []
     for place in found if lengths else ():
         try:
-            wanted |= recognise(files.read(place.path, limit=FILE_LIMIT) or b"", lengths=lengths, known=known)
+            wanted |= recognise(
+                files.read(place.path, limit=FILE_LIMIT) or b"", lengths=lengths, known=known
+            )
         except LocalFault:
             continue  # said below
     copies = []
@@ -96,7 +104,9 @@ def erase(
     return receipt
 
 
-def _scrub(layout: Layout, place: Place, data: bytes, tokens: Sequence[bytes], *, finished: bool) -> Optional[Copy]:
+def _scrub(
+    layout: Layout, place: Place, data: bytes, tokens: Sequence[bytes], *, finished: bool
+) -> Copy | None:
     """Erase what one file holds; None when it holds no token."""
     shown, counts = layout.shown(place.path), {}
     try:

@@ -6,9 +6,10 @@ import enum
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, FrozenSet, Iterator, Set
+from typing import Callable
 
 from firstboot.base.layout import Layout
 from firstboot.provision.erase.scrub import texts
@@ -21,7 +22,9 @@ class Kind(enum.Enum):
     """What may be done to a place, and when."""
 
     LIVE = "live"  # cloud-init reads it again: overwritten, never removed
-    LATE = "late"  # a later stage of this boot runs it or writes it: only once cloud-init has finished
+    LATE = (
+        "late"  # a later stage of this boot runs it or writes it: only once cloud-init has finished
+    )
     OURS = "ours"  # the drop place and the token file: overwritten, then unlinked
 
 
@@ -44,7 +47,9 @@ def places(layout: Layout) -> Iterator[Place]:
 def _regular(top: Path) -> Iterator[Path]:
     seen = 0
     for directory, folders, names in os.walk(top, followlinks=False):
-        folders[:] = [] if len(Path(directory).relative_to(top).parts) >= WALK_DEPTH else sorted(folders)
+        folders[:] = (
+            [] if len(Path(directory).relative_to(top).parts) >= WALK_DEPTH else sorted(folders)
+        )
         for name in sorted(names):
             path = Path(directory, name)
             try:
@@ -58,12 +63,14 @@ def _regular(top: Path) -> Iterator[Path]:
                 yield path
 
 
-def recognise(data: bytes, *, lengths: FrozenSet[int], known: Callable[[bytes], bool]) -> Set[bytes]:
+def recognise(
+    data: bytes, *, lengths: frozenset[int], known: Callable[[bytes], bool]
+) -> set[bytes]:
     """Return the tokens in `data` that are known only by their mark: every stretch of visible ASCII of a known length."""
     if not lengths:
         return set()
     runs = re.compile(rb"[!-~]{%d,}" % min(lengths))
-    found: Set[bytes] = set()
+    found: set[bytes] = set()
     for text in texts(data):
         for run in runs.finditer(text):
             word = run.group()

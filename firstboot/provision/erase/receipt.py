@@ -11,7 +11,7 @@ stage of this boot still needs it), ``still_served`` (on a medium that cannot be
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from firstboot.base import files, keeping
 from firstboot.base.clock import rfc3339
@@ -34,9 +34,9 @@ class Copy:
     """One file that held a token."""
 
     path: str
-    encodings: Dict[str, int]
+    encodings: dict[str, int]
     result: str
-    reason: Optional[str] = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,28 @@ class Receipt:
 
     at: float
     files_looked_at: int
-    copies: Tuple[Copy, ...]
-    still_served: Tuple[str, ...] = ()
-    not_looked_at: Tuple[str, ...] = NOT_LOOKED_AT
-    history: Tuple[Dict[str, Any], ...] = field(default=())
+    copies: tuple[Copy, ...]
+    still_served: tuple[str, ...] = ()
+    not_looked_at: tuple[str, ...] = NOT_LOOKED_AT
+    history: tuple[dict[str, Any], ...] = field(default=())
 
     @property
-    def remaining(self) -> List[str]:
+    def remaining(self) -> list[str]:
         """Files that we could have written and that still hold a token: exit 9."""
         return [copy.path for copy in self.copies if copy.result == "remains"]
 
     def counted(self, result: str) -> int:
         return sum(1 for copy in self.copies if copy.result == result)
 
-    def summary(self) -> Dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The facts of one log line."""
         counts = {result: self.counted(result) for result in RESULTS}
-        return {"files_looked_at": self.files_looked_at, **{key: value or None for key, value in counts.items()}}
+        return {
+            "files_looked_at": self.files_looked_at,
+            **{key: value or None for key, value in counts.items()},
+        }
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "v": 1,
             "at": rfc3339(self.at),
@@ -75,12 +78,12 @@ class Receipt:
         }
 
 
-def _rows(stored: Dict[str, Any], key: str) -> List[Dict[str, Any]]:
+def _rows(stored: dict[str, Any], key: str) -> list[dict[str, Any]]:
     rows = stored.get(key)
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def earlier(layout: Layout) -> Tuple[Dict[str, Any], ...]:
+def earlier(layout: Layout) -> tuple[dict[str, Any], ...]:
     """The history for the next receipt: what earlier ones did, newest last; a damaged receipt is set aside."""
     try:
         stored = files.read_json(layout.erasure)

@@ -13,7 +13,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from typing import Iterable, Optional, Sequence, Tuple
+from collections.abc import Iterable, Sequence
 
 UNPACKED_LIMIT = 64 << 20
 DEPTH_LIMIT = 4
@@ -28,7 +28,7 @@ class Unredactable(Exception):
     """A copy was found in a form that does not fit into its old length."""
 
 
-def redact(data: bytes, tokens: Sequence[bytes], *, depth: int = 0) -> Tuple[bytes, Counter[str]]:
+def redact(data: bytes, tokens: Sequence[bytes], *, depth: int = 0) -> tuple[bytes, Counter[str]]:
     """Return `data` with every copy of `tokens` x-ed out, at the same length, and how many stood in which encoding."""
     found: Counter[str] = Counter()
     if depth < DEPTH_LIMIT:
@@ -57,7 +57,7 @@ def _redact_gzip(data: bytes, tokens: Sequence[bytes], found: Counter[str], dept
     return data
 
 
-def _member(data: bytes, at: int) -> Optional[Tuple[bytes, int]]:
+def _member(data: bytes, at: int) -> tuple[bytes, int] | None:
     """Return the text of the gzip member at `at` and its packed length; None when there is none, whole."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
@@ -71,7 +71,11 @@ def _packed(text: bytes, length: int) -> bytes:
     """Pack `text` as gzip of exactly `length` bytes, the rest in the header's comment field."""
     for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED):
         packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
-        body = packer.compress(text) + packer.flush() + struct.pack("<II", zlib.crc32(text), len(text) & 0xFFFFFFFF)
+        body = (
+            packer.compress(text)
+            + packer.flush()
+            + struct.pack("<II", zlib.crc32(text), len(text) & 0xFFFFFFFF)
+        )
         spare = length - 10 - len(body)
         if spare >= 0:
             comment = b" " * (spare - 1) + b"\0" if spare else b""
