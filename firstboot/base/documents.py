@@ -1,26 +1,185 @@
-"""Read documents: strict JSON from outside and from disk, identifiers, URLs, and their bounds."""
+"""Read JSON into frozen dataclasses, by their annotations; identifiers, URLs and bounds.
+
+`read` takes a document of ours from disk, `parse` a value that is already parsed; both check every
+member before anybody uses it, and name the damaged one. Unknown members are ignored, so that what
+a newer version wrote is still read. A member's annotation says what it may hold:
+
+- ``str``: at most 4,096 characters that UTF-8 can carry; ``int``: 0 to 2^53-1; ``float``: finite;
+  ``bool``, `Secret`, another dataclass, ``Mapping[str, Any]`` (an object, unchecked inside);
+- ``Optional[X]`` may be null, ``Tuple[X, ...]`` is a list;
+- ``Annotated[X, Rule(...)]`` adds a condition: `Identifier`, `Digest`, `Time` and `Line` are such.
+
+A member without a default must be there. `lenient()` marks one that counts as absent when it has
+another shape: for replies of a server, which are read tolerantly (contract 2).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import json
 import math
 import re
-from typing import Any
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Callable, TypeVar
 from urllib.parse import urlsplit
+
+from firstboot.base import files
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.errors import Corrupt
+from firstboot.base.secret import Secret
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})\Z")
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 3600.0
 MOST_KEY_SETS, MOST_SIGNATURES = 64, 16  # of an enrollment reply that are kept; of one set
-KEY_SETS_LIMIT = (
-    1 << 17
-)  # bytes of them in all: everything in settings.json is read by every process
+KEY_SETS_LIMIT = 1 << 17  # bytes of them in all: every process reads everything in settings.json
 LARGEST_COUNT = 2**53 - 1  # JSON numbers are exact up to here
-LONGEST_INTEGER = (
-    1000  # digits: reading more takes quadratic time, on Pythons that do not refuse it themselves
-)
+LONGEST_TEXT = 4096  # characters
+LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time on Pythons that allow it
+
+T = TypeVar("T")
+
+
+class Malformed(ValueError):
+    """A document of another shape; the message names the member, never its value."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on a member, and the noun for what meets it."""
+
+    accepts: Callable[[Any], bool]
+    noun: str
+
+
+def _is_time(text: str) -> bool:
+    try:
+        from_rfc3339(text)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+Identifier = typing.Annotated[str, Rule(lambda t: bool(IDENTIFIER.match(t)), "an identifier")]
+Digest = typing.Annotated[
+    str, Rule(lambda t: bool(re.fullmatch("[0-9a-f]{64}", t)), "a SHA-256 digest in hex")
+]
+Time = typing.Annotated[str, Rule(_is_time, "an RFC 3339 time")]
+# May stand in a header or on a line that a person reads.
+Line = typing.Annotated[str, Rule(lambda t: bool(t) and t.isprintable(), "one printable line")]
+
+
+def lenient(default: Any = None) -> Any:
+    """Return a field that takes `default` when its member is absent or of another shape."""
+    return dataclasses.field(default=default, metadata={"lenient": True})
+
+
+def read(path: Path, kind: type[T], *, private_to: int | None = None) -> T | None:
+    """Return the document in one of our JSON files, None when there is none.
+
+    Corrupt, naming the file and the member, when it holds something else; LocalFault when it cannot
+    be looked at, which says nothing about what it holds. See `files.read_json` for `private_to`.
+    """
+    value = files.read_json(path, private_to=private_to)
+    if value is None:
+        return None
+    try:
+        return parse(kind, value)
+    except Malformed as error:
+        raise Corrupt(f"{path} is damaged: {error}") from error
+
+
+def parse(kind: type[T], value: object, *, where: str = "") -> T:
+    """Return `value` as the dataclass `kind`; Malformed when it is not of that shape."""
+    if not isinstance(value, Mapping):
+        raise Malformed(f"{where or 'the document'} is not an object")
+    found = {}
+    for member, annotation, is_lenient in _members(typing.cast(Any, kind)):
+        if member.name not in value:
+            if (
+                member.default is dataclasses.MISSING
+                and member.default_factory is dataclasses.MISSING
+            ):
+                raise Malformed(f"{_join(where, member.name)} is missing")
+            continue
+        try:
+            found[member.name] = _convert(annotation, value[member.name], _join(where, member.name))
+        except Malformed:
+            if not is_lenient:
+                raise
+    return kind(**found)
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+@cache
+def _members(kind: Any) -> list[tuple[dataclasses.Field[Any], Any, bool]]:
+    """Return fields, evaluated annotations and leniency: of each class once."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [
+        (member, hints[member.name], "lenient" in member.metadata)
+        for member in dataclasses.fields(kind)
+        if member.init
+    ]
+
+
+def _convert(annotation: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        converted = _convert(arguments[0], value, where)
+        for rule in arguments[1:]:
+            if not rule.accepts(converted):
+                raise Malformed(f"{where} is not {rule.noun}")
+        return converted
+    if origin is typing.Union:
+        kind = next(one for one in arguments if one is not type(None))
+        return None if value is None else _convert(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise Malformed(f"{where} is not a list")
+        return tuple(_convert(arguments[0], one, f"{where}[{n}]") for n, one in enumerate(value))
+    if dataclasses.is_dataclass(annotation):
+        return parse(annotation, value, where=where)  # type: ignore[arg-type]
+    if annotation is Secret:
+        return Secret(_convert(str, value, where))
+    noun, accepts = _PLAIN.get(origin or annotation, ("", None))
+    if accepts is not None and not accepts(value):
+        raise Malformed(f"{where} is not {noun}")
+    return float(value) if annotation is float else value
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        return False
+    return not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def is_count(value: object) -> bool:
+    """Return True for an integer that JSON carries exactly, from 0 on; a boolean is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= LARGEST_COUNT  # no NaN: it compares with nothing
+
+
+_PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ("a text", _is_text),
+    int: ("a count", is_count),
+    float: ("a number", _is_number),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    Mapping: ("an object", lambda value: isinstance(value, dict)),
+}
 
 
 def load(body: bytes) -> Any:
