@@ -22,14 +22,14 @@ from tests.controlplane import tls
 _DOWNLOAD = """
 import json, sys, time
 from pathlib import Path
-from firstboot.agent.activation import Wanted
+from firstboot.exchange.activation import Wanted
 from firstboot.agent.download import Download
-from firstboot.api import PlaneApi
-from firstboot.clock import Clock
-from firstboot.handover import Handover
-from firstboot.layout import Layout
-from firstboot.secret import Secret
-from firstboot.transport import Transport
+from firstboot.api.client import PlaneApi
+from firstboot.base.clock import Clock
+from firstboot.exchange.handover import Handover
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
+from firstboot.api.transport import Transport
 base, ca, root, sha256, report = sys.argv[1:]
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 before, wall, cpu = peak(), time.perf_counter(), time.process_time()
@@ -42,10 +42,10 @@ with open(report, "w") as out:
 """
 _UPLOAD = """
 import json, os, sys, time
-from firstboot.api import PlaneApi
-from firstboot.multipart import ArtifactMetadata
-from firstboot.secret import Secret
-from firstboot.transport import Transport
+from firstboot.api.client import PlaneApi
+from firstboot.api.multipart import ArtifactMetadata
+from firstboot.base.secret import Secret
+from firstboot.api.transport import Transport
 base, ca, path, sha256, report = sys.argv[1:]
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 file, before, wall, cpu = os.open(path, os.O_RDONLY), peak(), time.perf_counter(), time.process_time()

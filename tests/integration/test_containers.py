@@ -149,9 +149,9 @@ def test_children_inherit_none_of_the_three(tmp_path: Path, given: dict[str, str
     code = """
 import os, subprocess, sys
 from pathlib import Path
-from firstboot.agent import arrival
-from firstboot.layout import Layout
-handed, settings = arrival.arrive(Layout(Path(sys.argv[1])), config=None, environ=os.environ)
+from firstboot.agent import startup
+from firstboot.base.layout import Layout
+handed, settings = startup.arrive(Layout(Path(sys.argv[1])), config=None, environ=os.environ)
 print(handed.source, *[name for name in sys.modules if name in ("yaml", "cryptography", "firstboot.identity.store")])
 print(subprocess.run(["env"], capture_output=True, text=True, check=True).stdout)
 """

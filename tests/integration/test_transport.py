@@ -709,8 +709,8 @@ import sys, certifi
 certifi.where = lambda: sys.argv[2]
 import requests.certs
 assert requests.certs.where() == sys.argv[2]
-from firstboot.errors import TryAgain
-from firstboot.transport import Transport
+from firstboot.base.errors import TryAgain
+from firstboot.api.transport import Transport
 transport = Transport(environ={})
 try:
     print(transport.request("GET", sys.argv[1]).status)

@@ -183,8 +183,8 @@ def test_the_agents_user_owns_directory_and_file_and_takes_it(layout: Layout) ->
     code = f"""
 import os
 from pathlib import Path
-from firstboot.handover import take
-from firstboot.layout import Layout
+from firstboot.exchange.handover import take
+from firstboot.base.layout import Layout
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 handed = take(Layout(Path(".")))
 print(handed.agent_id, handed.api_key.reveal())

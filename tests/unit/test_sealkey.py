@@ -154,11 +154,11 @@ PRELUDE = f"""
 import hashlib, json, os
 from dataclasses import replace
 from pathlib import Path
-from firstboot import hostfacts, identity, sealkey
-from firstboot.errors import Corrupt, LocalFault
-from firstboot.identity import Identity, State, look
-from firstboot.layout import Layout
-from firstboot.secret import Secret
+from firstboot.identity import host, sealkey, store
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.identity.store import Identity, State, look
+from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
 
 MACHINE, OTHER = "{MACHINE}", "{OTHER_MACHINE}"
 layout = Layout()
@@ -237,12 +237,12 @@ def test_auto_seals_with_the_hosts_key_and_reads_back() -> None:
     call.
     """
     run_on_a_host("""
-        identity.probe_sealing(layout, seal="auto")
+        store.probe_sealing(layout, seal="auto")
         assert sorted(os.listdir(layout.identity)) == ["sealing.cred"], os.listdir(layout.identity)
         assert layout.sealing_cred.stat().st_mode & 0o777 == 0o400
         provider, key = sealkey.obtain(layout, "auto")
         assert (provider, len(key)) == ("host", 32) and sealkey.obtain(layout, "host") == ("host", key)
-        identity.save(layout, fresh, seal="auto")
+        store.save(layout, fresh, seal="auto")
         assert look(layout).identity == fresh
         assert secret.stat().st_size == 4112
         assert key not in layout.sealing_cred.read_bytes() and key not in layout.credentials.read_bytes()
@@ -271,7 +271,7 @@ def test_a_clone_is_foreign_before_any_key_is_touched_and_opens_again_on_its_hos
     opens.
     """
     run_on_a_host("""
-        identity.save(layout, fresh, seal="auto")
+        store.save(layout, fresh, seal="auto")
         before, made = tree(), calls()
         become(OTHER)
         seen = look(layout)
@@ -288,7 +288,7 @@ def test_without_the_verdict_systemd_creds_would_have_destroyed_the_secret() -> 
     (measured).
     """
     run_on_a_host("""
-        identity.save(layout, fresh, seal="auto")
+        store.save(layout, fresh, seal="auto")
         become(OTHER)
         credential = json.loads(layout.sealing_cred.read_text())["credential"]
         before = secret.read_bytes()
@@ -305,7 +305,7 @@ def test_a_machine_id_that_is_not_committed_or_unknown_starts_no_systemd_creds()
     changes.
     """
     run_on_a_host("""
-        identity.save(layout, fresh, seal="auto")
+        store.save(layout, fresh, seal="auto")
         before, made = tree(), calls()
         for text in ("uninitialized", ""):
             become(text)
@@ -323,21 +323,21 @@ def test_a_foreign_identity_set_aside_with_its_secret_can_be_put_back() -> None:
     belongs.
     """
     run_on_a_host("""
-        identity.save(layout, fresh, seal="auto")
+        store.save(layout, fresh, seal="auto")
         former = secret.read_bytes()
         become(OTHER)
-        identity.set_aside(layout)
+        store.set_aside(layout)
         kept = layout.set_aside / "1"
         assert sorted(os.listdir(kept)) == ["credential.secret", "credentials.sealed", "sealing.cred"]
         assert (kept / "credential.secret").read_bytes() == former
         assert look(layout).state is State.NONE
         clone = replace(fresh, agent_id="agt_2")
-        identity.save(layout, clone, seal="auto")
+        store.save(layout, clone, seal="auto")
         assert look(layout).identity == clone
         assert secret.read_bytes() != former, "systemd-creds keeps the former host's secret after all"
         become(MACHINE)
         assert look(layout).state is State.FOREIGN
-        identity.set_aside(layout)
+        store.set_aside(layout)
         for name, target in (("credentials.sealed", layout.credentials), ("sealing.cred", layout.sealing_cred),
                              ("credential.secret", secret)):
             os.rename(kept / name, target)
@@ -355,12 +355,12 @@ def test_a_preflight_beside_a_foreign_identity_keeps_the_foreign_secret() -> Non
         sealkey.obtain(layout, "host")
         layout.sealing_cred.unlink()
         former = secret.read_bytes()
-        identity.save(layout, fresh, seal="file")
-        identity.probe_sealing(layout, seal="file")
+        store.save(layout, fresh, seal="file")
+        store.probe_sealing(layout, seal="file")
         assert not layout.set_aside.exists()
         become(OTHER)
         for _ in range(2):
-            identity.probe_sealing(layout, seal="auto")
+            store.probe_sealing(layout, seal="auto")
         assert secret.read_bytes() != former
         (kept,) = layout.set_aside.iterdir()
         assert kept.name.startswith("credential.secret.") and kept.read_bytes() == former
@@ -376,7 +376,7 @@ def test_a_key_left_by_a_cut_run_on_another_host_is_not_tried() -> None:
     run_on_a_host("""
         sealkey.obtain(layout, "auto")
         become(OTHER)
-        identity.save(layout, fresh, seal="auto")
+        store.save(layout, fresh, seal="auto")
         assert look(layout).identity == fresh
         assert "decrypt" not in Path("/var/lib/calls").read_text().split("argv: --version")[-1].split("encrypt")[0]
         assert os.listdir(layout.set_aside) == ["sealing.cred.unused-1"]
@@ -415,7 +415,7 @@ def test_a_systemd_creds_that_hangs_or_is_gone_says_nothing_about_the_identity()
     it.
     """
     run_on_a_host("""
-        identity.save(layout, fresh, seal="host")
+        store.save(layout, fresh, seal="host")
         sealkey.CREDS_TIMEOUT_S = 1
         mode("exec sleep 60")
         for _ in range(2):
@@ -436,7 +436,7 @@ def test_a_damaged_credential_is_unreadable_and_stays() -> None:
     made.
     """
     run_on_a_host("""
-        identity.save(layout, fresh, seal="host")
+        store.save(layout, fresh, seal="host")
         good = layout.sealing_cred.read_bytes()
         document = json.loads(good)
         credential = document["credential"]
