@@ -21,7 +21,9 @@ def count(text: str) -> Counter[str]:
     lines = text.splitlines()
     prose = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
             expression = node.body[0]
             prose |= set(range(expression.lineno, (expression.end_lineno or 0) + 1))
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

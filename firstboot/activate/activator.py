@@ -30,7 +30,7 @@ from firstboot.activate.chain import Ring
 from firstboot.activate.gate import Runtime
 from firstboot.activate.intake import Inbox, Request
 from firstboot.activate.signatures import APPROVAL_LIMIT
-from firstboot.base import files, locks, log, systemd, trees
+from firstboot.base import files, log, systemd, trees
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain, Untrusted
 from firstboot.base.layout import Layout
@@ -63,7 +63,7 @@ def run(layout: Layout, settings: Settings) -> int:
 def locked(layout: Layout) -> Iterator[None]:
     """Hold the activation directory's lock; TryAgain (exit 6) when another activator keeps it."""
     busy = TryAgain("another activation is in progress", hint="byteor-agent deployments shows it")
-    with locks.locked(layout.activation / "lock", wait_s=LOCK_WAIT_S, busy=lambda: busy):
+    with files.locked(layout.activation_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
         yield
 
 
@@ -275,7 +275,7 @@ class Activator:
 
     @property
     def _copy(self) -> Path:
-        return self.layout.activation / ".bundle"
+        return self.layout.wanted_bundle
 
     @property
     def _staging(self) -> Path:
@@ -331,7 +331,7 @@ def _of(blank: verdicts.Row, deployment: Deployment) -> verdicts.Row:
 
 def link_spec(layout: Layout) -> None:
     """The vendor's documented path, where no tmpfiles makes it; what somebody put there is never replaced."""
-    path = layout.path("/etc/byteor/spec.kv")
+    path = layout.spec
     try:
         if not os.path.lexists(path):
             files.make_directory(path.parent, 0o755)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firstboot.activate import directories, replay
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.layout import Layout
 from firstboot.exchange import verdicts
@@ -46,25 +46,23 @@ def retry_deployment(layout: Layout, named: str) -> str | None:
         raise Invalid(
             f"the plane assigns deployment {shown} no more", hint="assign it again at the plane"
         )
-    files.write_json(
-        layout.activation / "retry.json", {"v": VERSION, "payload_sha256": row.payload_sha256}
-    )
+    files.write_json(layout.retry, {"v": VERSION, "payload_sha256": row.payload_sha256})
     return shown
 
 
 def asked(layout: Layout) -> str | None:
     """The payload that is to be tried again, None when nobody asked."""
-    path = layout.activation / "retry.json"
+    path = layout.retry
     try:
         payload = (files.read_json(path) or {}).get("payload_sha256")
         if not isinstance(payload, (str, type(None))):
             raise Corrupt(f"{path} is damaged: no payload")
     except Corrupt as error:
-        log.warning(str(error), kept_as=keeping.set_aside(path))
+        log.warning(str(error), kept_as=files.set_aside(path))
         return None
     return payload
 
 
 def forget(layout: Layout) -> None:
     """The word was followed, or cannot be."""
-    files.remove(layout.activation / "retry.json")
+    files.remove(layout.retry)

@@ -13,12 +13,12 @@ from typing import Any
 
 from firstboot.activate.admission import Deployment
 from firstboot.activate.directories import is_name
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
 
 VERSION = 1
-RESERVE, RESERVED_BYTES = ".reserve", 256 * 1024
+RESERVED_BYTES = 256 * 1024
 # In order: the new one is switched to and judged; the old one is put back and judged; only the books are left to do.
 ACTIVATING, RESTORING, SETTLED = "activating", "restoring", "settled"
 PHASES = (ACTIVATING, RESTORING, SETTLED)
@@ -73,35 +73,35 @@ def begin(
 
 def load(layout: Layout) -> Journal | None:
     """Read the journal, None when nothing is in progress; a damaged one is set aside, and `current` stays what it is."""
-    path = layout.activation / "journal.json"
+    path = layout.journal
     try:
         stored = files.read_json(path)
         return None if stored is None else _parse(stored)
     except Corrupt as error:
-        log.warning(str(error), kept_as=keeping.set_aside(path))
+        log.warning(str(error), kept_as=files.set_aside(path))
         return None
 
 
 def reserve(layout: Layout) -> None:
     """Keep some room, so that a disk which the new deployment fills cannot stand in the way back."""
-    files.write(layout.activation / RESERVE, bytes(RESERVED_BYTES))
+    files.write(layout.reserve, bytes(RESERVED_BYTES))
 
 
 def use_reserve(layout: Layout) -> None:
     """Give the room back: what is written next may need it."""
-    files.remove(layout.activation / RESERVE)
+    files.remove(layout.reserve)
 
 
 def save(layout: Layout, journal: Journal) -> Journal:
     """Make it durable and return it."""
-    files.write_json(layout.activation / "journal.json", {"v": VERSION, **asdict(journal)})
+    files.write_json(layout.journal, {"v": VERSION, **asdict(journal)})
     return journal
 
 
 def remove(layout: Layout) -> None:
     """Nothing is in progress any more."""
     use_reserve(layout)
-    files.remove(layout.activation / "journal.json")
+    files.remove(layout.journal)
 
 
 def _parse(stored: Mapping[str, Any]) -> Journal:

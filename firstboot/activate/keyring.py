@@ -15,7 +15,7 @@ from typing import Any
 from firstboot.activate import chain
 from firstboot.activate.chain import Place, Refusal, Ring
 from firstboot.activate.signatures import Key, whole_number
-from firstboot.base import documents, files, keeping, log
+from firstboot.base import documents, files, log
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.layout import Layout
@@ -44,7 +44,7 @@ def look(layout: Layout, settings: Settings) -> tuple[Ring, str | None]:
     place = place_of(settings)
     pins = chain.pins_of(settings)
     try:
-        stored = files.read_json(layout.activation / "keyring.json")
+        stored = files.read_json(layout.keyring)
         ring = None if stored is None else _parse(stored)
     except Corrupt as error:
         log.warning(str(error))
@@ -89,7 +89,7 @@ def current(layout: Layout, settings: Settings) -> Ring:
     """The ring in force; one that does not count is set aside, and what replaces it is kept."""
     ring, why = look(layout, settings)
     if why in WHY:
-        kept_as = keeping.set_aside(layout.activation / "keyring.json", label=why)
+        kept_as = files.set_aside(layout.keyring, label=why)
         log.warning(said(ring, why), kept_as=kept_as, source=ring.source)
         if ring.source == chain.CLOSED:
             log.hint(RESET)
@@ -167,7 +167,7 @@ def save(layout: Layout, ring: Ring) -> None:
         "refused": asdict(ring.refused) if ring.refused is not None else None,
         "floor": ring.floor,
     }
-    files.write_json(layout.activation / "keyring.json", document, mode=0o644)
+    files.write_json(layout.keyring, document, mode=0o644)
 
 
 def _parse(stored: Mapping[str, Any]) -> Ring:

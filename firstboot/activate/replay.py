@@ -13,7 +13,7 @@ from typing import Any
 from firstboot.activate import directories
 from firstboot.activate.admission import Deployment, Highest
 from firstboot.activate.chain import Place
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
 from firstboot.exchange import verdicts
@@ -39,13 +39,13 @@ class Sequences:
 
 def load(layout: Layout, place: Place) -> Highest | None:
     """The highest verified in `place`, None when nothing was."""
-    path = layout.activation / "sequence.json"
+    path = layout.sequence
     try:
         stored = files.read_json(path)
         if stored is not None:
             return _parse(stored).of(place)
     except Corrupt as error:
-        log.warning(str(error), kept_as=keeping.set_aside(path))
+        log.warning(str(error), kept_as=files.set_aside(path))
     floor = _remembered(layout)
     if floor is not None:
         _save(layout, Sequences().with_(place, floor))
@@ -54,7 +54,7 @@ def load(layout: Layout, place: Place) -> Highest | None:
 
 def raise_to(layout: Layout, place: Place, deployment: Deployment) -> None:
     """Remember `deployment`, which was just admitted, durably."""
-    known = _parse(files.read_json(layout.activation / "sequence.json") or {"places": []})
+    known = _parse(files.read_json(layout.sequence) or {"places": []})
     wanted = Highest(deployment.sequence, deployment.payload_sha256)
     if known.of(place) != wanted:
         _save(layout, known.with_(place, wanted))
@@ -62,7 +62,7 @@ def raise_to(layout: Layout, place: Place, deployment: Deployment) -> None:
 
 def is_highest(layout: Layout, payload_sha256: str | None) -> bool:
     """True when this payload is the newest that was verified in the place used last."""
-    known = _parse(files.read_json(layout.activation / "sequence.json") or {"places": []}).highest
+    known = _parse(files.read_json(layout.sequence) or {"places": []}).highest
     return (
         payload_sha256 is not None and bool(known) and known[-1][1].payload_sha256 == payload_sha256
     )
@@ -85,9 +85,7 @@ def _remembered(layout: Layout) -> Highest | None:
 
 def _save(layout: Layout, known: Sequences) -> None:
     places = [{"place": asdict(place), **asdict(highest)} for place, highest in known.highest]
-    files.write_json(
-        layout.activation / "sequence.json", {"v": VERSION, "places": places}, mode=0o644
-    )
+    files.write_json(layout.sequence, {"v": VERSION, "places": places}, mode=0o644)
 
 
 def _parse(stored: dict[str, Any]) -> Sequences:

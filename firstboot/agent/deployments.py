@@ -62,7 +62,7 @@ class DeploymentsLoop:
         self.schedule = schedule
         self._inbox, self._alive, self._keys_wanted, self._clock = inbox, alive, keys_wanted, clock
         self._download = Download(layout, handed, api, alive=alive, changed=changed, clock=clock)
-        self._latest = layout.agent / "latest.json"
+        self._latest = layout.latest
         # The envelope in the inbox, and the tag that it came with.
         self._looked = False
         self._sha256: str | None = None

@@ -112,7 +112,7 @@ class Inbox:
         ]
 
     def interrupted(self) -> bool:
-        return (self._layout.activation / "journal.json").exists()
+        return self._layout.journal.exists()
 
     def _stored(self) -> str | None:
         try:

@@ -46,7 +46,7 @@ class KeySetsLoop:
         self._layout, self._handed, self._api = layout, handed, api
         self.schedule = schedule
         self._inbox, self._alive, self._clock = inbox, alive, clock
-        self._kept = layout.agent / "keysets.json"
+        self._kept = layout.kept_key_sets
         # What the plane hinted and what was in force, when we last looked.
         self._hint: int | None = None
         self._dealt: tuple[int, int] | None = None

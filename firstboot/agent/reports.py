@@ -16,7 +16,7 @@ from firstboot.agent.problems import Problem
 from firstboot.api.answers import RequestRefused, check
 from firstboot.api.client import PlaneApi
 from firstboot.api.messages import HeartbeatReply, report_body
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.clock import Clock, from_rfc3339, rfc3339
 from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Corrupt, LocalFault
@@ -44,7 +44,7 @@ class ReportsLoop:
     ) -> None:
         self._layout, self._handed, self._api, self._clock = layout, handed, api, clock
         self._spooled = spooled
-        self._kept = layout.agent / "reports.json"
+        self._kept = layout.reports
         self._delivered: int | None = None
         self._dropped: dict[str, Any] | None = None
 
@@ -104,7 +104,7 @@ class ReportsLoop:
         try:
             stored = files.read_json(self._kept) or {}
         except Corrupt as error:
-            log.warning(str(error), kept_as=keeping.set_aside(self._kept))
+            log.warning(str(error), kept_as=files.set_aside(self._kept))
             stored = {}
         delivered, dropped = stored.get("delivered"), stored.get("dropped")
         if isinstance(dropped, dict) and all(

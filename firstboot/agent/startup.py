@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Callable
 
 from firstboot.api.messages import KEY_LENGTHS
-from firstboot.base import documents, files, locks, systemd
+from firstboot.base import documents, files, systemd
 from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import ByteorError, Corrupt, Invalid, LocalFault, TryAgain
 from firstboot.base.layout import Layout
@@ -55,7 +55,7 @@ def alone(layout: Layout) -> AbstractContextManager[None]:
         "another byteor-agent run is at work on this tree",
         hint="byteor-agent status shows it; one agent a host is all",
     )
-    return locks.locked(layout.agent_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy)
+    return files.locked(layout.agent_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy)
 
 
 def arrive(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.clock import Clock
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
@@ -47,7 +47,7 @@ class Sequence:
             return stored
         except Corrupt as error:
             # A number far above any that was used: the plane only asks that it grows.
-            aside = keeping.set_aside(self._path)
+            aside = files.set_aside(self._path)
             log.warning(str(error), kept_as=aside)
             # One beat per 5 s, the shortest period, since 1970 is fewer than the seconds since then.
             return int(Clock().wall())

@@ -1,30 +1,41 @@
-"""Durable private writes, bounded reads that follow no link, overwriting in place: the only writer.
+"""Read, write, set aside, overwrite and lock small files, durably.
 
-Every write is: private temporary file beside the target, write, fsync, rename, fsync of the directory. Every read has
-a size limit and opens a regular file without following a link. `OSError` becomes `LocalFault` here and nowhere else.
-Model: SPIRE ``pkg/common/diskutil``, borg ``SaveFile``.
+Every write is: private temporary file beside the target, write, fsync, rename, fsync of the
+directory. Every read has a size limit and opens a regular file without following a link. `OSError`
+becomes `LocalFault` here and in `trees`, and nowhere else. Models: SPIRE ``pkg/common/diskutil``,
+borg ``SaveFile``.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from threading import Event
+from typing import Any, Callable, NoReturn
 
+from firstboot.base.clock import monotonic
 from firstboot.base.errors import Corrupt, LocalFault
 
 JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
+LOCK_POLL_S = 0.05
 
 Owner = tuple[int, int]
 
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
 
 def fail(doing: str, path: Path, error: OSError) -> NoReturn:
-    """Translate an error of the operating system into a LocalFault with a sentence and, where there is one, a hint."""
+    """Raise an error of the operating system as a LocalFault with a sentence and a hint."""
     # Root is refused by something else than a mode.
-    denied = "look at its attributes and mount (lsattr, findmnt)"
+    denied = "check its attributes and mount (lsattr, findmnt)"
     if os.geteuid() != 0:
         denied = f"run as root, or give user id {os.geteuid()} access to {path.parent}"
     hints = {
@@ -35,31 +46,34 @@ def fail(doing: str, path: Path, error: OSError) -> NoReturn:
         errno.EPERM: denied,
     }
     reason = os.strerror(error.errno).lower() if error.errno else "failed"
-    raise LocalFault(
-        f"cannot {doing} {path}: {reason}", hint=hints.get(error.errno or 0)
-    ) from error
+    hint = hints.get(error.errno or 0, f"check {path} and its file system (ls -ld, findmnt, dmesg)")
+    raise LocalFault(f"cannot {doing} {path}: {reason}", hint=hint) from error
 
 
 def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | None:
-    """Return the bytes of a regular file, None when there is none; LocalFault when it is not to be read.
+    """Return the bytes of a regular file, None when there is none.
 
-    A last component that is a link, a file of more than `limit` bytes, a FIFO or device: LocalFault. With
-    `private_to` the file must belong to that user id, be readable by nobody else and have one link, since it holds a
-    secret. Not checked: the directories above (see `check_private_directory`).
+    Corrupt: the last component is a link, or a file of more than `limit` bytes, a FIFO or device.
+    LocalFault: it cannot be read. With `private_to` the file must be owned by that user id, be
+    readable by nobody else and have one link, since it holds a secret. Not checked: the directories
+    above (see `check_private_directory`).
     """
     try:
         # O_NONBLOCK: a FIFO planted in place of the file must not stop a boot.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, _READ)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         if error.errno == errno.ELOOP:
-            raise Corrupt(f"{path} is a symbolic link, and is not followed") from error
+            raise Corrupt(
+                f"{path} is a symbolic link, and is not followed",
+                hint="put the file itself in its place",
+            ) from error
         fail("read", path, error)
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
-            raise Corrupt(f"{path} is not a regular file")
+            raise Corrupt(f"{path} is not a regular file", hint=f"move {path} away")
         if private_to is not None:
             _require_private(path, facts, private_to)
         with open(fd, "rb", closefd=False) as stream:
@@ -69,25 +83,28 @@ def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | No
     finally:
         os.close(fd)
     if len(data) > limit:
-        raise Corrupt(f"{path} is larger than {limit} bytes")
+        raise Corrupt(f"{path} is larger than {limit} bytes", hint=f"move {path} away")
     return data
 
 
 def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
     if facts.st_uid != owner:
         raise LocalFault(
-            f"{path} belongs to user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}"
+            f"{path} is owned by user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}"
         )
     if stat.S_IMODE(facts.st_mode) & 0o077:
         raise LocalFault(f"{path} can be read by others", hint=f"chmod 0600 {path}")
     if facts.st_nlink != 1:
-        raise LocalFault(f"{path} has {facts.st_nlink} hard links, and must have one")
+        raise LocalFault(
+            f"{path} has {facts.st_nlink} hard links, and must have one",
+            hint=f"find the others with: find / -xdev -samefile {path}",
+        )
 
 
 def check_private_directory(path: Path, *, owner: int) -> bool:
-    """Return True when the directory belongs to `owner` and nobody else may write in it; False when it is absent.
+    """Return True for a directory of `owner` that nobody else can write, False for none.
 
-    A directory of the right owner that others may *read* is tightened to 0700 (cloud-init makes it 0755).
+    One that others may *read* is tightened to 0700 (cloud-init makes it 0755). LocalFault otherwise.
     """
     try:
         facts = os.lstat(path)
@@ -96,9 +113,11 @@ def check_private_directory(path: Path, *, owner: int) -> bool:
             return False
         fail("look at", path, error)
     if not stat.S_ISDIR(facts.st_mode):
-        raise LocalFault(f"{path} is not a directory")
+        raise LocalFault(f"{path} is not a directory", hint=f"move {path} away")
     if facts.st_uid != owner:
-        raise LocalFault(f"{path} belongs to user id {facts.st_uid}, not {owner}")
+        raise LocalFault(
+            f"{path} is owned by user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}"
+        )
     mode = stat.S_IMODE(facts.st_mode)
     if mode & 0o022:
         raise LocalFault(f"{path} can be written by others", hint=f"chmod 0700 {path}")
@@ -111,49 +130,49 @@ def check_private_directory(path: Path, *, owner: int) -> bool:
 
 
 def read_json(path: Path, *, private_to: int | None = None) -> dict[str, Any] | None:
-    """Return the mapping in one of our JSON files, None when there is none; Corrupt when it holds something else."""
+    """Return the object in one of our JSON files, None when there is none; else Corrupt."""
     data = read(path, limit=JSON_LIMIT, private_to=private_to)
     if data is None:
         return None
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Corrupt(f"{path} is damaged: not JSON") from error
+        raise Corrupt(f"{path} is damaged: not JSON", hint=f"move {path} away") from error
     if not isinstance(value, dict) or not isinstance(value.get("v"), int):
-        raise Corrupt(f"{path} is damaged: not a mapping with a version")
+        raise Corrupt(f"{path} is damaged: not a mapping with a version", hint=f"move {path} away")
     return value
 
 
 def write_json(
     path: Path, value: dict[str, Any], *, mode: int = 0o600, durable: bool = True
 ) -> None:
-    """Write a mapping (its ``v`` included), keys sorted, for programs and for people with a pager."""
-    write(
-        path,
-        (json.dumps(value, sort_keys=True, indent=1) + "\n").encode(),
-        mode=mode,
-        durable=durable,
-    )
+    """Write an object (its ``v`` included), keys sorted, for programs and people with a pager.
+
+    LocalFault, and nothing written, when `read_json` would refuse it for its size.
+    """
+    data = (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
+    if len(data) > JSON_LIMIT:
+        raise LocalFault(
+            f"{path} would have {len(data)} bytes, more than {JSON_LIMIT}",
+            hint="this is a bug: please report this line",
+        )
+    write(path, data, mode=mode, durable=durable)
 
 
 def write(
     path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None, durable: bool = True
 ) -> None:
-    """Replace `path` by a file with `data`: after a crash it holds the old bytes or the new ones, whole.
+    """Replace `path` atomically: after a crash it holds the old bytes or the new ones, whole.
 
-    The temporary file has a fixed name beside the target, so that a killed writer leaves at most one; callers hold
-    the lock that belongs to the file. `durable=False` is for tmpfs, where fsync has nothing to do.
+    The temporary file has a fixed name beside the target, so that a killed writer leaves at most
+    one; callers hold the lock that belongs to the file. `durable=False` is for tmpfs, where fsync
+    has nothing to do.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        try:
-            os.unlink(temporary)
-        except FileNotFoundError:
-            pass
+        _unlink(temporary)
         # Private from creation: the mode is widened only when the bytes are complete.
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        fd = os.open(temporary, _CREATE, 0o600)
         try:
             with os.fdopen(fd, "wb") as stream:
                 stream.write(data)
@@ -179,36 +198,39 @@ def write(
 def write_into(
     directory: Path, name: str, data: bytes, *, mode: int, owner: Owner | None = None
 ) -> None:
-    """Make `name` afresh in a directory that another user may own: nothing planted there is written through.
+    """Create `name` anew in a directory that another user may own, writing through nothing there.
 
-    By directory descriptor, without following a link, `O_EXCL` after unlinking a stale file. Not durable, and not
-    atomic for a reader that looks meanwhile: for tmpfs, and for readers that start afterwards.
+    By directory descriptor, without following a link, `O_EXCL` after unlinking a stale file. Not
+    durable, and not atomic for a reader that looks meanwhile: for tmpfs, and for readers that start
+    afterwards.
     """
-    path = directory / name
     try:
-        above = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        above = os.open(directory, _DIRECTORY | os.O_NOFOLLOW)
         try:
-            try:
-                os.unlink(name, dir_fd=above)
-            except FileNotFoundError:
-                pass
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(name, flags, 0o600, dir_fd=above), "wb") as stream:
+            _unlink(name, dir_fd=above)
+            with os.fdopen(os.open(name, _CREATE, 0o600, dir_fd=above), "wb") as stream:
                 stream.write(data)
                 stream.flush()
-                # The mode before the owner: whoever becomes the owner could change it in between.
+                # The mode before the owner: the new owner could change it in between.
                 os.fchmod(stream.fileno(), mode)
                 if owner is not None:
                     os.fchown(stream.fileno(), *owner)
         finally:
             os.close(above)
     except OSError as error:
-        fail("write", path, error)
+        fail("write", directory / name, error)
+
+
+def _unlink(path: Path | str, *, dir_fd: int | None = None) -> None:
+    try:
+        os.unlink(path, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
 
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, _DIRECTORY)
     try:
         os.fsync(fd)
     finally:
@@ -235,7 +257,7 @@ def make_directory(path: Path, mode: int, *, owner: Owner | None = None) -> None
 
 
 def require_room(directory: Path, needed: int) -> None:
-    """Raise LocalFault unless `needed` bytes can be written, fsynced, renamed and removed in `directory` now."""
+    """Write, fsync, rename and remove `needed` bytes in `directory`; LocalFault if that fails."""
     probe = directory / "room.probe"
     write(probe, b"\0" * needed)
     remove(probe)
@@ -252,18 +274,81 @@ def remove(path: Path) -> None:
         fail("remove", path, error)
 
 
-def overwrite(path: Path, data: bytes) -> None:
-    """Replace the bytes of a file in place, on the same blocks, and fsync: the file must have `data`'s length.
+def set_aside(path: Path, directory: Path | None = None, *, label: str = "corrupt") -> Path | None:
+    """Rename `path` to the first free ``NAME.<label>-<n>``; return that, None if absent.
 
-    Not an atomic write on purpose: a new file would leave the old blocks, with the token, free on the disk. A write
-    that is cut leaves a mixture of old and new bytes of the same length; the next `erase` finishes it.
+    For what is damaged or foreign: never replaced, never deleted. It goes to `directory`, else
+    stays where it is.
+    """
+    if not os.path.lexists(path):
+        return None
+    number = 1
+    while os.path.lexists(target := (directory or path.parent) / f"{path.name}.{label}-{number}"):
+        number += 1
+    _rename("set aside", path, target)
+    return target
+
+
+def move_into(path: Path, directory: Path) -> None:
+    """Move `path` under its own name into `directory`, durably; nothing when it is absent."""
+    target = directory / path.name
+    if not os.path.lexists(path):
+        return
+    if os.path.lexists(target):
+        raise LocalFault(f"cannot move {path}: {target} exists", hint=f"move {target} away")
+    _rename("move", path, target)
+
+
+def _rename(doing: str, path: Path, target: Path) -> None:
+    try:
+        os.rename(path, target)
+        sync_directory(target.parent)
+        sync_directory(path.parent)
+    except OSError as error:
+        fail(doing, path, error)
+
+
+@contextmanager
+def locked(path: Path, *, wait_s: float, busy: Callable[[], Exception]) -> Iterator[None]:
+    """Hold ``flock`` on `path`; raise what `busy` makes after `wait_s` seconds.
+
+    The lock goes with its holder's process. Its file is made if absent and never unlinked: a second
+    process could otherwise lock a file that has no name any more.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        fail("lock", path, error)
+    pause, limit = Event(), monotonic() + wait_s
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if monotonic() >= limit:
+                    raise busy() from None
+                pause.wait(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Replace the bytes of a file in place and fsync; it must have `data`'s length.
+
+    Not an atomic write on purpose: a new file would leave the old blocks, with the token, free on
+    the disk. A write that is cut leaves a mixture of old and new bytes of the same length; the next
+    `erase` finishes it.
     """
     try:
         fd = _open_to_overwrite(path)
         try:
             facts = os.fstat(fd)
             if not stat.S_ISREG(facts.st_mode) or facts.st_size != len(data):
-                raise LocalFault(f"{path} changed while it was being erased")
+                raise LocalFault(
+                    f"{path} changed while it was being erased", hint="byteor-firstboot erase"
+                )
             written = 0
             while written < len(data):
                 written += os.pwrite(fd, data[written:], written)
@@ -279,7 +364,7 @@ def _open_to_overwrite(path: Path) -> int:
     try:
         return os.open(path, flags)
     except PermissionError:
-        # Without root (--root on a tree of one's own) a 0400 file such as obj.pkl opens only to a mode of ours.
+        # Without root (--root on a tree of one's own) a 0400 file such as obj.pkl needs a new mode.
         mode = stat.S_IMODE(os.lstat(path).st_mode)
         if mode & 0o200 or path.is_symlink():
             raise
@@ -291,7 +376,7 @@ def _open_to_overwrite(path: Path) -> int:
 
 
 def wipe(path: Path) -> None:
-    """Overwrite a regular file with zeros, fsync, then unlink it; nothing when it is absent. Links are not followed."""
+    """Overwrite a regular file with zeros, fsync, then unlink it; nothing when it is absent."""
     try:
         size = os.lstat(path).st_size
     except FileNotFoundError:

@@ -1,8 +1,9 @@
-"""Every path this package touches, derived from one root.
+"""Name every path and file of ours, derived from one root.
 
-With the root ``/`` a path is itself. With ``--root DIR`` every symbolic link met on the way is resolved inside DIR, as
-``chroot`` would, so that an image's absolute links (``/var/lib/cloud/instance``) lead into the image and never out of
-it. The table of contract section 5 says what the files are; modes stand where they are written.
+With the root ``/`` a path is itself. With ``--root DIR`` every symbolic link met on the way is
+resolved inside DIR, as ``chroot`` would, so that an image's absolute links
+(``/var/lib/cloud/instance``) lead into the image and never out of it. Contract 5 says what the
+files are and who writes them; modes stand where they are written.
 """
 
 from __future__ import annotations
@@ -13,8 +14,35 @@ from pathlib import Path
 
 from firstboot.base.errors import LocalFault
 
-# As the kernel's own limit (path_resolution(7)).
-LINKS_FOLLOWED = 40
+LINKS_FOLLOWED = 40  # the kernel's own limit (path_resolution(7))
+
+# Names inside directories that are opened by descriptor, or of which there are many.
+# The agent's inbox:
+ENVELOPE, KEY_SETS, REQUEST = "envelope.json", "keysets.json", "request.json"
+# After the digest that was wanted: a stale bundle is never taken for the next one's.
+BUNDLE = ".bundle"
+PARTIAL, PARTIAL_RECORD = "bundle.part", "bundle.json"
+# A deployment's directory:
+SPEC, APPROVAL, DEPLOYMENT_MARKER = "spec.kv", "approval.cred", ".deployment.json"
+SIGNING_KEYS = "signing_keys.json"
+# An artifact's directory in the spool or in quarantine, and a list inside a packed incident:
+ARTIFACT, REFUSAL, REDACTIONS = "meta.json", "reason.json", "redactions.json"
+
+
+class Row:
+    """One row of the table: a path as the target system names it.
+
+    `follow`: the last link is followed too. True for every directory that others join names to
+    (joined, the kernel would follow it out of DIR), and never for what an unprivileged user owns.
+    """
+
+    __slots__ = ("absolute", "follow")
+
+    def __init__(self, absolute: str, *, follow: bool = False) -> None:
+        self.absolute, self.follow = absolute, follow
+
+    def __get__(self, layout: Layout, kind: type[Layout]) -> Path:
+        return layout.path(self.absolute, follow=self.follow)
 
 
 @dataclass(frozen=True)
@@ -23,18 +51,92 @@ class Layout:
 
     root: Path = Path("/")
 
+    # What an operator or an image writes
+    image_defaults = Row("/etc/byteor/firstboot.yaml", follow=True)
+    token_file = Row("/etc/byteor/enrollment-token")
+    spec = Row("/etc/byteor/spec.kv")
+    drop_place = Row("/run/byteor-firstboot/settings.yaml")
+
+    # The agent's, on tmpfs
+    agent_run = Row("/run/byteor-agent", follow=True)
+    agent_status = Row("/run/byteor-agent/status.json")
+    handover = Row("/run/byteor-agent/handover.json")
+    upload_progress = Row("/run/byteor-agent/upload.json")
+
+    # First boot's, root alone
+    state = Row("/var/lib/byteor", follow=True)
+    settings = Row("/var/lib/byteor/settings.json")
+    identity = Row("/var/lib/byteor/identity", follow=True)
+    intent = Row("/var/lib/byteor/identity/intent.json")
+    credentials = Row("/var/lib/byteor/identity/credentials.sealed")
+    sealing_key = Row("/var/lib/byteor/identity/sealing.key")
+    sealing_cred = Row("/var/lib/byteor/identity/sealing.cred")
+    marks = Row("/var/lib/byteor/identity/marks.json")
+    erasure = Row("/var/lib/byteor/identity/erasure.json")
+    lock = Row("/var/lib/byteor/identity/lock")
+    run_lock = Row("/var/lib/byteor/identity/run.lock")
+    set_aside = Row("/var/lib/byteor/identity/set-aside", follow=True)
+
+    # The agent's
+    agent = Row("/var/lib/byteor/agent", follow=True)
+    agent_state = Row("/var/lib/byteor/agent/state.json")
+    agent_lock = Row("/var/lib/byteor/agent/lock")
+    latest = Row("/var/lib/byteor/agent/latest.json")
+    kept_key_sets = Row("/var/lib/byteor/agent/keysets.json")
+    reports = Row("/var/lib/byteor/agent/reports.json")
+    uploaded = Row("/var/lib/byteor/agent/uploaded.json")
+    spool_owner = Row("/var/lib/byteor/agent/owner.json")
+    inbox = Row("/var/lib/byteor/agent/inbox")
+    spool = Row("/var/lib/byteor/agent/spool", follow=True)
+    spool_lock = Row("/var/lib/byteor/agent/spool/lock")
+    quarantine = Row("/var/lib/byteor/agent/quarantine", follow=True)
+
+    # The activator's
+    activation = Row("/var/lib/byteor/activation", follow=True)
+    activation_lock = Row("/var/lib/byteor/activation/lock")
+    keyring = Row("/var/lib/byteor/activation/keyring.json")
+    sequence = Row("/var/lib/byteor/activation/sequence.json")
+    history = Row("/var/lib/byteor/activation/deployments.json")
+    journal = Row("/var/lib/byteor/activation/journal.json")
+    fault = Row("/var/lib/byteor/activation/fault.json")
+    retry = Row("/var/lib/byteor/activation/retry.json")
+    reserve = Row("/var/lib/byteor/activation/.reserve")
+    wanted_bundle = Row("/var/lib/byteor/activation/.bundle")
+    outcomes = Row("/var/lib/byteor/activation/outcomes", follow=True)
+    deployments = Row("/var/lib/byteor/deployments", follow=True)
+    current = Row("/var/lib/byteor/current")
+
+    # The host's
+    machine_id = Row("/etc/machine-id", follow=True)
+    hostname = Row("/etc/hostname", follow=True)
+    product_uuid = Row("/sys/class/dmi/id/product_uuid", follow=True)
+    systemd_secret = Row("/var/lib/systemd/credential.secret")
+
+    # cloud-init's
+    cloud = Row("/var/lib/cloud", follow=True)
+    cloud_instance = Row("/var/lib/cloud/instance", follow=True)
+    cloud_datasource = Row("/var/lib/cloud/instance/datasource", follow=True)
+    cloud_run = Row("/run/cloud-init", follow=True)
+    cloud_id = Row("/run/cloud-init/cloud-id", follow=True)
+    cloud_result = Row("/run/cloud-init/result.json")
+
+    @property
+    def boot_id(self) -> Path:
+        """Return the running kernel's, on whatever tree we work."""
+        return Path("/proc/sys/kernel/random/boot_id")
+
     @property
     def is_host(self) -> bool:
-        """True on the running system, where units, credentials and the journal belong to us."""
+        """Return True on the running system, whose units, credentials and journal are ours."""
         return self.root == Path("/")
 
     @property
     def owner(self) -> int:
-        """The user id that must own what we trust: root, or with ``--root`` whoever runs us."""
+        """Return the user id that must own what we trust: root, or the caller with ``--root``."""
         return 0 if self.is_host else os.geteuid()
 
     def path(self, absolute: str, *, follow: bool = False) -> Path:
-        """Return where `absolute` (as the target system names it) lies; the last link is followed if `follow`."""
+        """Return the place of `absolute` in this tree; the last link is followed if `follow`."""
         return Path(absolute) if self.is_host else _resolve(self.root, absolute, follow)
 
     def shown(self, path: Path) -> str:
@@ -46,163 +148,10 @@ class Layout:
         except ValueError:
             return str(path)
 
-    # A directory that others join names to is followed to its end here: joined, the kernel would follow it out of DIR.
-
-    # /etc, /run
-    @property
-    def image_defaults(self) -> Path:
-        return self.path("/etc/byteor/firstboot.yaml", follow=True)
-
-    @property
-    def token_file(self) -> Path:
-        return self.path("/etc/byteor/enrollment-token")
-
-    @property
-    def drop_place(self) -> Path:
-        return self.path("/run/byteor-firstboot/settings.yaml")
-
-    @property
-    def agent_run(self) -> Path:
-        return self.path("/run/byteor-agent", follow=True)
-
-    @property
-    def agent_status(self) -> Path:
-        return self.agent_run / "status.json"
-
-    @property
-    def handover(self) -> Path:
-        return self.agent_run / "handover.json"
-
-    # /var/lib/byteor
-    @property
-    def state(self) -> Path:
-        return self.path("/var/lib/byteor", follow=True)
-
-    @property
-    def settings(self) -> Path:
-        return self.state / "settings.json"
-
-    @property
-    def identity(self) -> Path:
-        return self.path("/var/lib/byteor/identity", follow=True)
-
-    @property
-    def intent(self) -> Path:
-        return self.identity / "intent.json"
-
-    @property
-    def credentials(self) -> Path:
-        return self.identity / "credentials.sealed"
-
-    @property
-    def sealing_key(self) -> Path:
-        return self.identity / "sealing.key"
-
-    @property
-    def sealing_cred(self) -> Path:
-        return self.identity / "sealing.cred"
-
-    @property
-    def marks(self) -> Path:
-        return self.identity / "marks.json"
-
-    @property
-    def erasure(self) -> Path:
-        return self.identity / "erasure.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.identity / "lock"
-
-    @property
-    def run_lock(self) -> Path:
-        return self.identity / "run.lock"
-
-    @property
-    def set_aside(self) -> Path:
-        return self.path("/var/lib/byteor/identity/set-aside", follow=True)
-
-    @property
-    def agent(self) -> Path:
-        return self.path("/var/lib/byteor/agent", follow=True)
-
-    @property
-    def agent_state(self) -> Path:
-        return self.agent / "state.json"
-
-    @property
-    def agent_lock(self) -> Path:
-        return self.agent / "lock"
-
-    @property
-    def inbox(self) -> Path:
-        # The agent's own directory: never followed if it is a link.
-        return self.agent / "inbox"
-
-    @property
-    def spool(self) -> Path:
-        return self.path("/var/lib/byteor/agent/spool", follow=True)
-
-    @property
-    def quarantine(self) -> Path:
-        return self.path("/var/lib/byteor/agent/quarantine", follow=True)
-
-    @property
-    def uploaded(self) -> Path:
-        return self.agent / "uploaded.json"
-
-    @property
-    def upload_progress(self) -> Path:
-        return self.agent_run / "upload.json"
-
-    @property
-    def activation(self) -> Path:
-        return self.path("/var/lib/byteor/activation", follow=True)
-
-    @property
-    def outcomes(self) -> Path:
-        return self.activation / "outcomes"
-
-    @property
-    def deployments(self) -> Path:
-        return self.path("/var/lib/byteor/deployments", follow=True)
-
-    @property
-    def current(self) -> Path:
-        return self.state / "current"
-
-    # The host
-    @property
-    def machine_id(self) -> Path:
-        return self.path("/etc/machine-id", follow=True)
-
-    @property
-    def product_uuid(self) -> Path:
-        return self.path("/sys/class/dmi/id/product_uuid", follow=True)
-
-    @property
-    def boot_id(self) -> Path:
-        return Path(
-            "/proc/sys/kernel/random/boot_id"
-        )  # the running kernel's, whatever tree we work on
-
-    @property
-    def systemd_secret(self) -> Path:
-        return self.path("/var/lib/systemd/credential.secret")
-
-    # cloud-init
-    @property
-    def cloud(self) -> Path:
-        return self.path("/var/lib/cloud", follow=True)
-
-    @property
-    def cloud_run(self) -> Path:
-        return self.path("/run/cloud-init", follow=True)
-
 
 @dataclass(frozen=True)
 class SettledLayout(Layout):
-    """For a process that stays on one tree: each path is resolved once, and not at each of a million heartbeats."""
+    """Resolve each path once: for a process that stays on one tree for a million heartbeats."""
 
     _known: dict[tuple[str, bool], Path] = field(default_factory=dict, compare=False, repr=False)
 
@@ -214,7 +163,7 @@ class SettledLayout(Layout):
 
 
 def _resolve(root: Path, absolute: str, follow: bool) -> Path:
-    """Walk `absolute` inside `root` one component at a time; a missing tail is kept as it is."""
+    """Walk `absolute` inside `root` by components; a missing tail is kept as it is."""
     done: list[str] = []
     todo = [part for part in absolute.split("/") if part]
     links = 0
@@ -229,7 +178,10 @@ def _resolve(root: Path, absolute: str, follow: bool) -> Path:
         if (todo or follow) and here.is_symlink():
             links += 1
             if links > LINKS_FOLLOWED:
-                raise LocalFault(f"too many symbolic links in {absolute}")
+                raise LocalFault(
+                    f"{absolute} leads through more than {LINKS_FOLLOWED} symbolic links",
+                    hint="one of them may lead to itself: namei -l shows them",
+                )
             target = os.readlink(here)
             if target.startswith("/"):
                 done = []

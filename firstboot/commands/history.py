@@ -47,7 +47,7 @@ def look(layout: Layout) -> dict[str, Any]:
         "v": 1,
         "current": current,
         "wanted": known.wanted,
-        "in_progress": (layout.activation / "journal.json").exists(),
+        "in_progress": layout.journal.exists(),
         "deployments": rows,
     }
 

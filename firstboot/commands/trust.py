@@ -15,7 +15,7 @@ from firstboot.activate import chain, keyring
 from firstboot.activate.chain import Ring
 from firstboot.activate.intake import KEY_SETS
 from firstboot.activate.signatures import ACTIVE, Key
-from firstboot.base import files, keeping, locks, log
+from firstboot.base import files, log
 from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
@@ -60,8 +60,8 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[
     busy = TryAgain(
         "an activation is in progress", hint="wait for it: byteor-agent deployments shows it"
     )
-    with locks.locked(layout.activation / "lock", wait_s=LOCK_WAIT_S, busy=lambda: busy):
-        kept_as = keeping.set_aside(layout.activation / "keyring.json", label="reset")
+    with files.locked(layout.activation_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+        kept_as = files.set_aside(layout.keyring, label="reset")
         keyring.save(layout, ring)
         _empty_the_inbox(layout)
     told = tell()

@@ -114,7 +114,7 @@ def _is_a_file(path: Path) -> bool:
 
 def decided(layout: Layout) -> Decided:
     """What the activator decided; Corrupt or LocalFault when that cannot be read, for guessing would remove what is wanted."""
-    stored = _read(layout.activation / "deployments.json")
+    stored = _read(layout.history)
     answered, history = stored.get("answered"), stored.get("history")
     answered = answered if isinstance(answered, dict) else {}
     rows = history if isinstance(history, list) else []
@@ -128,7 +128,7 @@ def decided(layout: Layout) -> Decided:
 
 def keys_version(layout: Layout) -> int:
     """The version of the key set in force, 0 where there is none yet; LocalFault when it cannot be read."""
-    ring = _read(layout.activation / "keyring.json")
+    ring = _read(layout.keyring)
     return _number(ring.get("version")) or 0
 
 

@@ -51,7 +51,7 @@ def put(
 def prune(layout: Layout) -> None:
     """Remove what the agent has delivered. The newest stays: the next number follows from it."""
     try:
-        delivered = (files.read_json(layout.agent / "reports.json") or {}).get("delivered")
+        delivered = (files.read_json(layout.reports) or {}).get("delivered")
     except LocalFault:
         return  # the agent's file: whatever it is, nothing is lost by waiting
     through = delivered if isinstance(delivered, int) else 0

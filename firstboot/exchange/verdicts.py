@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
 
@@ -91,13 +91,13 @@ def load(layout: Layout) -> Record:
     try:
         return peek(layout)
     except Corrupt as error:
-        log.warning(str(error), kept_as=keeping.set_aside(layout.activation / "deployments.json"))
+        log.warning(str(error), kept_as=files.set_aside(layout.history))
         return Record()
 
 
 def peek(layout: Layout) -> Record:
     """Read the record and change nothing; Corrupt when it is damaged."""
-    stored = files.read_json(layout.activation / "deployments.json")
+    stored = files.read_json(layout.history)
     return Record() if stored is None else _parse(stored)
 
 
@@ -112,7 +112,7 @@ def save(layout: Layout, record: Record) -> None:
         "previous": record.previous,
         "history": [asdict(row) for row in record.history],
     }
-    files.write_json(layout.activation / "deployments.json", document, mode=0o644)
+    files.write_json(layout.history, document, mode=0o644)
 
 
 def _parse(stored: Mapping[str, Any]) -> Record:

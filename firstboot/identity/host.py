@@ -133,7 +133,7 @@ def host_facts(layout: Layout) -> HostFacts:
 
 def hostname(layout: Layout) -> str:
     """The short host name: of the tree under ``--root`` where it has one, else of the running system."""
-    written = None if layout.is_host else _text(layout.path("/etc/hostname", follow=True))
+    written = None if layout.is_host else _text(layout.hostname)
     return (written or socket.gethostname()).split(".")[0].strip() or "localhost"
 
 
@@ -259,13 +259,11 @@ def _instance_id(layout: Layout) -> str | None:
 
 
 def _datasource(layout: Layout) -> str:
-    described = _text(layout.path("/var/lib/cloud/instance/datasource", follow=True)) or ""
+    described = _text(layout.cloud_datasource) or ""
     if described.startswith("DataSource"):
         name = described.split(":")[0][len("DataSource") :].lower()
         return re.sub("(local|net)$", "", name) or "unknown"
-    cloud_id = (
-        _text(_real(layout, layout.path("/run/cloud-init/cloud-id", follow=True))) or "unknown"
-    ).lower()
+    cloud_id = (_text(_real(layout, layout.cloud_id)) or "unknown").lower()
     return CLOUD_IDS.get(cloud_id, cloud_id)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.documents import optional_text, text
 from firstboot.base.errors import Corrupt, Foreign, LocalFault, NoToken
 from firstboot.base.layout import Layout
@@ -182,7 +182,7 @@ def set_aside(layout: Layout) -> None:
     if secret is not None and not os.path.lexists(copy):
         files.write(copy, secret, mode=0o400)
     for path in moving:
-        keeping.move_into(path, target)
+        files.move_into(path, target)
 
 
 def fingerprint(layout: Layout) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _key(layout: Layout, seal: str) -> tuple[str, bytes]:
         log.warning("a sealing key that nothing is sealed with is set aside", because=error)
     files.make_directory(layout.set_aside, 0o700)
     for path in (layout.sealing_key, layout.sealing_cred):
-        keeping.set_aside(path, layout.set_aside, label="unused")
+        files.set_aside(path, layout.set_aside, label="unused")
     return sealkey.obtain(layout, seal)
 
 

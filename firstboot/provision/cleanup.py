@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from firstboot.base import locks, log
+from firstboot.base import files, log
 from firstboot.base.clock import Clock
 from firstboot.base.errors import NotErased
 from firstboot.base.layout import Layout
@@ -80,7 +80,7 @@ def erase_again(layout: Layout, inputs: Inputs, *, refused: bool, as_json: bool)
     """``byteor-firstboot erase``: look again everywhere; NotErased (exit 9) when a copy stays that could have gone."""
     preflight.make_state(layout)
     try:
-        with locks.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
+        with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
             view = look(layout, inputs, tolerant=True)
             classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
             receipt = erase_tokens(

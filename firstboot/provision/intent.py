@@ -12,7 +12,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
 
@@ -69,7 +69,7 @@ def load(layout: Layout, *, repair: bool = True) -> Intent | None:
         value = files.read_json(layout.intent)
         return None if value is None else _parse(value, layout)
     except Corrupt as error:
-        aside = keeping.set_aside(layout.intent) if repair else None
+        aside = files.set_aside(layout.intent) if repair else None
         log.warning(str(error), kept_as=aside)
         return None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from firstboot.api.client import Answer
 from firstboot.api.messages import enrollment_body
-from firstboot.base import files, keeping, locks, log, systemd
+from firstboot.base import files, log, systemd
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import Corrupt, LocalFault, NotErased, Refused, TryAgain
 from firstboot.base.layout import Layout
@@ -55,7 +55,7 @@ def run(layout: Layout, inputs: Inputs, options: Options) -> int:
     busy = TryAgain(
         "another run is at work", hint="wait for it, or look at journalctl -u byteor-firstboot"
     )
-    with locks.locked(layout.run_lock, wait_s=RUN_LOCK_WAIT_S, busy=lambda: busy):
+    with files.locked(layout.run_lock, wait_s=RUN_LOCK_WAIT_S, busy=lambda: busy):
         return FirstBoot(layout, inputs, options).run()
 
 
@@ -122,7 +122,7 @@ class FirstBoot:
         busy = LocalFault(
             "identity/lock is held by another process", hint="look for a hanging byteor-firstboot"
         )
-        return locks.locked(self._layout.lock, wait_s=STEP_LOCK_WAIT_S, busy=lambda: busy)
+        return files.locked(self._layout.lock, wait_s=STEP_LOCK_WAIT_S, busy=lambda: busy)
 
     def _look(self) -> View:
         return look(
@@ -286,7 +286,7 @@ class FirstBoot:
             stored = files.read_json(self._layout.settings)
             base = frozen.thaw(stored) if stored is not None else None
         except Corrupt as error:
-            log.warning(str(error), kept_as=keeping.set_aside(self._layout.settings))
+            log.warning(str(error), kept_as=files.set_aside(self._layout.settings))
             stored = base = None
         if base is None:
             base = frozen.Settings(

@@ -12,7 +12,7 @@ import hmac
 import secrets
 from typing import Any
 
-from firstboot.base import files, keeping, log
+from firstboot.base import files, log
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -60,7 +60,7 @@ class Marks:
                 return cls(layout, secrets.token_bytes(KEY_BYTES), {})
             return cls(layout, *_checked(stored))
         except (Corrupt, KeyError, ValueError, TypeError, AttributeError):
-            aside = keeping.set_aside(layout.marks) if repair else None
+            aside = files.set_aside(layout.marks) if repair else None
             log.warning(
                 "marks.json is damaged: tokens that were spent or refused look fresh again",
                 kept_as=aside,

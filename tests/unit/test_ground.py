@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.base import files, keeping, locks, log, systemd
+from firstboot.base import files, log, systemd
 from firstboot.base.clock import Backoff, from_rfc3339, rfc3339
 from firstboot.base.errors import Corrupt, LocalFault
-from firstboot.base.layout import Layout
+from firstboot.base.layout import Layout, Row
 from firstboot.base.secret import Secret, redacted
 
 CANARY = "bet_canary_0123456789abcdef"
@@ -138,7 +138,7 @@ def test_set_aside_never_overwrites_an_earlier_one(tmp_path: Path) -> None:
     """The second damaged file gets the next number."""
     for content in ("one", "two"):
         (tmp_path / "f").write_text(content)
-        keeping.set_aside(tmp_path / "f")
+        files.set_aside(tmp_path / "f")
     assert (tmp_path / "f.corrupt-1").read_text() == "one"
     assert (tmp_path / "f.corrupt-2").read_text() == "two"
 
@@ -158,12 +158,12 @@ def test_overwriting_keeps_the_inode_and_refuses_another_length(tmp_path: Path) 
 def test_a_lock_excludes_and_gives_up_in_time(tmp_path: Path) -> None:
     """A second holder waits its time, then raises what it was given; the file stays."""
     entered = threading.Event()
-    first = locks.locked(tmp_path / "lock", wait_s=1, busy=lambda: AssertionError("free"))
-    second = locks.locked(tmp_path / "lock", wait_s=0.1, busy=lambda: TimeoutError("busy"))
+    first = files.locked(tmp_path / "lock", wait_s=1, busy=lambda: AssertionError("free"))
+    second = files.locked(tmp_path / "lock", wait_s=0.1, busy=lambda: TimeoutError("busy"))
     with first, pytest.raises(TimeoutError), second:
         entered.set()
     assert not entered.is_set()
-    with locks.locked(tmp_path / "lock", wait_s=0, busy=lambda: AssertionError("held")):
+    with files.locked(tmp_path / "lock", wait_s=0, busy=lambda: AssertionError("held")):
         assert (tmp_path / "lock").exists()
 
 
@@ -262,3 +262,21 @@ def test_a_bug_is_one_line_without_values(
     cli._unexpected(KeyError, caught.value, caught.tb)
     shown = capsys.readouterr().err
     assert "unexpected KeyError" in shown and "test_ground.py" in shown and CANARY not in shown
+
+
+def test_a_writer_never_exceeds_its_readers_limit(tmp_path: Path) -> None:
+    """What could not be read again is not written, and what was there before stays."""
+    files.write_json(tmp_path / "f.json", {"v": 1})
+    with pytest.raises(LocalFault, match="more than 1048576") as raised:
+        files.write_json(tmp_path / "f.json", {"v": 1, "text": "x" * files.JSON_LIMIT})
+    assert raised.value.hint
+    assert files.read_json(tmp_path / "f.json") == {"v": 1}
+
+
+def test_each_row_of_the_layout_stands_inside_the_root(tmp_path: Path) -> None:
+    """As the target system names it, and inside DIR with --root; no path stands in two rows."""
+    rows = {name: row for name, row in vars(Layout).items() if isinstance(row, Row)}
+    assert len({row.absolute for row in rows.values()}) == len(rows) > 40
+    for name, row in rows.items():
+        assert getattr(Layout(), name) == Path(row.absolute)
+        assert getattr(Layout(tmp_path), name) == tmp_path / row.absolute.lstrip("/")

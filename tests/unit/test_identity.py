@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstboot.base import files, keeping
+from firstboot.base import files
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -389,7 +389,7 @@ def test_setting_aside_that_is_cut_is_finished_by_the_next_run(
     store.save(layout, FULL, seal="auto")
     sealed, key = layout.credentials.read_bytes(), layout.sealing_key.read_bytes()
     MACHINE_ID(layout)
-    really_move = keeping.move_into
+    really_move = files.move_into
     left = [steps]
 
     def move(path: Path, directory: Path) -> None:
@@ -398,12 +398,12 @@ def test_setting_aside_that_is_cut_is_finished_by_the_next_run(
         left[0] -= 1
         really_move(path, directory)
 
-    monkeypatch.setattr(keeping, "move_into", move)
+    monkeypatch.setattr(files, "move_into", move)
     try:
         store.set_aside(layout)
     except Cut:
         assert look(layout).state is State.FOREIGN
-        monkeypatch.setattr(keeping, "move_into", really_move)
+        monkeypatch.setattr(files, "move_into", really_move)
         store.set_aside(layout)
     assert os.listdir(layout.set_aside) == ["1"]
     assert (layout.set_aside / "1" / "credentials.sealed").read_bytes() == sealed

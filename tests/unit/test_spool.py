@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from firstboot.agent.artifacts import spool, stock
 from firstboot.agent.artifacts.spool import About
 from firstboot.api.multipart import LARGEST
-from firstboot.base import files, keeping, locks, trees
+from firstboot.base import files, trees
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.exchange import wake
@@ -249,7 +249,7 @@ def test_what_is_half_done_goes_unless_somebody_is_at_it(layout: Layout) -> None
     for rest in (coming, going):
         rest.mkdir()
         (rest / "data").write_text("half")
-    with locks.locked(layout.spool / "lock", wait_s=0, busy=lambda: TryAgain("busy")):
+    with files.locked(layout.spool / "lock", wait_s=0, busy=lambda: TryAgain("busy")):
         spool.recover(layout)
         assert coming.exists() and not going.exists()
     going.mkdir()
@@ -359,14 +359,14 @@ def test_a_refusal_right_after_a_release_keeps_its_reason(
     """The agent refuses it anew the moment it is in the spool: the new reason stands."""
     name = put(layout, b"abc").id
     spool.quarantine(layout, name, {"status": 413})
-    move = keeping.move_into
+    move = files.move_into
 
     def and_refused(path: Path, directory: Path) -> None:
         move(path, directory)
         if directory == layout.spool:
             spool.quarantine(layout, name, {"status": 422})
 
-    monkeypatch.setattr(keeping, "move_into", and_refused)
+    monkeypatch.setattr(files, "move_into", and_refused)
     assert spool.release(layout, name)
     assert [row["status"] for row in stock.quarantined(layout)] == [422]
 
@@ -485,7 +485,7 @@ def test_only_the_process_that_holds_the_agents_lock_is_signalled(layout: Layout
     try:
         files.write_json(layout.agent_status, {"v": 1, "pid": sleeper.pid})
         assert not wake.wake(layout)
-        with locks.locked(layout.agent_lock, wait_s=0, busy=lambda: TryAgain("busy")):
+        with files.locked(layout.agent_lock, wait_s=0, busy=lambda: TryAgain("busy")):
             assert not wake.wake(layout)  # an agent runs, but it is not the one of this number
             files.write_json(layout.agent_status, {"v": 1, "pid": os.getpid()})
             assert wake.agent_pid(layout) == os.getpid()

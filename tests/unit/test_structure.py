@@ -129,14 +129,14 @@ def test_each_dangerous_library_has_one_door(path: Path) -> None:
         assert door is None or name_of(path) in door, f"{name_of(path)} imports {imported}"
 
 
-WRITERS = ("base.files", "base.trees", "agent.partial", "base.keeping")
+WRITERS = ("base.files", "base.trees", "agent.partial")
 
 
 @pytest.mark.parametrize(
     "path", [source for source in SOURCES if name_of(source) not in WRITERS], ids=name_of
 )
 def test_only_files_writes(path: Path) -> None:
-    """Durability and privacy are decided in one module; `keeping` only renames."""
+    """Durability and privacy are decided in `base`, by `files` and `trees`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = ast.unparse(node.func.value)

@@ -17,7 +17,7 @@ from typing import Any
 from firstboot.agent.artifacts import stock
 from firstboot.agent.artifacts.stock import MOST_BYTES, MOST_ENTRIES, PREFIX, Entry, Uploaded
 from firstboot.api.multipart import LARGEST, SPEC_HASH, ArtifactMetadata
-from firstboot.base import files, keeping, locks, log, trees
+from firstboot.base import files, log, trees
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain
@@ -162,7 +162,7 @@ def remember(layout: Layout, entry: Entry, artifact_id: str) -> None:
     try:
         rows = stock.uploaded(layout)
     except Corrupt as error:
-        log.warning(str(error), kept_as=keeping.set_aside(layout.uploaded))
+        log.warning(str(error), kept_as=files.set_aside(layout.uploaded))
         rows = []
     said = entry.metadata
     row = Uploaded(
@@ -175,13 +175,13 @@ def remember(layout: Layout, entry: Entry, artifact_id: str) -> None:
 def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
     """Bind the spool to an identity: what came under another, perhaps another organisation's, is not sent by itself."""
     path, owner = (
-        layout.agent / "owner.json",
+        layout.spool_owner,
         {"v": 1, "agent_id": agent_id, "api_base_url": api_base_url},
     )
     try:
         before = files.read_json(path)
     except Corrupt as error:
-        log.warning(str(error), kept_as=keeping.set_aside(path))
+        log.warning(str(error), kept_as=files.set_aside(path))
         before = {}
     if before == owner:
         return
@@ -211,7 +211,7 @@ def quarantine(layout: Layout, entry_id: str, reason: Mapping[str, Any]) -> None
     """Keep an artifact that was refused, with `reason` (`status`, `code`, `detail`), where it is not sent again."""
     path = layout.spool / entry_id
     files.write_json(path / "reason.json", {"v": 1, "at": rfc3339(Clock().wall()), **reason})
-    keeping.move_into(path, layout.quarantine)
+    files.move_into(path, layout.quarantine)
 
 
 def release(layout: Layout, entry_id: str) -> bool:
@@ -222,7 +222,7 @@ def release(layout: Layout, entry_id: str) -> bool:
     with _alone(layout, wait_s=LOCK_WAIT_S):
         # In this order: once it is in the spool the agent may refuse it anew, and that reason is to stay.
         files.remove(layout.quarantine / entry_id / "reason.json")
-        keeping.move_into(layout.quarantine / entry_id, layout.spool)
+        files.move_into(layout.quarantine / entry_id, layout.spool)
     return True
 
 
@@ -236,7 +236,7 @@ def _in_force(about: About) -> tuple[str | None, str | None]:
 
 def _alone(layout: Layout, *, wait_s: float) -> AbstractContextManager[None]:
     busy = TryAgain("another upload is being put into the spool", hint="try again in a minute")
-    return locks.locked(layout.spool / "lock", wait_s=wait_s, busy=lambda: busy)
+    return files.locked(layout.spool_lock, wait_s=wait_s, busy=lambda: busy)
 
 
 def _sweep(layout: Layout) -> None:

@@ -40,17 +40,14 @@ FETCH_AGAIN = frozenset(
 
 def cloud_init_finished(layout: Layout) -> bool:
     """True when no later stage of this boot can still need what it left: it wrote its result, or does not run at all."""
-    if not layout.is_host or (layout.cloud_run / "result.json").exists():
+    if not layout.is_host or layout.cloud_result.exists():
         return True
     return not layout.cloud_run.is_dir() or (layout.cloud_run / "disabled").exists()
 
 
 def still_served(layout: Layout) -> tuple[str, ...]:
     """Sentences for what brings a token back whatever is overwritten here."""
-    described = (
-        files.read(layout.path("/var/lib/cloud/instance/datasource", follow=True), limit=4096)
-        or b""
-    )
+    described = files.read(layout.cloud_datasource, limit=4096) or b""
     name = described.decode("utf-8", "replace").split(":")[0]
     short = name.replace("DataSource", "").lower()
     for suffix in ("local", "net"):

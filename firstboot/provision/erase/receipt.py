@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from firstboot.base import files, keeping
+from firstboot.base import files
 from firstboot.base.clock import rfc3339
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
@@ -88,7 +88,7 @@ def earlier(layout: Layout) -> tuple[dict[str, Any], ...]:
     try:
         stored = files.read_json(layout.erasure)
     except Corrupt:
-        keeping.set_aside(layout.erasure)
+        files.set_aside(layout.erasure)
         return ()
     if stored is None:
         return ()
