@@ -24,16 +24,15 @@ LOCK_WAIT_S = 30.0
 def erase_tokens(
     layout: Layout, view: View, tokens: Iterable[Secret], *, now: float, refused: bool = False
 ) -> Receipt:
-    """Erase `tokens` and all that the marks recognise as spent (`refused`: and as refused); write the receipt."""
+    """Erase `tokens` everywhere; the marks tell them in copies that an earlier look left."""
     classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
     receipt = erase(
         layout,
         [token.reveal().encode() for token in tokens],
         now=now,
-        finished=cloud_init_finished(layout),
+        late=cloud_init_finished(layout),
         served=[*still_served(layout), *_served_again(view)],
         kept=_kept(layout, view),
-        lengths=view.marks.lengths(*classes),
         known=lambda candidate: view.marks.recognises(candidate, *classes),
     )
     for copy in receipt.copies:

@@ -17,7 +17,7 @@ from firstboot.identity import store
 from firstboot.identity.store import Look, State
 from firstboot.provision import intent as intents
 from firstboot.provision.decision import Facts, IntentState, Step
-from firstboot.provision.erase.receipt import remained
+from firstboot.provision.erase.receipt import remaining
 from firstboot.provision.intent import Intent
 from firstboot.provision.sources import Found, Inputs, gather
 from firstboot.provision.tokens import Marks, TokenClass
@@ -78,7 +78,7 @@ def look(
         settled=not _came_from(seen, stored),
         handed_off=handed_off,
         # A copy that could not be erased is tried again in each run, whether a source still shows its token or not.
-        spent_here=bool(spent) or remained(layout),
+        spent_here=bool(spent) or bool(remaining(layout)),
         erased=tried is not None and spent <= tried,
         presented=token is not None and not again and marks.presented_in(token) == boot_id,
     )

@@ -1,1 +1,1 @@
-"""Root, every boot: find the copies of a spent token, overwrite them in place, and say truthfully what remains."""
+"""Erasing, as root at every boot: find copies of a spent token and overwrite them in place."""

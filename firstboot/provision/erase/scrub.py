@@ -1,8 +1,9 @@
-"""Bytes in, bytes of the same length out: every copy of a token replaced by ``x`` in whatever form it stands.
+"""Replace every copy of a token by ``x`` at the same length, in each form that it stands in.
 
-Raw text and pickles hold the token as it is; base64 (three alignments, wrapped or not) and gzip, also inside each
-other, are unpacked, redacted and packed again at the very same length, so that cloud-init can still read its files.
-All ``x`` reads as "no token". A token that an interrupted overwrite tore apart is no longer whole, and not searched.
+Raw text and pickles hold the token as it is; base64 (three alignments, wrapped or not) and gzip,
+also inside each other, are unpacked, redacted and packed again at the very same length, so that
+cloud-init can still read its files. All ``x`` reads as "no token". A token that an interrupted
+overwrite tore apart is no longer whole, and not searched.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 UNPACKED_LIMIT = 64 << 20
 DEPTH_LIMIT = 4
-# A run of base64 long enough to hold the shortest token, over line breaks and the indentation of YAML.
+# A run of base64 long enough for the shortest token, over line breaks and YAML's indentation.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{20,}(?:(?:\r?\n[ \t]*|\\n)[A-Za-z0-9+/]+)*={0,2}")
 _GAP = re.compile(rb"\r?\n[ \t]*|\\n")
 _GZIP = b"\x1f\x8b\x08"
@@ -29,7 +30,7 @@ class Unredactable(Exception):
 
 
 def redact(data: bytes, tokens: Sequence[bytes], *, depth: int = 0) -> tuple[bytes, Counter[str]]:
-    """Return `data` with every copy of `tokens` x-ed out, at the same length, and how many stood in which encoding."""
+    """Return `data` with every copy of `tokens` x-ed out, and how many stood in which encoding."""
     found: Counter[str] = Counter()
     if depth < DEPTH_LIMIT:
         # Before the raw text: gzip stores what does not deflate as it is, and a checksum over it.
@@ -58,7 +59,7 @@ def _redact_gzip(data: bytes, tokens: Sequence[bytes], found: Counter[str], dept
 
 
 def _member(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """Return the text of the gzip member at `at` and its packed length; None when there is none, whole."""
+    """Return the text and the packed length of the gzip member at `at`; None unless it is whole."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
         text = unpacker.decompress(data[at:], UNPACKED_LIMIT)
@@ -119,22 +120,3 @@ def _rewrapped(wrapped: bytes, fresh: bytes) -> bytes:
         out += [fresh[at : at + size], gap.group()]
         at, end = at + size, gap.end()
     return b"".join([*out, fresh[at:]])
-
-
-def texts(data: bytes, *, depth: int = 0) -> Iterable[bytes]:
-    """Yield `data` and everything that it unpacks to, for recognising tokens that are only known by their mark."""
-    yield data
-    if depth >= DEPTH_LIMIT:
-        return
-    at = data.find(_GZIP)
-    while at >= 0:
-        member = _member(data, at)
-        if member is not None:
-            yield from texts(member[0], depth=depth + 1)
-        at = data.find(_GZIP, at + 1)
-    for run in _BASE64.finditer(data):
-        plain = _GAP.sub(b"", run.group()).rstrip(b"=")
-        for start in range(4):
-            body = plain[start:]
-            body = body[: len(body) - (len(body) % 4 == 1)]
-            yield from texts(base64.b64decode(body + b"=" * (-len(body) % 4)), depth=depth + 1)
