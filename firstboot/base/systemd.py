@@ -26,6 +26,14 @@ def under_systemd(environ: Mapping[str, str] = os.environ) -> bool:
     return bool(environ.get("INVOCATION_ID"))
 
 
+def inside(unit: str) -> bool:
+    """Return True for a process of `unit`, as its control group tells (cgroups(7))."""
+    try:
+        return f"/{unit}\n" in Path("/proc/self/cgroup").read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def notify(*assignments: str) -> None:
     """Send assignments such as ``READY=1`` to the service manager; silently nothing without one."""
     address = os.environ.get("NOTIFY_SOCKET")

@@ -44,6 +44,7 @@ STATES = {
     Step.STOP_FOREIGN: ("foreign", "the identity on this disk belongs to another host"),
     Step.STOP_UNREADABLE: ("unreadable", "the identity on this disk does not open"),
 }
+PENDING = "pending: the token is erased once cloud-init has finished (byteor-erase.service)"
 NEVER_RAN = "never_ran"  # the word of `agent.status`, which this folder must not import
 SHOWN = (
     "identity",
@@ -118,7 +119,7 @@ def describe(layout: Layout, inputs: Inputs) -> dict[str, Any]:
         document.update(problem=str(stop), hint=stop.hint)
     elif ends is not None:
         document.update(problem=ends, hint=REENROLL)
-    document["erasure"] = _erasure(layout)
+    document["erasure"] = PENDING if view.pending else _erasure(layout)
     return document
 
 

@@ -1,17 +1,22 @@
-"""Erasing as first boot and ``byteor-firstboot erase`` do it: which tokens, and what is said about the outcome."""
+"""Erase spent tokens once cloud-init has finished, and say what remains.
+
+The one moment of contract 7: while cloud-init is at work in this boot nothing that it may read is
+overwritten. ``byteor-erase.service`` runs ``byteor-firstboot erase`` after cloud-final; a `run` that
+enrolls later does the same itself. Both search with the token in hand, as the sources hold it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 
-from firstboot.base import files, log
+from firstboot.base import files, log, systemd
 from firstboot.base.clock import Clock
 from firstboot.base.errors import NotErased
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.provision import preflight
-from firstboot.provision.erase.copies import cloud_init_finished, erase, still_served
+from firstboot.provision.erase import copies
 from firstboot.provision.erase.receipt import Copy, Receipt
 from firstboot.provision.facts import View, look
 from firstboot.provision.schema import Rank
@@ -19,21 +24,48 @@ from firstboot.provision.sources import Inputs
 from firstboot.provision.tokens import TokenClass
 
 LOCK_WAIT_S = 30.0
+UNIT = "byteor-erase.service"  # ordered after cloud-final, however that ended
 
 
-def erase_tokens(
-    layout: Layout, view: View, tokens: Iterable[Secret], *, now: float, refused: bool = False
+def erase(
+    layout: Layout,
+    view: View,
+    tokens: Iterable[Secret],
+    *classes: TokenClass,
+    now: float,
+    late: bool,
 ) -> Receipt:
-    """Erase `tokens` everywhere; the marks tell them in copies that an earlier look left."""
-    classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
-    receipt = erase(
+    """Erase `tokens`, and what an earlier look left of `classes`; write the receipt."""
+    held = [
+        source
+        for source, token in view.found.tokens
+        if view.marks.classify(token) is TokenClass.SPENT
+    ]
+    receipt = copies.erase(
         layout,
         [token.reveal().encode() for token in tokens],
         now=now,
-        late=cloud_init_finished(layout),
-        served=[*still_served(layout), *_served_again(view)],
-        kept=_kept(layout, view),
+        late=late,
         known=lambda candidate: view.marks.recognises(candidate, *classes),
+        served=[
+            *copies.still_served(layout),
+            # Overwriting does not reach these.
+            *(
+                f"{source.where} is served again by systemd at every boot"
+                for source in held
+                if source.rank is Rank.CREDENTIAL
+            ),
+        ],
+        kept=[
+            Copy(
+                layout.shown(source.path.resolve()),
+                {"raw": 1},
+                "kept",
+                "given with --token-file: its owner's, left as it is",
+            )
+            for source in held
+            if source.rank is Rank.TOKEN_FILE and source.path
+        ],
     )
     for copy in receipt.copies:
         if copy.result == "kept":
@@ -46,55 +78,35 @@ def erase_tokens(
     return receipt
 
 
-def _served_again(view: View) -> list[str]:
-    """Sources of a spent token that overwriting cannot reach, as sentences for the receipt."""
-    return [
-        f"{source.where} is served again by systemd at every boot"
-        for source, token in view.found.tokens
-        if source.rank is Rank.CREDENTIAL and view.marks.classify(token) is TokenClass.SPENT
-    ]
-
-
-def _kept(layout: Layout, view: View) -> list[Copy]:
-    """The file given with --token-file, which is its owner's and left as it is."""
-    return [
-        Copy(
-            layout.shown(source.path.resolve()),
-            {"raw": 1},
-            "kept",
-            "given with --token-file: its owner's, left as it is",
-        )
-        for source, token in view.found.tokens
-        if source.rank is Rank.TOKEN_FILE
-        and source.path
-        and view.marks.classify(token) is TokenClass.SPENT
-    ]
-
-
 class _Busy(Exception):
     """Another process holds the lock: there is another erase in every boot."""
 
 
 def erase_again(layout: Layout, inputs: Inputs, *, refused: bool, as_json: bool) -> int:
-    """``byteor-firstboot erase``: look again everywhere; NotErased (exit 9) when a copy stays that could have gone."""
+    """Erase every spent (`refused`: and refused) token that a source holds.
+
+    NotErased (exit 9) when a copy stays in a file that we could have written. While cloud-init is at
+    work, or another process holds the lock for 30 s, nothing is erased: that is said, and exit 0.
+    """
     preflight.make_state(layout)
     try:
         with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
             view = look(layout, inputs, tolerant=True)
+            if not view.finished and not systemd.inside(UNIT):
+                log.notice(f"cloud-init is still at work in this boot: {UNIT} erases after it")
+                return 0
             classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
-            receipt = erase_tokens(
-                layout, view, view.tokens(*classes), now=Clock().wall(), refused=refused
+            receipt = erase(
+                layout, view, view.tokens(*classes), *classes, now=Clock().wall(), late=True
             )
     except _Busy:
-        log.notice(
-            "another byteor-firstboot is at work: nothing was erased now, the next boot looks again"
-        )
+        log.notice("another byteor-firstboot is at work: nothing was erased; the next boot does it")
         return 0
     if as_json:
         print(json.dumps(receipt.to_json(), indent=1, sort_keys=True))
     if receipt.remaining:
         raise NotErased(
             "a copy of the token could not be erased: " + ", ".join(receipt.remaining),
-            hint="mend its cause (an immutable file? a full disk?) and run byteor-firstboot erase",
+            hint="fix the cause (an immutable file? a full disk?) and rerun byteor-firstboot erase",
         )
     return 0

@@ -4,7 +4,7 @@
 |---------------------------|----------------------|----------------------|---------------------------------------------|
 | here                      | any                  | the one it came from | SETTLE: the token is spent, wipe the intent |
 | here                      | any                  | any                  | HAND_OFF if not yet done; then:             |
-| here                      | spent                | any                  | ERASE if this run has not tried; then DONE  |
+| here                      | spent                | any                  | ERASE if it may and has not tried; then DONE|
 | here                      | none, fresh, refused | any                  | DONE                                        |
 | none                      | fresh, refused       | for token and host   | ENROLL                                      |
 | none, foreign, unreadable | fresh                | none or another      | PREPARE: set aside, preflight, intent       |
@@ -65,7 +65,7 @@ class Facts:
     intent: IntentState
     settled: bool = True  # False: the identity that is here was answered to the durable intent
     handed_off: bool = False
-    spent_here: bool = False  # a spent token is in some source, chosen or not
+    spent_here: bool = False  # a source holds a spent token, and cloud-init has finished
     erased: bool = False  # this run has tried every one of them
     presented: bool = False  # the refused token was presented in this boot, and nobody said --again
 

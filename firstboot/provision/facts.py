@@ -17,8 +17,10 @@ from firstboot.identity import store
 from firstboot.identity.store import Look, State
 from firstboot.provision import intent as intents
 from firstboot.provision.decision import Facts, IntentState, Step
+from firstboot.provision.erase.copies import cloud_init_finished
 from firstboot.provision.erase.receipt import remaining
 from firstboot.provision.intent import Intent
+from firstboot.provision.schema import Rank
 from firstboot.provision.sources import Found, Inputs, gather
 from firstboot.provision.tokens import Marks, TokenClass
 
@@ -34,10 +36,17 @@ class View:
     marks: Marks
     boot_id: str
     invalid: ByteorError | None = None  # sources that a host with an identity does without
+    finished: bool = True  # cloud-init has finished in this boot, or does not run
+    erasable: frozenset[Secret] = frozenset()  # spent tokens that `run` may erase now
 
     @property
     def settings(self) -> Settings:
         return self.found.settings
+
+    @property
+    def pending(self) -> bool:
+        """True while a spent token waits for cloud-init to finish."""
+        return not self.finished and bool(self.tokens(TokenClass.SPENT))
 
     def tokens(self, *classes: TokenClass) -> tuple[Secret, ...]:
         """Every token in any source, chosen or not, that is of one of `classes`."""
@@ -69,7 +78,15 @@ def look(
     found = gather(layout, inputs, classify=marks.classify, strict=strict)
     stored = intents.load(layout, repair=not read_only)
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
-    spent = {token for _, token in found.tokens if marks.classify(token) is TokenClass.SPENT}
+    finished = cloud_init_finished(layout)
+    spent: set[Secret] = set()
+    elsewhere: set[Secret] = set()
+    for source, held in found.tokens:
+        if marks.classify(held) is TokenClass.SPENT:
+            (spent if finished or source.rank is Rank.TOKEN_FILE else elsewhere).add(held)
+    # What byteor-erase cannot read, it cannot erase: a token from stdin is in the hand of this run
+    # alone. Any other waits until cloud-init has finished.
+    erasable = frozenset(spent - elsewhere)
     token = found.token
     facts = Facts(
         identity=State.NONE if reenrolling and seen.state is State.HERE else seen.state,
@@ -78,11 +95,11 @@ def look(
         settled=not _came_from(seen, stored),
         handed_off=handed_off,
         # A copy that could not be erased is tried again in each run, whether a source still shows its token or not.
-        spent_here=bool(spent) or bool(remaining(layout)),
-        erased=tried is not None and spent <= tried,
+        spent_here=bool(erasable) or (finished and bool(remaining(layout))),
+        erased=tried is not None and erasable <= tried,
         presented=token is not None and not again and marks.presented_in(token) == boot_id,
     )
-    return View(facts, found, seen, stored, marks, boot_id, found.fault)
+    return View(facts, found, seen, stored, marks, boot_id, found.fault, finished, erasable)
 
 
 def _intent_state(

@@ -297,9 +297,15 @@ class FirstBoot:
             files.write_json(self._layout.settings, fresh, mode=0o644)
 
     def _erase(self, view: View) -> None:
-        spent = view.tokens(TokenClass.SPENT)
-        self._tried |= set(spent)
-        self._receipt = cleanup.erase_tokens(self._layout, view, spent, now=self._clock.wall())
+        self._tried |= view.erasable
+        self._receipt = cleanup.erase(
+            self._layout,
+            view,
+            view.erasable,
+            TokenClass.SPENT,
+            now=self._clock.wall(),
+            late=view.finished,
+        )
 
     def _finish(self, view: View) -> bool:
         if view.invalid is not None:

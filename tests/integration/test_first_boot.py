@@ -14,6 +14,13 @@ from typing import Any
 
 import pytest
 
+from firstboot.base import systemd
+from firstboot.base.layout import Layout
+from firstboot.commands.status import describe
+from firstboot.provision import facts
+from firstboot.provision.cleanup import erase_again
+from firstboot.provision.run import Options, run
+from firstboot.provision.sources import Inputs
 from tests.boot.scan import scan_tree
 from tests.integration.host import BIN, Host
 
@@ -42,6 +49,38 @@ def test_user_data_to_identity_and_no_token_left(host: Host) -> None:
     assert not (identity / "intent.json").exists()
     assert stat.S_IMODE(host.path("var/lib/byteor/settings.json").stat().st_mode) == 0o644
     assert json.loads((identity / "erasure.json").read_text())["v"] == 1
+
+
+@pytest.mark.parametrize("channel", ["user data", "stdin"])
+def test_nothing_that_cloud_init_may_read_is_erased_while_it_is_at_work(
+    host: Host, channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run` ends well and `status` says pending; the next one, or byteor-erase, erases.
+
+    A token from stdin, which nobody can read again, is erased at once where no stage needs it.
+    """
+    token, stdin = host.mint(), None
+    host.user_data(host.comment_block(token))
+    held = len(scan_tree(host.root, token))
+    if channel == "stdin":
+        host.defaults()
+        host.user_data(f"#cloud-config\n# {token}\nhostname: edge-node-01\n")
+        stdin = token.encode()
+    layout = Layout(host.root)
+    inputs = Inputs(token_file=None if stdin is None else "-", stdin=stdin)
+    monkeypatch.setattr(facts, "cloud_init_finished", lambda layout: False)
+    assert run(layout, inputs, Options()) == 0
+    copies = scan_tree(host.root, token)
+    if channel == "stdin":
+        assert not copies
+        return
+    assert len(copies) == held and not layout.erasure.exists()
+    assert "pending" in describe(layout, inputs)["erasure"]
+    assert erase_again(layout, inputs, refused=False, as_json=False) == 0
+    assert len(scan_tree(host.root, token)) == held
+    monkeypatch.setattr(systemd, "inside", lambda unit: unit == "byteor-erase.service")
+    assert erase_again(layout, inputs, refused=False, as_json=False) == 0
+    assert not scan_tree(host.root, token)
 
 
 def test_running_again_changes_nothing_and_asks_nobody(host: Host) -> None:
