@@ -1,7 +1,7 @@
-"""``python -m firstboot`` is ``byteor-firstboot``."""
+"""``python -m firstboot`` is ``byteor-firstboot``; with ``agent`` before the rest, ``byteor-agent``."""
 
 import sys
 
-from firstboot.cli import firstboot_main
+from firstboot.cli import agent_main, firstboot_main
 
-sys.exit(firstboot_main())
+sys.exit(agent_main(sys.argv[2:]) if sys.argv[1:2] == ["agent"] else firstboot_main())

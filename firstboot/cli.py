@@ -1,56 +1,158 @@
-"""``byteor-firstboot``, and what both commands do alike: parse, call what a word needs, map its error to exit code and hint.
+"""Parse both command lines from one table, run the command, turn its error into an exit code.
 
-Imports of the subcommands' modules happen inside their functions: an enrolled host's boot must not load what only an
-enrollment needs, and the resident agent must never load what only root needs. No secret is ever an argument.
+Each command is a row: its word, its module in `commands`, one line of help. The module offers
+``<word>_command(arguments)`` and, where the command has flags of its own,
+``<word>_arguments(parser)``; it is imported only when its command is chosen. So the boot of an
+enrolled host loads nothing that only enrollment needs, and the agent nothing that only root needs.
+
+A secret is never an argument, and no usage error quotes a value: it may be a token that was typed
+in the wrong place.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import re
 import sys
-import traceback
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any, Callable, NamedTuple, NoReturn
 
-from firstboot import agentcli
+from firstboot import __version__
 from firstboot.base import log, systemd
-from firstboot.base.errors import ByteorError, Invalid, NoToken
-from firstboot.commandline import command, from_stdin, grammar, seconds
-
-if TYPE_CHECKING:
-    from firstboot.provision.sources import Inputs
+from firstboot.base.errors import ByteorError, NotLaunched, NoToken, Usage
+from firstboot.base.layout import Layout
 
 INTERRUPTED = 130
 
+EXIT_CODES = """\
+exit codes: 0 done · 1 unexpected · 2 usage · 3 no token and not enrolled
+  4 settings or user data invalid · 5 refused by the control plane
+  6 gave up on a transient failure · 7 local fault · 8 identity belongs to another host
+  9 enrolled, but a copy of the token could not be erased · 10 a validation check failed"""
+NO_TOKEN_HERE = "a token is never an argument: give - and the token on stdin, or name its file"
+TOKEN_ON_STDIN = "a token is never an argument: give - and the token on stdin"
+
+
+class Command(NamedTuple):
+    """One row: the word, its module in `commands`, one line of help, if it prints JSON."""
+
+    word: str
+    module: str
+    help: str
+    json: bool = False
+
+
+class Program(NamedTuple):
+    """One program: a sentence, an example, and its commands."""
+
+    purpose: str
+    example: str
+    commands: tuple[Command, ...]
+
+
+PROGRAMS = {
+    "byteor-firstboot": Program(
+        "Enroll this host once, seal its identity, erase the token, hand off to byteor-agent.",
+        "byteor-firstboot run --token-file - < token",
+        (
+            Command("run", "enroll", "do all of first boot; safe to repeat at any time"),
+            Command("reenroll", "enroll", "replace this host's identity, using a fresh token"),
+            Command("preflight", "rehearse", "check everything but the token itself", json=True),
+            Command(
+                "check-userdata",
+                "rehearse",
+                "check offline if this user data would enroll a host",
+                json=True,
+            ),
+            Command(
+                "erase",
+                "enroll",
+                "erase spent tokens wherever they are, verify, write the receipt",
+                json=True,
+            ),
+            Command(
+                "verify", "verify", "run the install guide's four validation checks", json=True
+            ),
+            Command(
+                "status",
+                "status",
+                "show enrollment status and anything that needs attention",
+                json=True,
+            ),
+            Command(
+                "trust", "trust", "show trusted signing keys and any rejected key set", json=True
+            ),
+            Command(
+                "unseal", "services", "open the identity for the agent, before its unit starts"
+            ),
+        ),
+    ),
+    "byteor-agent": Program(
+        "Run an enrolled host: heartbeats, signed deployments and artifacts, with its own key.",
+        "byteor-agent status",
+        (
+            Command("run", "services", "run the agent; byteor-agent.service calls this"),
+            Command(
+                "exec", "execute", "run a command with this host's identity in its environment"
+            ),
+            Command("activate", "services", "verify and activate what the agent fetched, as root"),
+            Command(
+                "status", "agent_status", "show the agent's health and its problems", json=True
+            ),
+            Command(
+                "deployments", "history", "list deployments with verdicts and reasons", json=True
+            ),
+            Command(
+                "upload",
+                "upload",
+                "queue an artifact for upload; returns once it is safely on disk",
+            ),
+            Command("retry", "history", "retry a failed deployment or a refused artifact"),
+        ),
+    ),
+}
+
 
 def firstboot_main(argv: list[str] | None = None) -> int:
-    """Entry point of ``byteor-firstboot``."""
-    return _main("byteor-firstboot", _firstboot_parser(), argv)
+    """Run ``byteor-firstboot``."""
+    return _main("byteor-firstboot", sys.argv[1:] if argv is None else argv, None)
 
 
 def agent_main(argv: list[str] | None = None) -> int:
-    """Entry point of ``byteor-agent``."""
-    own, words = agentcli.split(sys.argv[1:] if argv is None else argv)
-    return _main("byteor-agent", agentcli.parser(words, own), own)
+    """Run ``byteor-agent``."""
+    argv = sys.argv[1:] if argv is None else argv
+    # What follows -- is the command of `exec`: argparse must not look at its options.
+    at = argv.index("--") if "--" in argv else len(argv)
+    if "exec" in argv[:at]:
+        return _main("byteor-agent", argv[:at], argv[at + 1 :])
+    return _main("byteor-agent", argv, None)
 
 
-def _main(program: str, parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
-    arguments = parser.parse_args(argv)
-    log.set_up(program, verbose=arguments.verbose)
+def _main(program: str, argv: list[str], words: list[str] | None) -> int:
+    log.set_up(program, verbose=False)
     sys.excepthook = _unexpected
     try:
+        arguments, extra = parser(program).parse_known_args(argv)
+        if extra:
+            _refuse(program, arguments, extra[0])
+        arguments.words = words
+        log.set_up(program, verbose=arguments.verbose)
         return int(arguments.handler(arguments))
     except ByteorError as error:
         if isinstance(error, NoToken) and systemd.under_systemd():
-            # A host that is to have no token is not broken: one line in its journal, and none of them an error.
+            # A host that is to have no token is not broken: one line, and it is no error.
             log.notice(f"{error}; {error.hint}")
             return error.exit_code
         log.error(str(error))
         if error.hint:
             log.hint(error.hint)
-        return error.exit_code
+        # `exec` answers as env and docker do: 2 would be taken for its command's own.
+        is_usage_of_exec = isinstance(error, Usage) and words is not None
+        return NotLaunched.exit_code if is_usage_of_exec else error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -61,7 +163,9 @@ def _main(program: str, parser: argparse.ArgumentParser, argv: list[str] | None)
 def _unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """A bug, in one line and by place alone: the message and the values of a traceback may hold a secret."""
+    """Report a bug by its place alone: the message and the values may hold a secret."""
+    import traceback
+
     places = " < ".join(
         f"{frame.name} {frame.filename}:{frame.lineno}"
         for frame in reversed(traceback.extract_tb(trace))
@@ -70,202 +174,142 @@ def _unexpected(
     log.hint("this is a bug of byteor-firstboot: please report this line")
 
 
-def _firstboot_parser() -> argparse.ArgumentParser:
-    parser, commands = grammar(
-        "byteor-firstboot",
-        "Enroll this host once, seal its identity, erase the token, hand off to byteor-agent.",
-        "byteor-firstboot run --token-file - < token",
-    )
-    run = command(commands, "run", _run, "the whole of first boot; safe any number of times")
-    _token_options(run)
-    run.add_argument(
-        "--again",
-        action="store_true",
-        help="present a refused token at once, not only in the next boot",
-    )
-    again = command(
-        commands, "reenroll", _reenroll, "replace this host's identity with a fresh token"
-    )
-    _token_options(again)
-    preflight = command(
-        commands,
-        "preflight",
-        _preflight,
-        "check everything that can be checked without the token",
-        json=True,
-    )
-    preflight.add_argument(
-        "--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin"
-    )
-    check = command(
-        commands,
-        "check-userdata",
-        _check_userdata,
-        "offline: would this user data enroll a host?",
-        json=True,
-    )
-    check.add_argument("file", metavar="FILE|-")
-    erase = command(
-        commands,
-        "erase",
-        _erase,
-        "erase spent tokens wherever they are, verify, write the receipt",
-        json=True,
-    )
-    erase.add_argument("--refused", action="store_true", help="erase refused tokens too")
-    verify = command(
-        commands, "verify", _verify, "the install guide's four validation checks", json=True
-    )
-    verify.add_argument(
-        "--operator-token",
-        type=from_stdin,
-        metavar="-",
-        help="read an operator token from stdin for the agent-list check",
-    )
-    verify.add_argument(
-        "--upload-test",
-        action="store_true",
-        help="upload a small diagnostic artifact, for the fourth check",
-    )
-    command(
-        commands,
-        "status",
-        _status,
-        "where this host is on the path, and what a human must do",
-        json=True,
-    )
-    trust = command(
-        commands, "trust", _trust, "whose signatures count here, and what was refused", json=True
-    )
-    trust.add_argument(
-        "--reset",
-        action="store_true",
-        help="start over: from the pinned keys, else from the plane over TLS",
-    )
-    command(
-        commands,
-        "unseal",
-        _unseal,
-        "open the identity and hand it to the agent (its unit's pre-start step)",
-    )
-    return parser
-
-
-def _token_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--token-file", metavar="PATH|-", help="read the bare token from PATH or stdin"
-    )
-    parser.add_argument(
-        "--give-up-after",
-        type=seconds,
-        metavar="SECONDS",
-        help="exit 6 when a transient failure lasts longer (default: never)",
+def _refuse(program: str, arguments: argparse.Namespace, extra: str) -> NoReturn:
+    """Raise Usage for an argument that the command does not take, naming only an option."""
+    called = f"{program} {arguments.command}"
+    option = re.match(r"-(-[a-z-]{1,24}|[a-zA-Z])", extra)
+    hint = f"{called} --help"
+    if "operator_token" in arguments:
+        hint = TOKEN_ON_STDIN + " (--operator-token -)"
+    elif "token_file" in arguments:
+        hint = NO_TOKEN_HERE + " (--token-file)"
+    raise Usage(
+        f"{called} has no option {option[0]}" if option else f"{called} got an argument too many",
+        hint=hint,
     )
 
 
-# -- byteor-firstboot
+# -- the grammar
 
 
-def _inputs(arguments: argparse.Namespace) -> Inputs:
-    from firstboot.provision.sources import Inputs
+class Parser(argparse.ArgumentParser):
+    """An argparse that raises `Usage` and fills a command's grammar when it is chosen."""
 
-    token_file = getattr(arguments, "token_file", None)
-    return Inputs(
-        config=arguments.config,
-        token_file=token_file,
-        stdin=sys.stdin.buffer.read(65537) if token_file == "-" else None,
-        environ=os.environ,
-        credentials=systemd.credentials_directory(),
-    )
+    fill: Callable[[Parser], None] | None = None
 
-
-def _run(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.run import Options, run
-
-    options = Options(again=arguments.again, give_up_after=arguments.give_up_after)
-    return run(arguments.layout, _inputs(arguments), options)
-
-
-def _reenroll(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.run import Options, run
-
-    return run(
-        arguments.layout,
-        _inputs(arguments),
-        Options(reenroll=True, give_up_after=arguments.give_up_after),
-    )
-
-
-def _preflight(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.preflight import command
-
-    return command(arguments.layout, _inputs(arguments), as_json=arguments.json)
-
-
-def _check_userdata(arguments: argparse.Namespace) -> int:
-    from firstboot.commands.rehearse import check_userdata
-
-    try:
-        data = (
-            sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **keywords,
         )
-    except OSError as error:
-        raise Invalid(f"cannot read {arguments.file}: {error.strerror}") from error
-    return check_userdata(data, as_json=arguments.json)
+        for name, kind in (("path", _path), ("seconds", _seconds), ("stdin", _stdin)):
+            self.register("type", name, kind)
+
+    def parse_known_args(self, *arguments: Any, **keywords: Any) -> Any:
+        self.complete()
+        return super().parse_known_args(*arguments, **keywords)
+
+    def complete(self) -> None:
+        """Add what the command itself takes, once."""
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+
+    def error(self, message: str) -> NoReturn:
+        # argparse quotes what it was given: only what it says of names passes.
+        of, said = re.fullmatch(r"(argument [^:]+: )?(.*)", message, re.DOTALL).groups()  # type: ignore[union-attr]
+        if not re.match(r"expected |the following arguments are required|not allowed with", said):
+            said = next((ours for ours in OURS if said == ours), "this value is not accepted")
+        if of == "argument COMMAND: " and said == "this value is not accepted":
+            of, said = "", "there is no such command"
+        raise Usage(f"{of or ''}{said}", hint=f"{self.prog} --help")
 
 
-def _erase(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.cleanup import erase_again
+NO_FILE = f"there is no file of that name; {NO_TOKEN_HERE}"
+NO_DIRECTORY = "this is not a directory"
+NO_SECONDS = "SECONDS is a number that is not negative"
+OURS = (NO_FILE, NO_DIRECTORY, NO_SECONDS, TOKEN_ON_STDIN)
 
-    return erase_again(
-        arguments.layout, _inputs(arguments), refused=arguments.refused, as_json=arguments.json
+
+def _path(text: str) -> str:
+    if text != "-" and "/" not in text and not os.path.lexists(text):
+        raise argparse.ArgumentTypeError(NO_FILE)
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(NO_SECONDS)
+    return value
+
+
+def _stdin(text: str) -> str:
+    if text != "-":
+        raise argparse.ArgumentTypeError(TOKEN_ON_STDIN)
+    return text
+
+
+def _root(text: str) -> Layout:
+    path = Path(text).resolve()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(NO_DIRECTORY)
+    return Layout(path)
+
+
+def parser(program: str, *, whole: bool = False) -> Parser:
+    """Return the grammar of `program`; `whole` with every command's own, for manual pages."""
+    purpose, example, commands = PROGRAMS[program]
+    top = Parser(prog=program, description=purpose, epilog=f"example: {example}\n\n{EXIT_CODES}")
+    _common(top, top=True)
+    top.add_argument("--version", action="version", version=f"{program} {__version__}")
+    below = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in commands:
+        one = below.add_parser(
+            command.word, help=command.help, description=command.help, epilog=EXIT_CODES
+        )
+        one.fill = partial(_fill, command)
+        if whole:
+            one.complete()
+    return top
+
+
+def _fill(command: Command, parser: Parser) -> None:
+    """Import the command's module and add what it takes."""
+    module = importlib.import_module(f"firstboot.commands.{command.module}")
+    name = command.word.replace("-", "_")
+    _common(parser, top=False)
+    if command.json:
+        parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    getattr(module, f"{name}_arguments", lambda parser: None)(parser)
+    parser.set_defaults(handler=getattr(module, f"{name}_command"))
+
+
+def _common(parser: Parser, *, top: bool) -> None:
+    """Add what every command takes, before its name or after it; the later one wins."""
+
+    def default(value: object) -> object:
+        return value if top else argparse.SUPPRESS
+
+    parser.add_argument(
+        "--root",
+        type=_root,
+        default=default(Layout()),
+        metavar="DIR",
+        dest="layout",
+        help="work on the tree under DIR instead of this system",
     )
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from firstboot.base.secret import Secret
-    from firstboot.commands.verify import Asked, verify
-
-    def upload() -> str:
-        from firstboot.commands.upload import upload_test
-
-        return upload_test(arguments.layout)
-
-    token = Secret(sys.stdin.read(8192).strip()) if arguments.operator_token else None
-    return verify(
-        arguments.layout, Asked(token, arguments.upload_test, upload), as_json=arguments.json
+    parser.add_argument(
+        "--config",
+        type=lambda text: Path(_path(text)),
+        default=default(None),
+        metavar="FILE",
+        help="read FILE in place of /etc/byteor/firstboot.yaml",
     )
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    from firstboot.base.clock import Clock
-    from firstboot.commands.agent_status import look
-    from firstboot.commands.page import summary
-    from firstboot.commands.status import status
-
-    clock = Clock()
-    agent = look(arguments.layout, clock)
-    return status(
-        arguments.layout,
-        _inputs(arguments),
-        agent=agent,
-        page=summary(agent, now=clock.wall()),
-        as_json=arguments.json,
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", default=default(False), help="say more on stderr"
     )
-
-
-def _trust(arguments: argparse.Namespace) -> int:
-    from firstboot.commands.trust import reset, show
-    from firstboot.exchange.wake import wake
-    from firstboot.provision.image import in_force
-
-    layout, settings = arguments.layout, in_force(arguments.layout, config=arguments.config)
-    if not arguments.reset:
-        return show(layout, settings, as_json=arguments.json)
-    return reset(layout, settings, as_json=arguments.json, tell=lambda: wake(layout))
-
-
-def _unseal(arguments: argparse.Namespace) -> int:
-    from firstboot.provision.unseal import unseal
-
-    return unseal(arguments.layout)

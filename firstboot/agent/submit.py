@@ -41,14 +41,15 @@ class PathUnit:
 
 
 class Child:
-    """``python -m firstboot.activate``, for trees and containers: one at a time, whichever loop asks."""
+    """``python -m firstboot agent activate``, for trees and containers: one at a time, whichever loop asks."""
 
     finishes = False
 
     def __init__(
         self, layout: Layout, *, config: Path | None, finished: Callable[[], None]
     ) -> None:
-        self._command = [sys.executable, "-m", "firstboot.activate", "--root", str(layout.root)]
+        self._command = [sys.executable, "-m", "firstboot", "agent", "activate"]
+        self._command += ["--root", str(layout.root)]
         if config is not None:
             self._command += ["--config", str(config)]
         self._finished = finished

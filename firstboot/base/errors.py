@@ -21,6 +21,12 @@ class ByteorError(Exception):
         self.hint = hint
 
 
+class Usage(ByteorError):
+    """The command line is wrong: its author must act; never quotes a value of an argument."""
+
+    exit_code = USAGE
+
+
 class NoToken(ByteorError):
     """Nothing to enroll with and not enrolled: whoever launches hosts must provide a token."""
 

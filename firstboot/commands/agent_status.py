@@ -1,15 +1,17 @@
-"""How the agent is, from what it and the activator left on disk: for ``status`` of both commands and for ``verify``.
+"""``byteor-agent status``: show the agent's health, from what it and the activator left on disk.
 
-Needs no root, and works while the agent is down, was killed, or has not run since boot. What is read here was written by
-others: a damaged file is a problem in the document, never an error, and a member of a wrong type is as if it were absent.
-The JSON is `status.json` with ``state``, ``age_s``, ``last_verdict`` and the problems of now (README, "JSON").
+Needs no root, and works while the agent is down, was killed, or has not run since boot. What is
+read here was written by others: a damaged file is a problem in the document, never an error, and a
+member of a wrong type is as if it were absent. The JSON is `status.json` with ``state``, ``age_s``,
+``last_verdict`` and the problems of now. The page says ages and not dates, since nobody subtracts
+at night. ``byteor-firstboot status``, ``verify`` and ``upload --wait`` look through this module.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,88 +20,97 @@ from firstboot.base import files
 from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import LocalFault, NoToken
 from firstboot.base.layout import Layout
-from firstboot.commands.page import page
 from firstboot.exchange import activation
 
-RUNNING, STOPPED, GONE, SILENT, NEVER_RAN, UNREADABLE = (
-    "running",
-    "stopped",
-    "gone",
-    "silent",
-    "never_ran",
-    "unreadable",
-)
+RUNNING, STOPPED, GONE = "running", "stopped", "gone"
+SILENT, NEVER_RAN, UNREADABLE = "silent", "never_ran", "unreadable"
 # The loops write at every attempt, and no healthy period or pause is longer than this.
 SILENT_S = 2 * 3600.0 + 300.0
 FAR_S = 1e12  # no clock is further off; infinity is, which JSON from elsewhere may hold
 LIMIT = 100  # problems, loops: more were never ours
-MAPPINGS = ("identity", "deployment", "signing_keys", "spool")
+LONGEST_WORD = 300
+SHOWN = {
+    RUNNING: "running",
+    STOPPED: "stopped",
+    GONE: "NOT RUNNING",
+    SILENT: "SILENT",
+    NEVER_RAN: "not running: it has not run since boot",
+    UNREADABLE: "unknown: status.json is damaged",
+}
 
 
-def status(layout: Layout, *, as_json: bool) -> int:
-    """Print what is known; LocalFault (7) when the agent has not run since boot, NoToken (3) when it has no identity."""
-    clock = Clock()
+def status_command(arguments: argparse.Namespace) -> int:
+    """Print what is known.
+
+    LocalFault (7) when the agent has not run since boot, NoToken (3) when it has no identity.
+    """
+    clock, layout = Clock(), arguments.layout
     document = look(layout, clock)
-    never = document["state"] == NEVER_RAN
-    if not never or layout.settings.exists():
-        if as_json:
-            print(json.dumps(document, sort_keys=True, indent=1))
-        else:
-            sys.stdout.write("\n".join(page(document, now=clock.wall())) + "\n")
-    if never and layout.settings.exists():
+    is_enrolled, never_ran = layout.settings.exists(), document["state"] == NEVER_RAN
+    if never_ran and not is_enrolled:
+        raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
+    if arguments.json:
+        print(json.dumps(document, sort_keys=True, indent=1))
+    else:
+        print("\n".join(page(document, now=clock.wall())))
+    if never_ran:
         raise LocalFault("the agent has not run since boot", hint=_start(layout))
-    if never:
-        raise NoToken("this host is not enrolled", hint="byteor-firstboot status says where it is")
     return 0
 
 
+# -- the document
+
+
 def look(layout: Layout, clock: Clock) -> dict[str, Any]:
-    """Return the document of ``byteor-agent status --json``; `state` says what the agent does now."""
-    stored, fault = _stored(layout)
-    now = clock.wall()
-    age = _age(stored, now)
+    """Return the document of ``--json``; `state` says what the agent does now."""
+    fault, now = None, clock.wall()
+    try:
+        stored = files.read_json(layout.agent_status) or {}
+    except LocalFault as error:
+        stored, fault = {}, str(error)
+    written = seconds(stored.get("written_at"))
+    age = max(0, int(now - written)) if written is not None else None
     state = _state(stored, age) if fault is None else UNREADABLE
     seen = activation.read(layout)
+    skew, loops = stored.get("clock_skew_s"), _mapping(stored.get("loops")) or {}
+    is_number = isinstance(skew, (int, float)) and not isinstance(skew, bool) and abs(skew) < FAR_S
     document: dict[str, Any] = {
         **stored,
         "v": 1,
         "state": state,
         "running": state == RUNNING,
         "age_s": age,
+        "identity": _mapping(stored.get("identity")),
+        # The activator's own files are newer than what an agent wrote that is down.
+        "deployment": seen.deployment,
+        "signing_keys": seen.signing_keys,
+        "last_verdict": seen.last_verdict,
+        "spool": _mapping(stored.get("spool")),
+        "loops": {name: loop for name, loop in list(loops.items())[:LIMIT] if _mapping(loop)},
+        "clock_skew_s": skew if is_number else None,
     }
-    for name in MAPPINGS:
-        document[name] = stored.get(name) if isinstance(stored.get(name), dict) else None
-    # The activator's own files are newer than what an agent wrote that is down.
-    document["deployment"], document["signing_keys"] = seen.deployment, seen.signing_keys
-    document["last_verdict"] = seen.last_verdict
-    loops = stored.get("loops")
-    pairs = list(loops.items())[:LIMIT] if isinstance(loops, dict) else []
-    document["loops"] = {name: loop for name, loop in pairs if isinstance(loop, dict)}
-    skew = stored.get("clock_skew_s")
-    is_number = isinstance(skew, (int, float)) and not isinstance(skew, bool) and abs(skew) < FAR_S
-    document["clock_skew_s"] = skew if is_number else None
     told = _told(stored)
     codes = {problem.code for problem in told}
-    # What the agent says of a thing itself, it says best.
-    ours = [problem for problem in _of_the_rest(document, seen, now) if problem.code not in codes]
-    problems = unique([*_of_the_agent(layout, state, fault), *told, *ours])
+    expires = (document["identity"] or {}).get("expires_at")
+    # What can be told without the agent, which may be down; it knows best what it says itself.
+    ours = [
+        *of_the_expiry(expires if isinstance(expires, str) else None, now),
+        *of_the_activation(seen, now),
+    ]
+    problems = unique(
+        [
+            *_of_the_agent(layout, state, fault),
+            *told,
+            *(problem for problem in ours if problem.code not in codes),
+        ]
+    )
     document["problems"] = [problem.shown() for problem in problems]
     document["status"] = "degraded" if problems else "ok"
     return document
 
 
-def _stored(layout: Layout) -> tuple[dict[str, Any], str | None]:
-    try:
-        return files.read_json(layout.agent_status) or {}, None
-    except LocalFault as error:
-        return {}, str(error)
-
-
-def _age(stored: Mapping[str, Any], now: float) -> int | None:
-    try:
-        return max(0, int(now - from_rfc3339(str(stored.get("written_at")))))
-    except (ValueError, OverflowError):
-        return None
+def _mapping(value: object) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
 
 
 def _state(stored: Mapping[str, Any], age: int | None) -> str:
@@ -142,28 +153,177 @@ def _of_the_agent(layout: Layout, state: str, fault: str | None) -> list[Problem
 
 
 def _told(stored: Mapping[str, Any]) -> list[Problem]:
-    """What the agent wrote down itself, as far as it is of its shape."""
-    found = []
-    rows = stored.get("problems")
+    """Return the agent's own problems, as far as they are of their shape."""
+    found, rows = [], stored.get("problems")
     for row in rows[:LIMIT] if isinstance(rows, list) else ():
-        if (
-            isinstance(row, dict)
-            and isinstance(row.get("code"), str)
-            and isinstance(row.get("detail"), str)
-        ):
-            hint = row.get("hint")
-            found.append(
-                Problem(row["code"], row["detail"], hint if isinstance(hint, str) else None)
-            )
+        code, detail, hint = (
+            value if isinstance(value := (_mapping(row) or {}).get(name), str) else None
+            for name in ("code", "detail", "hint")
+        )
+        if code is not None and detail is not None:
+            found.append(Problem(code, detail, hint))
     return found
 
 
-def _of_the_rest(
-    document: Mapping[str, Any], seen: activation.Activation, now: float
-) -> list[Problem]:
-    """What can be told without the agent, which may be down: the key's end, the activator's files."""
-    found: list[Problem] = []
-    expires = (document["identity"] or {}).get("expires_at")
-    found.extend(of_the_expiry(expires if isinstance(expires, str) else None, now))
-    found.extend(of_the_activation(seen, now))
-    return found
+# -- the page
+
+
+def page(document: Mapping[str, Any], *, now: float) -> list[str]:
+    """Return the whole page: the verdict first, then facts, then what to do."""
+    lines = [_headline(document)]
+    identity = document.get("identity")
+    if identity:
+        environment = word(identity.get("environment_id") or "unknown")
+        where = f"{word(identity.get('api_base_url'))}, environment {environment}"
+        lines += [_row("control plane", where), _row("identity", _identity(identity, now))]
+    lines += _facts(document, now=now)
+    if document.get("age_s") is not None:
+        lines.append(_row("written", f"{span(document['age_s'])} ago"))
+    loops = document.get("loops") or {}
+    download = (loops.get("deployments") or {}).get("download")
+    if isinstance(download, dict):
+        here, size = (
+            value if isinstance(value := download.get(key), int) else 0 for key in ("bytes", "size")
+        )
+        percent = f" ({100 * here // size} %)" if size > 0 else ""
+        named = word(download.get("deployment_id"))
+        lines.append(_row("downloading", f"{named}, {_size(here)} of {_size(size)}{percent}"))
+    if loops:
+        columns = f"{'last success':<14} {'last attempt':<14} {'next':<12} failures"
+        lines += ["", f"{'loop':<14} {columns}"]
+        lines += [_loop(name, loop, now) for name, loop in loops.items()]
+    return [*lines, "", *_problems(document)]
+
+
+def summary(document: Mapping[str, Any], *, now: float) -> list[str]:
+    """Return a few lines of the page, for ``byteor-firstboot status``."""
+    lines = [_headline(document)]
+    loop = (document.get("loops") or {}).get("heartbeat")
+    if loop:
+        due = seconds(loop.get("next_attempt_at"))
+        coming = f", next {_in(due - now)}" if document.get("running") and due is not None else ""
+        lines.append(_row("last contact", _ago(loop.get("last_success_at"), now) + coming))
+    return [*lines, *_facts(document, now=now), *_problems(document)]
+
+
+def _headline(document: Mapping[str, Any]) -> str:
+    count = len(document.get("problems") or [])
+    verdict = "ok" if not count else f"DEGRADED, {count} problem{'s' if count > 1 else ''}"
+    identity = document.get("identity") or {}
+    name = word(identity.get("name") or "no name")
+    named = f"{word(identity.get('agent_id'))} ({name})" if identity else "no identity"
+    return _row("agent", f"{verdict}; {SHOWN.get(str(document.get('state')), 'unknown')}; {named}")
+
+
+def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
+    """Return deployment, keys, spool and clock; nothing for what there is none of."""
+    lines = []
+    deployment, verdict = document.get("deployment") or {}, document.get("last_verdict") or {}
+    named = word(deployment.get("deployment_id"))
+    if deployment:
+        said = f"{named}, sequence {word(deployment.get('sequence'))}"
+        lines.append(_row("deployment", f"{said}, {word(deployment.get('state'))}"))
+    if verdict and verdict.get("deployment_id") != deployment.get("deployment_id", ""):
+        of = word(verdict.get("deployment_id") or "an unverified envelope,")
+        at = f" ({_ago(verdict.get('at'), now)})" if verdict.get("at") else ""
+        lines.append(_row("last verdict", f"{of} {word(verdict.get('verdict'))}{at}"))
+    keys = document.get("signing_keys")
+    if keys:
+        said = f"version {word(keys.get('version'))}, from {word(keys.get('source'))}"
+        if keys.get("source") == "closed":
+            said = "none trusted: the key ring was damaged"
+        lines.append(_row("signing keys", said))
+    spool = document.get("spool")
+    if spool:
+        kept = f", {_size(spool['bytes'])}" if isinstance(spool.get("bytes"), int) else ""
+        counts = [word(spool.get(name, 0)) for name in ("pending", "quarantined")]
+        lines.append(_row("spool", f"{counts[0]} waiting, {counts[1]} quarantined{kept}"))
+        rows = spool.get("quarantine")
+        for row in rows if isinstance(rows, list) else ():
+            if isinstance(row, dict):
+                said = f"{word(row.get('id'))}, {word(row.get('kind'))}, refused: {reason(row)}"
+                lines.append(_row("", said))
+                lines.append(_row("", f"  byteor-agent retry {word(row.get('id'))}"))
+    skew = document.get("clock_skew_s")
+    if skew is not None and abs(skew) >= 1:
+        side = "ahead of" if skew > 0 else "behind"
+        lines.append(_row("clock", f"{span(abs(skew))} {side} the control plane's"))
+    return lines
+
+
+def reason(row: Mapping[str, Any]) -> str:
+    """Return why an artifact is in quarantine, in one line."""
+    said = [str(row[name]) for name in ("status", "detail") if row.get(name) is not None]
+    return word(": ".join(said) or "no reason was kept")
+
+
+def _problems(document: Mapping[str, Any]) -> list[str]:
+    lines = [] if document.get("problems") else [_row("problems", "none")]
+    for problem in document.get("problems") or ():
+        lines.append(f"! {word(problem['code'])}: {word(problem['detail'])}")
+        if problem.get("hint"):
+            lines.append(f"    {word(problem['hint'])}")
+    return lines
+
+
+def _identity(identity: Mapping[str, Any], now: float) -> str:
+    if identity.get("source") == "environment":
+        return "from the environment: nothing is sealed here"
+    enrolled, expires = identity.get("enrolled_at"), identity.get("expires_at")
+    since = f" ({_ago(enrolled, now)})" if seconds(enrolled) is not None else ""
+    said = f"enrolled {word(enrolled)}{since}; its key "
+    end = seconds(expires)
+    if not expires:
+        return f"{said}has no end"
+    if end is None:
+        return f"{said}ends {word(expires)}"
+    return f"{said}ends {word(expires)} ({_in(end - now) if end > now else _ago(expires, now)})"
+
+
+def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:
+    last, tried = (_ago(loop.get(key), now) for key in ("last_success_at", "last_attempt_at"))
+    due = seconds(loop.get("next_attempt_at"))
+    coming = _in(due - now) if due is not None else "-"
+    return f"{word(name):<14} {last:<14} {tried:<14} {coming:<12} {word(loop.get('failures', 0))}"
+
+
+def _row(name: str, said: str) -> str:
+    return f"{name:<14} {said}"
+
+
+def word(value: object) -> str:
+    """Return a value for a terminal: one line without control characters, of bounded length."""
+    return "".join(c if c.isprintable() else " " for c in str(value))[:LONGEST_WORD]
+
+
+def seconds(value: object) -> float | None:
+    """Return the seconds since the epoch of a date, None for anything else."""
+    try:
+        return from_rfc3339(value) if isinstance(value, str) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _ago(value: object, now: float) -> str:
+    at = seconds(value)
+    return f"{span(now - at)} ago" if at is not None else "never"
+
+
+def _in(left: float) -> str:
+    return "now" if left < 1 else f"in {span(left)}"
+
+
+def span(length: float) -> str:
+    """Return a length of time, in seconds, in its largest unit."""
+    whole = max(0, int(length))
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if whole >= 2 * size:
+            return f"{whole // size} {name}"
+    return f"{whole} s"
+
+
+def _size(count: int) -> str:
+    for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= size:
+            return f"{count / size:.1f} {name}"
+    return f"{count} bytes"

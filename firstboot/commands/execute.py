@@ -1,15 +1,17 @@
-"""``byteor-agent exec``: become another program that has this host's identity in its environment, and nowhere else.
+"""``byteor-agent exec``: become a program that has this host's identity in its environment.
 
-The three variables are handed over by execve, after the fall to the other user: they stand in no file, no argument and
-no process but the command's own. Who may read them there: that process, its user and root (/proc/PID/environ). Core
-dumps are off, here and in the command, since one would hold the key. PR_SET_DUMPABLE is not touched: the kernel
-clears it when the user changes, and execve sets it again whatever we say.
+The three variables are handed over by execve, after dropping privileges: they stand in no file, no
+argument and no process but the command's own. That process, its user and root can read them there
+(/proc/PID/environ). Core dumps are off, here and in the command, since one would hold the key.
+PR_SET_DUMPABLE is not touched: the kernel clears it when the user changes, and execve sets it again
+whatever we say.
 
 Our own failures exit as those of env and docker do: 125, 126 not executable, 127 not found.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import pwd
@@ -21,16 +23,25 @@ from pathlib import Path
 from typing import NoReturn
 
 from firstboot.base import accounts
-from firstboot.base.errors import ByteorError, LocalFault, NotLaunched
+from firstboot.base.errors import ByteorError, NotLaunched
 from firstboot.base.layout import Layout
 from firstboot.identity import store
 from firstboot.identity.store import Identity
 
 PREFIX = "BYTEOR_"
+HELP = """\
+Run COMMAND in place of this process, with BYTEOR_API_BASE_URL, BYTEOR_AGENT_ID and
+BYTEOR_AGENT_API_KEY set in its environment and written nowhere. With --user it gets that user's
+groups, HOME, USER, LOGNAME and SHELL. Core dumps are off in it. Signals and exit code are COMMAND's
+own. For root alone.
+
+example: byteor-agent exec --user byteor -- /usr/bin/byteor-runtime --verbose
+exit codes of our own: 125 not started (no root, no identity, no such user) · 126 not executable
+  127 not found"""
 
 
 class NotExecutable(NotLaunched):
-    """The command is there and cannot be run."""
+    """The command exists and cannot be run."""
 
     exit_code = 126
 
@@ -41,10 +52,26 @@ class NotFound(NotLaunched):
     exit_code = 127
 
 
+def exec_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``exec`` takes; COMMAND, after ``--``, is no business of argparse."""
+    parser.usage = "%(prog)s [-h] [--root DIR] [-v] [--user USER] -- COMMAND [ARGUMENT ...]"
+    parser.description, parser.epilog = HELP, None
+    parser.add_argument(
+        "--user", metavar="USER", help="run COMMAND as this user, by name or id, not as the caller"
+    )
+
+
+def exec_command(arguments: argparse.Namespace) -> NoReturn:
+    """Become the command after ``--``."""
+    if not arguments.words:
+        raise NotLaunched("exec needs a command", hint="byteor-agent exec --user USER -- COMMAND")
+    launch(arguments.layout, arguments.words, user=arguments.user, environ=os.environ)
+
+
 def launch(
     layout: Layout, command: list[str], *, user: str | None, environ: Mapping[str, str]
 ) -> NoReturn:
-    """Become `command` with the identity in its environment; NotLaunched (125 to 127) when that cannot be.
+    """Become `command` with the identity in its environment; NotLaunched (125 to 127) if that fails.
 
     Without `user` the command runs as the caller. PATH is searched as that user.
     """
@@ -54,43 +81,41 @@ def launch(
             hint="run as root, with --user for the command's user",
         )
     account = None if user is None else _account(user)
+    # Both before privileges are dropped: only root reads the identity.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        here = store.required(layout)
+        variables = environment(environ, store.required(layout), account=account)
+        if account is not None:
+            accounts.become(account)
     except ByteorError as error:
         raise NotLaunched(str(error), hint=error.hint) from error
-    variables = environment(environ, here, account=account)
-    if account is not None:
-        _become(account)
-    # Python ignores these two, and what is ignored stays so over an execve: the command expects them to work.
+    # Python ignores these two, and what is ignored stays so over an execve.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     sys.stdout.flush()
     try:
-        os.execvpe(command[0], command, variables)  # noqa: S606 - becoming another program is the point
+        os.execvpe(command[0], command, variables)  # noqa: S606 - becoming another program
     except OSError as error:
-        absent = error.errno in (errno.ENOENT, errno.ENOTDIR) or not _is_anywhere(
-            command[0], variables
+        # A directory of PATH that the user may not search answers "permission denied" for any name.
+        is_there = "/" in command[0] or any(
+            os.path.lexists(Path(part, command[0])) for part in os.get_exec_path(variables)
         )
+        absent = error.errno in (errno.ENOENT, errno.ENOTDIR) or not is_there
         reason = "no such file or directory" if absent else os.strerror(error.errno or 0).lower()
-        kind = NotFound if absent else NotExecutable
+        named = command[0] if is_there else "the command"
         # `from None`: the call that failed had the key among its arguments.
-        raise kind(f"cannot run {command[0]}: {reason}") from None
+        kind = NotFound if absent else NotExecutable
+        raise kind(f"cannot run {named}: {reason}", hint="give its whole path") from None
     except ValueError:
-        raise NotLaunched("the command has an empty name or a null byte") from None
-
-
-def _is_anywhere(name: str, variables: Mapping[str, str]) -> bool:
-    """False when no directory of PATH has it: one that the user may not search says "permission denied" for all names."""
-    return "/" in name or any(
-        os.path.lexists(Path(part, name)) for part in os.get_exec_path(variables)
-    )
+        raise NotLaunched(
+            "the command has an empty name or a null byte", hint="byteor-agent exec --help"
+        ) from None
 
 
 def environment(
     environ: Mapping[str, str], here: Identity, *, account: pwd.struct_passwd | None
 ) -> dict[str, str]:
-    """Return `environ` with exactly the three variables of ours, and the new user's HOME, USER, LOGNAME and SHELL."""
+    """Return `environ` with our three variables, and with HOME and the like of a new user."""
     found = {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
     if account is not None:
         found.update(
@@ -108,19 +133,11 @@ def environment(
 
 
 def _account(user: str) -> pwd.struct_passwd:
-    """The account of a name or a user id; NotLaunched when there is none, or when we may not become it."""
+    """Return the account of a name or a user id; NotLaunched if we may not become it."""
     try:
         account = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    except (KeyError, OverflowError):
-        raise NotLaunched(f"there is no user {user}") from None
+    except (KeyError, ValueError, OverflowError):
+        raise NotLaunched("there is no such user", hint="getent passwd lists them") from None
     if os.geteuid() not in (0, account.pw_uid):
-        raise NotLaunched(f"only root may become {account.pw_name}")
+        raise NotLaunched(f"only root may become {account.pw_name}", hint="run as root")
     return account
-
-
-def _become(account: pwd.struct_passwd) -> None:
-    """Fall to `account` for good, before the key is handed on."""
-    try:
-        accounts.become(account)
-    except LocalFault as error:
-        raise NotLaunched(str(error)) from error

@@ -1,45 +1,53 @@
-"""``byteor-agent deployments``: what is there, what was decided about it, why and when. Reads only; needs no root."""
+"""``byteor-agent deployments`` and ``retry``: list what was decided, and ask for one more try.
+
+Listing reads only and needs no root. A retry of a deployment is an operator's word in a file of
+root's, which the agent cannot write; one of an artifact takes it out of the quarantine.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from firstboot.activate import directories
-from firstboot.base.errors import NoToken
-from firstboot.base.layout import Layout
+from firstboot.activate import directories, replay
+from firstboot.base import files, log, systemd
+from firstboot.base.errors import Invalid, NoToken
+from firstboot.base.layout import ENVELOPE, Layout
+from firstboot.commands.agent_status import word
 from firstboot.exchange import verdicts
+from firstboot.exchange.wake import wake
 
-ON_DISK = "on_disk"
+UNFORTUNATE = (verdicts.FAILED, verdicts.ROLLED_BACK, verdicts.REFUSED)
 
 
-def deployments(layout: Layout, *, as_json: bool) -> int:
+def deployments_command(arguments: argparse.Namespace) -> int:
     """Print the history, newest last; NoToken (3) on a host that is not enrolled."""
+    layout: Layout = arguments.layout
     if not layout.settings.exists() and not layout.activation.exists():
-        raise NoToken("this host is not enrolled", hint="byteor-firstboot status says where it is")
+        raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
     document = look(layout)
-    if as_json:
+    if arguments.json:
         print(json.dumps(document, sort_keys=True, indent=1))
     else:
-        sys.stdout.write("\n".join(page(document)) + "\n")
+        print("\n".join(page(document)))
     return 0
 
 
 def look(layout: Layout) -> dict[str, Any]:
-    """The document of ``--json`` (README, "JSON")."""
+    """Return the document of ``--json``."""
     known, current = verdicts.peek(layout), directories.named(layout)
     rows: list[dict[str, Any]] = []
     for row in known.history:
         name = f"{row.deployment_id}-{row.sequence}" if row.deployment_id is not None else None
-        there = name is not None and (layout.deployments / name).is_dir()
         rows.append(
             {
                 **asdict(row),
                 "name": name,
-                ON_DISK: there,
+                "on_disk": name is not None and (layout.deployments / name).is_dir(),
                 "current": name is not None and name == current,
             }
         )
@@ -53,30 +61,105 @@ def look(layout: Layout) -> dict[str, Any]:
 
 
 def page(document: Mapping[str, Any]) -> list[str]:
-    """For people: what is in force, what is coming, then a line a verdict, the newest first."""
-    lines = [f"in force: {_word(document['current'] or 'nothing')}"]
+    """Return lines for people: what is active, what is coming, then a verdict each, newest first."""
+    lines = [f"active:   {word(document['current'] or 'nothing')}"]
     wanted: Mapping[str, Any] | None = document["wanted"]
     if wanted is not None:
-        lines.append(
-            f"awaited:  {_word(wanted.get('deployment_id'))}-{_word(wanted.get('sequence'))}: its bundle is fetched"
-        )
+        name = f"{word(wanted.get('deployment_id'))}-{word(wanted.get('sequence'))}"
+        lines.append(f"awaited:  {name}: its bundle is being downloaded")
     if document["in_progress"]:
         lines.append("an activation is in progress")
-    for row in reversed(document["deployments"]):
+    rows: list[dict[str, Any]] = document["deployments"]
+    for row in reversed(rows):
+        said = ": ".join(word(row[name]) for name in ("code", "reason") if row[name])
+        there = "" if row["on_disk"] or row["name"] is None else " (not on disk)"
+        verdict = f"{word(row['verdict']):<12} {word(row['name'] or 'unsigned')}{there}"
         mark = "*" if row["current"] else " "
-        said = ": ".join(_word(row[name]) for name in ("code", "reason") if row[name])
-        there = "" if row[ON_DISK] or row["name"] is None else " (not on disk)"
-        verdict = f"{_word(row['verdict']):<12} {_word(row['name'] or 'unsigned')}{there}"
-        lines.append(f"{mark} {_word(row['at'])}  {verdict}{'  ' + said if said else ''}")
-    for row in document["deployments"][-1:]:
-        # Not what was refused before its bundle was asked for: no retry changes that.
-        if (
-            row["verdict"] in (verdicts.FAILED, verdicts.ROLLED_BACK, verdicts.REFUSED)
-            and row["payload_sha256"] is not None
-        ):
-            lines.append(f"to try it once more: byteor-agent retry {_word(row['name'])}")
+        lines.append(f"{mark} {word(row['at'])}  {verdict}{'  ' + said if said else ''}")
+    # Not what was refused before its bundle was asked for: no retry changes that.
+    if rows and rows[-1]["verdict"] in UNFORTUNATE and rows[-1]["payload_sha256"] is not None:
+        lines.append(f"to retry it: byteor-agent retry {word(rows[-1]['name'])}")
     return lines
 
 
-def _word(value: object) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(value))[:300]
+def retry_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of ``retry``."""
+    parser.add_argument(
+        "id",
+        metavar="ID",
+        help="as `deployments` shows it (with or without its sequence), or `status`",
+    )
+
+
+def retry_command(arguments: argparse.Namespace) -> int:
+    """Send a refused artifact again, or try a failed deployment again."""
+    layout: Layout = arguments.layout
+    if _retry_artifact(layout, arguments.id):
+        return 0
+    named = retry_deployment(layout, arguments.id)
+    if named is None:
+        raise Invalid(
+            "there is no deployment or refused artifact of that id",
+            hint="byteor-agent deployments; byteor-agent status",
+        )
+    log.notice(f"retrying {named}")
+    if layout.is_host and systemd.booted():
+        systemd.start("byteor-activate.service")
+        return 0
+    from firstboot.commands.services import activate_command
+
+    activate_command(arguments)
+    wake(layout)
+    return 0
+
+
+def _retry_artifact(layout: Layout, artifact: str) -> bool:
+    """Return False when no artifact of that id is in quarantine."""
+    from firstboot.agent.artifacts import spool, stock
+    from firstboot.commands.upload import enter, writer
+
+    account = writer(layout)
+    if artifact not in stock.ids(layout.quarantine):
+        return False
+    enter(layout, account)
+    if not spool.release(layout, artifact):
+        return False
+    wake(layout, signal.SIGUSR2)
+    log.notice(f"{artifact} is in the spool again")
+    return True
+
+
+def retry_deployment(layout: Layout, named: str) -> str | None:
+    """Ask for one more try of `named` (an id, or id-sequence); return its name, None if unknown.
+
+    Invalid (4) when it is active, when it is not the newest one verified here (an older one comes
+    back only by the control plane's word, under a higher sequence), or when it was withdrawn.
+    """
+    found = [
+        row
+        for row in verdicts.load(layout).history
+        if named in (row.deployment_id, f"{row.deployment_id}-{row.sequence}")
+    ]
+    if not found:
+        return None
+    row = ([row for row in found if row.payload_sha256 is not None] or found)[-1]
+    shown = f"{row.deployment_id}-{row.sequence}"
+    current = directories.named(layout)
+    made = directories.read(layout, current) if current is not None else None
+    is_active = made is not None and made.payload_sha256 == row.payload_sha256
+    if row.verdict == verdicts.ACTIVE and is_active:
+        raise Invalid(
+            f"deployment {shown} did not fail", hint="byteor-agent deployments shows what did"
+        )
+    if not replay.is_highest(layout, row.payload_sha256):
+        raise Invalid(
+            f"deployment {shown} is not the newest that was verified here",
+            hint="roll back at the control plane: it signs an older one under a higher sequence",
+        )
+    if not (layout.inbox / ENVELOPE).exists():
+        raise Invalid(
+            f"deployment {shown} is not assigned to this host any more",
+            hint="assign it again at the control plane",
+        )
+    files.write_json(layout.retry, {"v": 1, "payload_sha256": row.payload_sha256})
+    return shown

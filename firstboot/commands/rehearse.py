@@ -1,15 +1,39 @@
-"""``byteor-firstboot check-userdata``: offline, would this user data enroll a host?"""
+"""``byteor-firstboot check-userdata`` and ``preflight``: check all that spends no token."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+from pathlib import Path
+from typing import Callable
 
 from firstboot.base import log
-from firstboot.base.errors import ByteorError, NoToken
+from firstboot.base.clock import Clock
+from firstboot.base.errors import ByteorError, Invalid, NoToken
+from firstboot.commands import enroll
 from firstboot.provision import userdata
 from firstboot.provision.schema import Rank, Source, merge, parse
 
 LONGEST_BYTES = 16384  # EC2's limit; others allow more
+
+
+def check_userdata_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of ``check-userdata``."""
+    parser.add_argument("file", metavar="FILE|-", type="path")
+
+
+def check_userdata_command(arguments: argparse.Namespace) -> int:
+    """Judge the user data in a file, or on stdin."""
+    name = arguments.file
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        reason = (error.strerror or "failed").lower()
+        raise Invalid(
+            f"cannot read {name}: {reason}", hint="name a file, or - for stdin"
+        ) from error
+    return check_userdata(data, as_json=arguments.json)
 
 
 def check_userdata(data: bytes, *, as_json: bool = False) -> int:
@@ -63,3 +87,58 @@ def _judge(data: bytes) -> tuple[str, list[str], list[str]]:
     if len(data) > LONGEST_BYTES:
         warnings.append(f"it is larger than the {LONGEST_BYTES} bytes that some platforms allow")
     return found.form, [key for key in needed if getattr(settings, key) is None], warnings
+
+
+def preflight_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of ``preflight``."""
+    enroll.token_file(parser)
+
+
+def preflight_command(arguments: argparse.Namespace) -> int:
+    """Make every check, one line each; the first failure decides the exit code."""
+    from firstboot.identity import store
+    from firstboot.provision import preflight
+    from firstboot.provision.schema import require_complete
+    from firstboot.provision.sources import gather
+    from firstboot.provision.tokens import Marks
+
+    layout = arguments.layout
+    found = gather(layout, enroll.inputs(arguments), classify=Marks.load(layout).classify)
+    settings = found.settings
+
+    def seals() -> None:
+        # A foreign identity's key must not be touched; `run` sets it aside before it seals.
+        if store.look(layout).state is not store.State.FOREIGN:
+            store.probe_sealing(layout, seal=settings.seal)
+
+    def reaches() -> None:
+        require_complete(settings)
+        with preflight.plane(settings) as api:
+            preflight.check_plane(api)
+
+    checks: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("settings", lambda: require_complete(settings)),
+        ("state directory", lambda: preflight.check_disk(layout)),
+        ("clock", lambda: preflight.check_clock(Clock())),
+        ("sealing", seals),
+        ("control plane", reaches),
+    )
+    failed: ByteorError | None = None
+    rows: list[dict[str, str | None]] = []
+    for name, check in checks:
+        row: dict[str, str | None] = {"check": name, "result": "ok", "problem": None, "hint": None}
+        try:
+            check()
+        except ByteorError as error:
+            row.update(result="failed", problem=str(error), hint=error.hint)
+            failed = failed or error
+        rows.append(row)
+    if arguments.json:
+        print(json.dumps({"v": 1, "checks": rows, "token": found.token is not None}, indent=1))
+    else:
+        for row in rows:
+            print(f"{'!' if row['problem'] else '+'} {row['check']}: {row['problem'] or 'ok'}")
+        print("+ token: there is one" if found.token is not None else "- token: none in any source")
+    if failed is not None:
+        raise failed
+    return 0

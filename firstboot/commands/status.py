@@ -1,19 +1,21 @@
-"""``byteor-firstboot status``: where this host is on the path, and what a human must do, if anything.
+"""``byteor-firstboot status``: show enrollment status and anything that needs attention.
 
-Computes the very step that `run` would take next and says it in words. Changes nothing and needs no root: what only
-root can read is said to be unknown.
+Computes the very step that `run` would take next and says it in words. Changes nothing and needs no
+root: what only root can read is said to be unknown.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from firstboot.base import files
 from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
+from firstboot.commands import agent_status
+from firstboot.commands.enroll import inputs
 from firstboot.exchange.handover import ENVIRONMENT, REENROLL, key_ends
 from firstboot.identity.store import State
 from firstboot.provision.decision import Step, next_step
@@ -34,7 +36,7 @@ STATES = {
         "enrolling",
         "enrolling: the token is being presented, with one key until an answer comes",
     ),
-    Step.STOP_REFUSED: ("refused", "not enrolled: the plane refused the token"),
+    Step.STOP_REFUSED: ("refused", "not enrolled: the control plane refused the token"),
     Step.STOP_LOST: ("identity_lost", "not enrolled: the token is spent and the identity is gone"),
     Step.STOP_PROBABLY_SPENT: (
         "probably_spent",
@@ -45,7 +47,6 @@ STATES = {
     Step.STOP_UNREADABLE: ("unreadable", "the identity on this disk does not open"),
 }
 PENDING = "pending: the token is erased once cloud-init has finished (byteor-erase.service)"
-NEVER_RAN = "never_ran"  # the word of `agent.status`, which this folder must not import
 SHOWN = (
     "identity",
     "agent_id",
@@ -60,36 +61,33 @@ SHOWN = (
 )
 
 
-def status(
-    layout: Layout, inputs: Inputs, *, agent: Mapping[str, Any], page: Sequence[str], as_json: bool
-) -> int:
-    """Print the state, then how the agent is (its document, and that as lines for people); always 0 when it could be said."""
-    document = describe(layout, inputs)
-    if (
-        document["state"] == "no_token"
-        and (agent.get("identity") or {}).get("source") == ENVIRONMENT
-    ):
+def status_command(arguments: argparse.Namespace) -> int:
+    """Print the state, then the agent's; always 0 when it could be said."""
+    clock, layout = Clock(), arguments.layout
+    document, agent = describe(layout, inputs(arguments)), agent_status.look(layout, clock)
+    source = (agent["identity"] or {}).get("source")
+    if document["state"] == "no_token" and source == ENVIRONMENT:
         said = "the agent has its identity from its environment: nothing is enrolled or sealed here"
         document.update(state=ENVIRONMENT, summary=said, problem=None, hint=None)
     document["agent"] = agent
-    if as_json:
+    if arguments.json:
         print(json.dumps(document, indent=1, sort_keys=True))
         return 0
     print(f"{'state':<14} {document['summary']}")
     for key in SHOWN:
         if document.get(key):
-            print(f"{key:<14} {document[key]}")
-    if document["identity"] == State.HERE.value or agent["state"] != NEVER_RAN:
-        print("\n".join(page))
+            print(f"{key.replace('plane', 'control plane'):<14} {document[key]}")
+    if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
+        print("\n".join(agent_status.summary(agent, now=clock.wall())))
     return 0
 
 
-def describe(layout: Layout, inputs: Inputs) -> dict[str, Any]:
-    """Return the document that ``status --json`` prints (README, "JSON")."""
+def describe(layout: Layout, given: Inputs) -> dict[str, Any]:
+    """Return the document of ``--json``, without the agent's part."""
     document: dict[str, Any] = dict.fromkeys(SHOWN)
     document["v"] = 1
     try:
-        view = look(layout, inputs, handed_off=True, read_only=True)
+        view = look(layout, given, handed_off=True, read_only=True)
     except LocalFault as error:
         document.update(
             state="unknown", summary="only root can say", problem=str(error), hint=error.hint

@@ -1,15 +1,16 @@
-"""``byteor-firstboot trust``: show whose signatures count here, and start over when the operator says so.
+"""``byteor-firstboot trust``: show the trusted signing keys, or start over with ``--reset``.
 
-Showing needs no root and changes nothing. `--reset` is the way out of a broken chain: the ring starts over from the pins,
-else from the plane's next answer over TLS, and not from the enrollment reply, which leads into the same chain again. What
-is active stays active.
+Showing needs no root and changes nothing. `--reset` is the way out of a broken chain: the ring
+starts over from the pins, else from the control plane's next answer over TLS, and not from the
+enrollment reply, which leads into the same chain again. What is active stays active.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from typing import Any, Callable
+from typing import Any
 
 from firstboot.activate import chain, keyring
 from firstboot.activate.chain import Ring
@@ -19,20 +20,39 @@ from firstboot.base import files, log
 from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
+from firstboot.commands.agent_status import word
 from firstboot.exchange.settings import Settings
+from firstboot.exchange.wake import wake
+from firstboot.provision.image import in_force
 
 LOCK_WAIT_S = 30.0
 EMPTY = b'{"key_sets": []}'
 SOURCES = {
     chain.PINNED: "pinned in /etc/byteor/firstboot.yaml",
     chain.ENROLLMENT: "the enrollment reply",
-    chain.TLS: "the plane over TLS",
+    chain.TLS: "the control plane over TLS",
     chain.CLOSED: "none: the key ring was lost",
 }
 
 
+def trust_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of ``trust``."""
+    parser.add_argument(
+        "--reset",
+        action="store_true",
+        help="start over: from the pinned keys, else from the control plane over TLS",
+    )
+
+
+def trust_command(arguments: argparse.Namespace) -> int:
+    """Show the ring, or reset it."""
+    layout: Layout = arguments.layout
+    settings = in_force(layout, config=arguments.config)
+    return (reset if arguments.reset else show)(layout, settings, as_json=arguments.json)
+
+
 def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
-    """Print the ring in force."""
+    """Print the ring that is trusted now."""
     ring, why = keyring.look(layout, settings)
     if as_json:
         print(json.dumps(_document(ring), indent=1, sort_keys=True))
@@ -45,15 +65,16 @@ def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
         rows.append(("refused", f"{ring.refused.code} at {ring.refused.at}: {ring.refused.detail}"))
         rows.append(("hint", keyring.RESET))
     for name, said in rows:
-        print(f"{name:<14} {_plain(said)}")
+        print(f"{name:<14} {word(said)}")
     return 0
 
 
-def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[], bool]) -> int:
-    """Set the ring aside and start over; `tell` makes a running agent ask for the keys at once, False if there is none."""
+def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
+    """Set the ring aside and start over; a running agent asks for the keys at once."""
     if os.geteuid() != layout.owner:
         raise LocalFault(
-            "only root may reset which signatures count", hint="sudo byteor-firstboot trust --reset"
+            "only root may reset the trusted signing keys",
+            hint="sudo byteor-firstboot trust --reset",
         )
     ring = chain.unanchored(settings, keyring.place_of(settings))
     files.make_directory(layout.activation, 0o755)
@@ -64,7 +85,7 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[
         kept_as = files.set_aside(layout.keyring, label="reset")
         keyring.save(layout, ring)
         _empty_the_inbox(layout)
-    told = tell()
+    told = wake(layout)
     if as_json:
         aside = layout.shown(kept_as) if kept_as is not None else None
         print(
@@ -80,9 +101,9 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[
     first = (
         "the first key set that a pinned key signed"
         if ring.pins
-        else "the key sets of the plane's next answer over TLS"
+        else "the key sets of the control plane's next answer over TLS"
     )
-    print(f"signatures count again from {first}; what is active stays active")
+    print(f"trust starts again from {first}; what is active stays active")
     print(
         "the agent asks for it now"
         if told
@@ -92,7 +113,7 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool, tell: Callable[[
 
 
 def _empty_the_inbox(layout: Layout) -> None:
-    """An answer from before the reset must not become the first one after it: the plane is to be asked again."""
+    """Drop an answer from before the reset: it must not become the first one after it."""
     try:
         facts = os.stat(layout.inbox, follow_symlinks=False)
         files.write_into(
@@ -105,7 +126,7 @@ def _empty_the_inbox(layout: Layout) -> None:
 
 
 def _document(ring: Ring) -> dict[str, Any]:
-    """What ``--json`` prints (README, "JSON")."""
+    """Return the document of ``--json``."""
     refused = ring.refused
     return {
         "v": 1,
@@ -134,7 +155,3 @@ def _state(key: Key, now: float) -> str:
         if ended
         else f"{key.status} until {key.not_after}"
     )
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)

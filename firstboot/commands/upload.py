@@ -7,6 +7,7 @@ bundle that was packed by others, goes as it is.
 
 from __future__ import annotations
 
+import argparse
 import os
 import pwd
 import signal
@@ -22,14 +23,49 @@ from firstboot.agent.artifacts.spool import About, Added
 from firstboot.api.multipart import LARGEST
 from firstboot.base import accounts, files, log
 from firstboot.base.clock import Clock, rfc3339
-from firstboot.base.errors import LocalFault
+from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.redaction import redact
+from firstboot.base.secret import Secret
 from firstboot.commands import waiting
 from firstboot.exchange import activation, wake
+from firstboot.identity import store
 
 BUNDLE, DIAGNOSTIC = "incident-bundle", "diagnostic"
 TEST_WAIT_S = 60.0  # for the upload of `verify`
+
+
+HELP = """\
+Copy FILE into the spool and print its id; the agent uploads it when it can, oldest first, once per
+content. For root and byteor-agent. What is shaped like a credential is replaced in a diagnostic
+that is a text, and in a directory that is packed as an incident bundle (spec.kv,
+spec_validation.json, runtime.json, policy_audit.json, environment.json, and whatever else it
+holds). A snapshot, and a bundle that is a file already, is sent as it is.
+
+example: byteor-agent upload /var/tmp/incident-7 --kind incident-bundle --wait"""
+
+
+def upload_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``upload``."""
+    parser.description = HELP
+    parser.add_argument(
+        "file", metavar="FILE", type="path", help="a regular file, or the directory of an incident"
+    )
+    parser.add_argument("--kind", required=True, choices=(BUNDLE, "snapshot", DIAGNOSTIC))
+    parser.add_argument(
+        "--wait", action="store_true", help="wait until the control plane stores or refuses it"
+    )
+
+
+def upload_command(arguments: argparse.Namespace) -> int:
+    """Upload, with this host's own key known, so that it is found by its value."""
+    Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))
+    try:
+        store.required(arguments.layout)  # opening it makes its key known
+    except ByteorError:
+        pass  # this user may not, or there is none
+    path = Path(arguments.file)
+    return upload(arguments.layout, path, kind=arguments.kind, wait=arguments.wait)
 
 
 def upload(layout: Layout, path: Path, *, kind: str, wait: bool) -> int:

@@ -6,7 +6,9 @@ on disk, so it needs no root; the agent-list check takes an operator token, sinc
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable
@@ -19,7 +21,7 @@ from firstboot.base.errors import ByteorError, CheckFailed, Foreign, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.commands import agent_status as agent
-from firstboot.commands.page import span, word
+from firstboot.commands.agent_status import span, word
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.identity import store
@@ -30,6 +32,7 @@ LISTED, BEATING, DEPLOYED, UPLOADED = (
     "agent in the environment's list", "heartbeats arriving", "deployment visible", "artifact upload",
 )  # fmt: skip
 DEFAULT_PERIOD_S = 30.0
+LONGEST_TOKEN = 8192  # characters
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,34 @@ class Asked:
     operator_token: Secret | None = None
     upload_test: bool = False
     upload: Callable[[], str] | None = None
+
+
+def verify_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``verify``."""
+    parser.add_argument(
+        "--operator-token",
+        type="stdin",
+        metavar="-",
+        help="read an operator token from stdin for the agent-list check",
+    )
+    parser.add_argument(
+        "--upload-test",
+        action="store_true",
+        help="upload a small diagnostic artifact, for the fourth check",
+    )
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Make the checks, with an operator token from stdin if that was asked for."""
+
+    def upload() -> str:
+        from firstboot.commands.upload import upload_test
+
+        return upload_test(arguments.layout)
+
+    token = Secret(sys.stdin.read(LONGEST_TOKEN).strip()) if arguments.operator_token else None
+    asked = Asked(token, arguments.upload_test, upload)
+    return verify(arguments.layout, asked, as_json=arguments.json)
 
 
 def verify(layout: Layout, asked: Asked, *, as_json: bool) -> int:

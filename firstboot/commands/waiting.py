@@ -13,8 +13,7 @@ from firstboot.base import files, log
 from firstboot.base.clock import Clock, monotonic
 from firstboot.base.errors import Corrupt, LocalFault, Refused, TryAgain
 from firstboot.base.layout import Layout
-from firstboot.commands.agent_status import GONE, NEVER_RAN, STOPPED, look
-from firstboot.commands.page import word
+from firstboot.commands.agent_status import GONE, NEVER_RAN, STOPPED, look, reason
 
 POLL_S = 0.25
 AGENT_BACK_S = 45.0  # systemd starts it again after ten seconds
@@ -87,12 +86,6 @@ def _refused(layout: Layout, entry_id: str) -> Refused:
         f"the plane refused {entry_id}: {reason(row)}",
         hint=f"it is kept; byteor-agent retry {entry_id} sends it again",
     )
-
-
-def reason(row: Mapping[str, Any]) -> str:
-    """Why an artifact is in quarantine, in one line."""
-    said = [str(row[name]) for name in ("status", "detail") if row.get(name) is not None]
-    return word(": ".join(said) or "no reason was kept")
 
 
 def _artifact_id(layout: Layout, sha256: str) -> str | None:

@@ -7,23 +7,16 @@ answer proves the handshake. Not checked: that the plane knows the token; only s
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Callable
 
 import firstboot
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base import files, log
 from firstboot.base.clock import Clock, rfc3339
-from firstboot.base.errors import ByteorError, LocalFault, TryAgain
+from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.exchange.settings import Settings
-from firstboot.identity import store
-from firstboot.identity.store import State
-from firstboot.provision.schema import require_complete
-from firstboot.provision.sources import Inputs, gather
-from firstboot.provision.tokens import Marks
 
 # More than identity, settings, intent, marks and receipt take together, with their temporary files.
 ROOM_BYTES = 256 * 1024
@@ -68,47 +61,3 @@ def check_plane(api: PlaneApi) -> None:
         if not error.maybe_arrived:
             raise
         log.debug("the plane accepted a connection but did not answer /healthz", reason=error)
-
-
-def command(layout: Layout, inputs: Inputs, *, as_json: bool) -> int:
-    """``byteor-firstboot preflight``: make every check, one line each; the first failure's error decides the exit code."""
-    found = gather(layout, inputs, classify=Marks.load(layout).classify)
-    settings = found.settings
-    checks: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("settings", lambda: require_complete(settings)),
-        ("state directory", lambda: check_disk(layout)),
-        ("clock", lambda: check_clock(Clock())),
-        ("sealing", lambda: _check_sealing(layout, settings)),
-        ("control plane", lambda: _reach_plane(settings)),
-    )
-    failed: ByteorError | None = None
-    rows: list[dict[str, str | None]] = []
-    for name, check in checks:
-        row: dict[str, str | None] = {"check": name, "result": "ok", "problem": None, "hint": None}
-        try:
-            check()
-        except ByteorError as error:
-            row.update(result="failed", problem=str(error), hint=error.hint)
-            failed = failed or error
-        rows.append(row)
-    if as_json:
-        print(json.dumps({"v": 1, "checks": rows, "token": found.token is not None}, indent=1))
-    else:
-        for row in rows:
-            print(f"{'!' if row['problem'] else '+'} {row['check']}: {row['problem'] or 'ok'}")
-        print("+ token: there is one" if found.token is not None else "- token: none in any source")
-    if failed is not None:
-        raise failed
-    return 0
-
-
-def _reach_plane(settings: Settings) -> None:
-    require_complete(settings)
-    with plane(settings) as api:
-        check_plane(api)
-
-
-def _check_sealing(layout: Layout, settings: Settings) -> None:
-    if store.look(layout).state is State.FOREIGN:
-        return  # its key must not be touched; `run` sets it aside before it seals
-    store.probe_sealing(layout, seal=settings.seal)

@@ -115,9 +115,9 @@ def test_exit_code_and_signals_are_the_commands(host: Host) -> None:
         (["--", "/etc"], 126, "permission denied"),
         (["--"], 125, "needs a command"),
         ([], 125, "needs a command"),
-        (["true"], 125, "unrecognized"),
-        (["--user", "nobody-of-that-name", "--", "true"], 125, "there is no user"),
-        (["--usr", "x", "--", "true"], 125, "unrecognized"),
+        (["true"], 125, "too many"),
+        (["--user", "nobody-of-that-name", "--", "true"], 125, "no such user"),
+        (["--usr", "x", "--", "true"], 125, "has no option --usr"),
     ],
 )
 def test_our_own_failures_are_125_to_127(

@@ -97,7 +97,9 @@ def test_a_host_with_systemd_has_its_path_unit(
     if isinstance(found, Child):
         assert found._command[1:] == [
             "-m",
-            "firstboot.activate",
+            "firstboot",
+            "agent",
+            "activate",
             "--root",
             root,
             "--config",

@@ -254,8 +254,9 @@ def test_a_bug_is_one_line_without_values(
     process.
     """
     from firstboot import cli
+    from firstboot.commands import status
 
-    monkeypatch.setattr(cli, "_status", lambda arguments: {}[CANARY])
+    monkeypatch.setattr(status, "status_command", lambda arguments: {}[CANARY])
     monkeypatch.setattr("sys.excepthook", None)
     with pytest.raises(KeyError) as caught:
         cli.firstboot_main(["status"])

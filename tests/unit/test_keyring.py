@@ -155,7 +155,7 @@ def test_a_lost_ring_that_only_tls_could_start_again_is_closed(
         assert keyring.offer(layout, HERE, raw, now=0.0) == ring == keyring.current(layout, HERE)
     assert on_disk(layout)["refused"]["code"] == "damaged"
     capsys.readouterr()
-    trust_command.reset(layout, frozen.load(layout), as_json=True, tell=lambda: False)
+    trust_command.reset(layout, frozen.load(layout), as_json=True)
     assert json.loads(capsys.readouterr().out)["source"] == "tls"
     assert keyring.offer(layout, HERE, reply(ONE, TWO)).version == 2
 
@@ -287,7 +287,7 @@ def test_a_broken_chain_is_shown_and_left_by_a_reset(
     old = (layout.activation / "keyring.json").read_bytes()
     files.make_directory(layout.inbox, 0o700)
     (layout.inbox / "keysets.json").write_bytes(reply(FORGED_TWO))
-    assert trust_command.reset(layout, frozen.load(layout), as_json=True, tell=lambda: False) == 0
+    assert trust_command.reset(layout, frozen.load(layout), as_json=True) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["version"], document["source"], document["keys"], document["refused"]) == (
         0,
@@ -310,7 +310,7 @@ def test_a_reset_goes_back_to_the_pins(layout: Layout, capsys: pytest.CaptureFix
     """TLS does not come in where the operator pinned a key."""
     enrolled(layout, pinned(1))
     keyring.offer(layout, pinned(1), reply(ONE, TWO))
-    trust_command.reset(layout, frozen.load(layout), as_json=False, tell=lambda: False)
+    trust_command.reset(layout, frozen.load(layout), as_json=False)
     assert "pinned key" in capsys.readouterr().out
     assert keyring.offer(layout, pinned(1), reply(STRANGE_TWO)).version == 0
     assert keyring.offer(layout, pinned(1), reply(ONE, TWO)).version == 2
@@ -324,7 +324,7 @@ def test_a_planted_inbox_does_not_stop_a_reset(layout: Layout, tmp_path: Path) -
     (outside / "keysets.json").write_bytes(b"kept")
     files.make_directory(layout.agent, 0o700)
     layout.inbox.symlink_to(outside)
-    assert trust_command.reset(layout, frozen.load(layout), as_json=True, tell=lambda: False) == 0
+    assert trust_command.reset(layout, frozen.load(layout), as_json=True) == 0
     assert (outside / "keysets.json").read_bytes() == b"kept"
 
 

@@ -1,0 +1,88 @@
+"""``byteor-firstboot run``, ``reenroll`` and ``erase``: the commands that see a token.
+
+What they need is imported when one runs: `status` and `preflight` take `inputs` from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from firstboot.base import systemd
+from firstboot.provision.sources import Inputs
+
+LONGEST_STDIN = 65537  # bytes; one more than any source may hold, so that too much is noticed
+
+
+def inputs(arguments: argparse.Namespace) -> Inputs:
+    """Return where a token and settings may come from, as the command line and systemd say."""
+    token_file = getattr(arguments, "token_file", None)
+    return Inputs(
+        config=arguments.config,
+        token_file=token_file,
+        stdin=sys.stdin.buffer.read(LONGEST_STDIN) if token_file == "-" else None,
+        environ=os.environ,
+        credentials=systemd.credentials_directory(),
+    )
+
+
+def token_file(parser: argparse.ArgumentParser) -> None:
+    """Add ``--token-file``."""
+    parser.add_argument(
+        "--token-file",
+        type="path",
+        metavar="PATH|-",
+        help="read the bare token from PATH or stdin",
+    )
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``run``."""
+    reenroll_arguments(parser)
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="present a refused token at once, not only in the next boot",
+    )
+
+
+def reenroll_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``reenroll``."""
+    token_file(parser)
+    parser.add_argument(
+        "--give-up-after",
+        type="seconds",
+        metavar="SECONDS",
+        help="exit 6 when a transient failure lasts longer (default: never)",
+    )
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Do all of first boot."""
+    from firstboot.provision.run import Options, run
+
+    options = Options(again=arguments.again, give_up_after=arguments.give_up_after)
+    return run(arguments.layout, inputs(arguments), options)
+
+
+def reenroll_command(arguments: argparse.Namespace) -> int:
+    """Replace the identity that is here."""
+    from firstboot.provision.run import Options, run
+
+    options = Options(reenroll=True, give_up_after=arguments.give_up_after)
+    return run(arguments.layout, inputs(arguments), options)
+
+
+def erase_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``erase``."""
+    parser.add_argument("--refused", action="store_true", help="erase refused tokens too")
+
+
+def erase_command(arguments: argparse.Namespace) -> int:
+    """Look everywhere again and erase."""
+    from firstboot.provision.cleanup import erase_again
+
+    return erase_again(
+        arguments.layout, inputs(arguments), refused=arguments.refused, as_json=arguments.json
+    )

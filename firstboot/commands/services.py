@@ -1,0 +1,30 @@
+"""The commands that only units call: ``unseal``, and the agent's ``run`` and ``activate``.
+
+Three processes with different privileges: each imports only what is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def unseal_command(arguments: argparse.Namespace) -> int:
+    """Open the identity and hand it to the agent."""
+    from firstboot.provision.unseal import unseal
+
+    return unseal(arguments.layout)
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Run the agent until it is told to stop."""
+    from firstboot.agent.supervisor import start
+
+    return start(arguments.layout, config=arguments.config)
+
+
+def activate_command(arguments: argparse.Namespace) -> int:
+    """Judge what the agent fetched, and activate it."""
+    from firstboot.activate.activator import run
+    from firstboot.provision.image import in_force
+
+    return run(arguments.layout, in_force(arguments.layout, config=arguments.config))
