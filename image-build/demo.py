@@ -1,9 +1,9 @@
-"""The demo: one host's first boot against the reference control plane, told as it happens.
+"""Show one host's first boot against the reference control plane, step by step.
 
 Without root it works on a scratch tree that looks as cloud-init leaves a host after its config
 stage; with ``--boot`` a real Debian guest boots with the same user data. Everything that it started
-is stopped at its end; ``--keep`` leaves plane and agent running until Ctrl-C, with the commands to
-play with.
+is stopped at its end; ``--keep`` leaves control plane and agent running until Ctrl-C and prints
+commands to try.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 TOP = Path(__file__).resolve().parents[1]
-sys.path.append(
-    str(TOP)
-)  # after site-packages: firstboot is the installed wheel, tests this checkout
+# After site-packages: firstboot is the installed wheel, tests this checkout.
+sys.path.append(str(TOP))
 
 from tests.boot.scan import canary, scan_tree  # noqa: E402
 from tests.controlplane import ControlPlane  # noqa: E402
@@ -51,7 +50,7 @@ hostname: edge-node-01
 
 
 class Story:
-    """Numbered steps with how long each took."""
+    """Print numbered steps with how long each took."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -78,15 +77,13 @@ def paint(code: str, text: str) -> str:
 
 
 class DemoFailed(Exception):
-    """A step did not do what it should; the demo ends with exit code 1."""
+    """A step failed; the demo ends with exit code 1."""
 
 
 def command(
     story: Story, arguments: list[str], *, stdin: str = "", shown: str | None = None
 ) -> str:
-    """Run one of the two commands as a user would, show it with what it says, and insist on exit
-    code 0.
-    """
+    """Run a command as a user would and show it with its output; fail unless it ends with 0."""
     story.say(paint("36", f"$ {shown or ' '.join(arguments)}"))
     done = subprocess.run(
         [str(BIN / arguments[0]), *arguments[1:]], input=stdin, capture_output=True, text=True
@@ -112,16 +109,14 @@ def compose(plane: ControlPlane, token: str) -> str:
 
 
 def make_root(root: Path, user_data: str) -> None:
-    """Lay out what cloud-init leaves behind: the copies of leak-map's section 2 for the recommended
-    form.
-    """
+    """Write what cloud-init leaves behind for the recommended form (CLOUD-INIT.md, section 2)."""
     instance = root / "var/lib/cloud/instances/iid-demo"
     seed = root / "var/lib/cloud/seed/nocloud"
     for directory in (instance / "scripts", seed, root / "etc", root / "run"):
         directory.mkdir(parents=True)
     (root / "etc/machine-id").write_text(secrets.token_hex(16) + "\n")
     (root / "etc/hostname").write_text("edge-node-01\n")
-    # The image's defaults: how a deployment is judged. A real host has byteor-runtime.service, and
+    # The image's defaults say how a deployment is judged. A host with byteor-runtime.service
     # needs nothing here.
     check = f"grep -q healthy {root}/var/lib/byteor/current/spec.kv"
     (root / "etc/byteor").mkdir()
@@ -148,7 +143,7 @@ def show_places(story: Story, root: Path, token: str) -> int:
     for hit in hits:
         story.say(f"{paint('31', 'token')}  {hit}")
     story.say(
-        paint("32", "the token is nowhere under the root") if not hits else f"{len(hits)} copies"
+        paint("32", "no copy of the token below the root") if not hits else f"{len(hits)} copies"
     )
     return len(hits)
 
@@ -160,14 +155,14 @@ def show_tree(story: Story, root: Path) -> None:
 
 
 def wait_for(look: Callable[[], Any], what: str) -> Any:
-    """The first answer of `look` that is not nothing."""
+    """Return the first true answer of `look`; fail after a minute."""
     limit = time.monotonic() + WAIT_LIMIT_S
     while time.monotonic() < limit:
         found = look()
         if found:
             return found
         time.sleep(0.1)
-    raise DemoFailed(f"{what} did not come within {WAIT_LIMIT_S} s")
+    raise DemoFailed(f"{what} did not arrive within {WAIT_LIMIT_S} s")
 
 
 def first_beat(plane: ControlPlane) -> dict[str, Any]:
@@ -181,14 +176,14 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="byteor-demo-")))
     root = scratch / "root"
 
-    story.step("The reference control plane, over HTTPS with a throw-away CA")
+    story.step("Start the reference control plane, over HTTPS with a throw-away CA")
     plane = ControlPlane(scratch / "plane")
     plane.start()
     stack.callback(plane.stop)
     story.say(f"listening on {plane.base_url}")
     story.took()
 
-    story.step("A one-time enrollment token, and user data that carries it in a comment block")
+    story.step("Mint a one-time enrollment token and put it into user data, in a comment block")
     token = plane.mint(text=f"bet_{canary()}")
     user_data = compose(plane, token)
     story.say(
@@ -206,12 +201,12 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     )
     story.took()
 
-    story.step("A host whose cloud-init has stored that user data: the token's places before")
+    story.step("Before first boot: where cloud-init has stored the token on the host")
     make_root(root, user_data)
     if not show_places(story, root, token):
-        raise DemoFailed("the scan finds nothing where the token was put")
+        raise DemoFailed("the scan does not find the token where it was put")
 
-    story.step("First boot: enroll, seal, read back, erase, hand off")
+    story.step("First boot: enroll, seal, read back, erase, hand off to the agent")
     command(
         story,
         ["byteor-firstboot", "run", "--root", str(root)],
@@ -219,16 +214,16 @@ def tell(story: Story, stack: ExitStack, keep: bool) -> None:
     )
     story.took()
 
-    story.step("What is now where")
+    story.step("After first boot: the files on the host")
     show_tree(story, root)
     receipt = json.loads((root / "var/lib/byteor/identity/erasure.json").read_text())
-    story.say("the receipt says what was not looked at:")
+    story.say("not looked at, according to the receipt:")
     for sentence in receipt["not_looked_at"]:
         story.say(f"  - {sentence}")
 
-    story.step("The token's places after")
+    story.step("After first boot: where the token is now")
     if show_places(story, root, token):
-        raise DemoFailed("a copy of the token stays")
+        raise DemoFailed("a copy of the token remains")
 
     agent = run_agent(story, stack, plane, scratch)
     deploy(story, plane, root, agent)
@@ -242,7 +237,7 @@ def run_agent(
     story: Story, stack: ExitStack, plane: ControlPlane, scratch: Path
 ) -> subprocess.Popen[bytes]:
     root = scratch / "root"
-    story.step("The agent: its own runtime key, nothing else")
+    story.step("The agent starts, with nothing but its own runtime key")
     agent_log = stack.enter_context((scratch / "agent.log").open("w"))
     agent = subprocess.Popen(
         [str(BIN / "byteor-agent"), "run", "--root", str(root)], stderr=agent_log
@@ -259,7 +254,7 @@ def run_agent(
     )
     story.took()
 
-    story.step("The install guide's four validation checks")
+    story.step("Verify: the install guide's four validation checks")
     command(
         story,
         ["byteor-firstboot", "verify", "--root", str(root), "--operator-token", "-"],
@@ -270,20 +265,18 @@ def run_agent(
 
 
 def deploy(story: Story, plane: ControlPlane, root: Path, agent: subprocess.Popen[bytes]) -> None:
-    """One deployment that is good, one whose health check fails, one that is not the plane's."""
-    story.step("A signed deployment: fetched, verified, unpacked, activated, reported")
+    """Deploy one that is healthy, one that is not, and one that somebody else signed."""
+    story.step("A signed deployment: downloaded, verified, unpacked, activated, reported")
     good = plane.deploy({"spec.kv": b"name = edge\nstate = healthy\n"})
     wait_for(lambda: told(plane, good, "active"), "the report of an active deployment")
     story.say((root / "var/lib/byteor/current/spec.kv").read_text())
     story.took()
 
-    story.step("One that is not healthy: the previous one is put back, and the plane is told")
-    story.say(
-        "(the plane's hints make an agent look once a minute at the most: a signal hurries this one up)"
-    )
+    story.step("An unhealthy deployment: the previous one is restored and the control plane told")
+    story.say("(a signal makes the agent look now; hints do so at most once a minute)")
     bad = plane.deploy({"spec.kv": b"name = edge\nstate = broken\n"})
     agent.send_signal(signal.SIGUSR1)
-    wait_for(lambda: told(plane, bad, "rolled_back"), "the report of the way back")
+    wait_for(lambda: told(plane, bad, "rolled_back"), "the report of the rollback")
     command(
         story,
         ["byteor-agent", "deployments", "--root", str(root)],
@@ -291,7 +284,7 @@ def deploy(story: Story, plane: ControlPlane, root: Path, agent: subprocess.Pope
     )
     story.took()
 
-    story.step("One that somebody else signed: refused, and nothing changes")
+    story.step("A deployment that somebody else signed: refused, and nothing changes")
     plane.deploy({"spec.kv": b"name = theirs\n"}, broken="bad_signature")
     agent.send_signal(signal.SIGUSR1)
     wait_for(lambda: "bad_signature" in verdicts(root), "the refusal")
@@ -315,9 +308,7 @@ def verdicts(root: Path) -> str:
 
 
 def upload(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None:
-    story.step(
-        "An artifact: into the spool, durable, then to the plane, without the credentials that stood in it"
-    )
+    story.step("An artifact: queued, redacted and uploaded")
     report = scratch / "report.txt"
     report.write_text("what happened at 03:00\npassword=hunter2-hunter2\n")
     words = ["upload", str(report), "--kind", "diagnostic", "--wait", "--root", str(root)]
@@ -327,12 +318,12 @@ def upload(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None
         shown="byteor-agent upload report.txt --kind diagnostic --wait --root ROOT",
     )
     for artifact in plane.artifacts():
-        story.say(f"the plane has {artifact['kind']}, {artifact['size']} bytes")
+        story.say(f"the control plane has one {artifact['kind']} of {artifact['size']} bytes")
     story.took()
 
 
 def run_again(story: Story, plane: ControlPlane, root: Path) -> None:
-    story.step("A second run: nothing to do, and no request with the token")
+    story.step("Run first boot again: nothing to do, and no enrollment request")
     before = len(plane.requests())
     command(
         story,
@@ -342,14 +333,15 @@ def run_again(story: Story, plane: ControlPlane, root: Path) -> None:
     posts = [r for r in plane.requests()[before:] if r["path"].endswith("/agents")]
     violations = plane.violations()
     story.say(
-        f"enrollment requests: {len(posts)}; violations that the plane recorded: {len(violations)}"
+        f"enrollment requests: {len(posts)}; "
+        f"breaches of the contract that the control plane recorded: {len(violations)}"
     )
     if posts or violations:
-        raise DemoFailed("the plane recorded what should not have happened")
+        raise DemoFailed("the control plane recorded what must not happen")
 
 
 def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None:
-    story.step("Left running until Ctrl-C; play with it from another terminal in the checkout")
+    story.step("Running until Ctrl-C; commands to try from another terminal in this checkout")
     for line in (
         f"{BIN / 'byteor-agent'} status --root {root}",
         *(
@@ -369,9 +361,7 @@ def linger(story: Story, plane: ControlPlane, root: Path, scratch: Path) -> None
 
 
 def boot(story: Story) -> None:
-    """The same on a real Debian guest: systemd, cloud-init, our package, and nobody at the
-    keyboard.
-    """
+    """Show the same on a real Debian guest: systemd, cloud-init and our package, unattended."""
     from tests.boot.guest import GuestError
     from tests.boot.host import CannotBoot
     from tests.boot.rehearsal import RehearsalFailed, rehearse
@@ -390,16 +380,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./image-build/demo", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--keep", action="store_true", help="leave plane and agent running until Ctrl-C"
+        "--keep", action="store_true", help="leave control plane and agent running until Ctrl-C"
     )
-    parser.add_argument(
-        "--boot", action="store_true", help="the same on a real Debian guest (root)"
-    )
+    parser.add_argument("--boot", action="store_true", help="show it on a real Debian guest (root)")
     arguments = parser.parse_args()
     story = Story()
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that it, too, stops what was started
+    # So that SIGTERM, too, stops everything that was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with ExitStack() as stack:
             if arguments.boot:
@@ -410,7 +397,7 @@ def main() -> int:
         print(f"\n{paint('1;31', 'demo failed')}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped: nothing that was started is left running")
+        print("\nstopped: nothing is left running")
         return 0 if arguments.keep else 130
     story.end()
     return 0

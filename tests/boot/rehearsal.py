@@ -97,7 +97,8 @@ def _first_boot(story: Teller, guest: Guest, plane: ControlPlane, token: str) ->
     hosts.wait_until_ended(guest, hosts.FIRSTBOOT)
     agent = plane.agents()[0]
     story.say(
-        f"the plane shows agent {agent_id} ({agent['name']}), heartbeats accepted: {agent['heartbeats']}"
+        f"the control plane shows agent {agent_id} ({agent['name']}), "
+        f"heartbeats accepted: {agent['heartbeats']}"
     )
     story.took()
 
@@ -127,7 +128,7 @@ def _second_boot(story: Teller, guest: Guest, plane: ControlPlane, token: str) -
     _check_boot(story, guest)
     _check_gone(story, guest.scan(token))
     if len(hosts.enrollments(plane)) != 1 or hosts.objections(plane):
-        raise RehearsalFailed("the plane recorded what should not have happened")
+        raise RehearsalFailed("the control plane recorded what should not have happened")
     guest.stop()
     story.took()
 

@@ -32,8 +32,8 @@ status signing-keys artifacts healthz store (the object store), or ``*``. Kinds 
 `after_s`, `for_s`, `probability` with `seed`, `agent_id`, `host`. Switches of
 ``configure(**settings)``: `plane.SETTINGS`. What ``deploy(broken=…, variant=…)`` can break:
 `spoil.SPOILERS` and `spoil.HISTORY`; what ``rotate(broken=…)`` can: `keysets.BREAKS`. `examine`
-reads contract 2.5 and 3 a second time, for the plane's own tests; `vectors` writes tests/vectors;
-`plain` is a host in a few lines of plain HTTP.
+reads contract 2.5 and 3 a second time, for the control plane's own tests; `vectors` writes
+tests/vectors; `plain` is a host in a few lines of plain HTTP.
 
 Needs, all in the test extra: cryptography jsonschema pyyaml python-multipart starlette trustme
 uvicorn; its own tests also httpx and schemathesis.

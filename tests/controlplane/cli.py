@@ -1,4 +1,4 @@
-"""The command: serve a plane, or say a word to one that runs with the same ``--state``.
+"""Serve a control plane, or command one that runs with the same ``--state``.
 
 python -m tests.controlplane --state DIR serve --port 8443 python -m tests.controlplane --state DIR
 mint python -m tests.controlplane --state DIR agents --watch python -m tests.controlplane --state
@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 
 def say(state: Path, word: str, **arguments: Any) -> Any:
-    """Say one word to the plane that serves `state`."""
+    """Send one command to the control plane that serves `state`."""
     try:
         facts = json.loads((state / "admin.json").read_text())
         connection = http.client.HTTPConnection("127.0.0.1", facts["admin_port"], timeout=60)
@@ -221,7 +221,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--state", type=Path, default=DEFAULT_STATE, help="the plane's directory (%(default)s)"
+        "--state",
+        type=Path,
+        default=DEFAULT_STATE,
+        help="the control plane's directory (%(default)s)",
     )
     parser.add_argument("--org", default="org_1")
     parser.add_argument("--project", default="prj_1")

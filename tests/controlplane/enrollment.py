@@ -48,7 +48,7 @@ def enroll(exchange: Exchange) -> Response:
     _check_token(plane, token, place)
     said: dict[str, str] = json.loads(body)
     if "hostname" in said and not plane.setting("accept_hostname"):
-        raise Refusal(422, "hostname_not_accepted", "this plane takes a name, or nothing")
+        raise Refusal(422, "hostname_not_accepted", "this control plane takes a name, or nothing")
     name = _name(plane, place, said)
     keysets.active(plane.store, place)
     with plane.store.transaction():
