@@ -66,7 +66,7 @@ def credentials_directory(environ: Mapping[str, str] = os.environ) -> Path | Non
 def start(unit: str, *, restart: bool = False) -> None:
     """Queue a start (or restart) job for `unit` and return at once; LocalFault if systemd refuses the job.
 
-    Never blocks on the job: a blocking start from inside cloud-final hangs the boot (leak-map, section 5).
+    Never blocks on the job: a blocking start from inside cloud-final hangs the boot (CLOUD-INIT.md, section 5).
     """
     try:
         done = _systemctl("--no-block", "restart" if restart else "start", unit)

@@ -1,6 +1,6 @@
 """User-data bytes to the settings in them: comment block, `write_files` or `byteor:` mapping, in any part.
 
-The forms are measured in leak-map, section 2.1. A part is searched for the comment block whatever its type (a script may
+The forms are measured in CLOUD-INIT.md, section 2.1. A part is searched for the comment block whatever its type (a script may
 carry it). Its YAML is composed only where a line that is no comment has our key or our path, and of the tree only our own
 nodes become values: other people's user data costs nothing and cannot stop us. Jinja is not rendered, `#include` not
 fetched (cloud-init's ``user-data.txt.i`` has what it fetched). Errors name a part and a line, and never quote one.

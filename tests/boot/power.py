@@ -1,7 +1,7 @@
 """Power cuts: a small ext4 whose every write is recorded, and the disk as a cut at any moment would
 leave it.
 
-QEMU's `blklogwrites` records beneath a loop mount (real-disk.md, section 7; the format is Linux's
+QEMU's `blklogwrites` records beneath a loop mount (CLOUD-INIT.md, section 8; the format is Linux's
 dm-log-writes). A device may hold back or reorder what was written after the last flush: `cuts`
 gives each prefix of the writes, and at each flush the disk with every second write since the one
 before missing.

@@ -106,8 +106,8 @@ def test_the_credential_example_hands_the_three_values_over(host: Host, tmp_path
     assert (done.returncode, done.stdout) == (125, "")
 
 
-def test_each_example_is_in_the_readme() -> None:
+def test_each_example_is_on_the_page_about_the_identity() -> None:
     """An example that nobody finds is none."""
-    readme = (EXAMPLES.parents[1] / "README.md").read_text()
-    assert "image-build/examples/exec" in readme and "image-build/examples/credential" in readme
+    page = (EXAMPLES.parents[1] / ".github/reference/identity.md").read_text()
+    assert "image-build/examples/exec" in page and "image-build/examples/credential" in page
     assert len(UNITS) == 4

@@ -1,6 +1,6 @@
-"""README and code in step: the help texts in it are what the commands print.
+"""Keep the README in step with the code: help texts and exit codes.
 
-``python tests/unit/test_readme.py`` rewrites them.
+``python tests/unit/test_readme.py`` rewrites the help texts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 COMMANDS = ("byteor-firstboot", "byteor-agent")
 
 
-def help_of(command: str) -> str:
-    path = Path(sys.executable).parent / command
+def help_of(*words: str) -> str:
+    """Return what ``COMMAND [WORD] --help`` prints, 100 columns wide."""
+    path = Path(sys.executable).parent / words[0]
     environ = {**os.environ, "COLUMNS": "100"}
     return subprocess.run(
-        [str(path), "--help"], capture_output=True, text=True, check=True, env=environ
+        [str(path), *words[1:], "--help"], capture_output=True, text=True, check=True, env=environ
     ).stdout
 
 
@@ -34,7 +35,7 @@ def block_of(command: str) -> re.Pattern[str]:
 )
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_in_the_readme_is_what_the_command_prints(command: str) -> None:
-    """Whoever changes a command changes the README."""
+    """A change of a command's help changes the README."""
     found = block_of(command).search(README.read_text())
     assert found is not None
     assert found.group() == f"<!-- help: {command} -->\n```text\n{help_of(command)}```\n"
@@ -42,7 +43,7 @@ def test_the_help_in_the_readme_is_what_the_command_prints(command: str) -> None
 
 def test_every_exit_code_of_the_readme_is_in_the_help() -> None:
     """The table and --help list the same codes."""
-    table = README.read_text().split("Exit codes:")[1].split("\n\n")[1]
+    table = README.read_text().split("## Exit codes\n\n")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
     text = help_of("byteor-firstboot")
     assert [int(row) for row in rows] == list(range(11))

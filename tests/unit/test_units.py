@@ -62,7 +62,7 @@ def words(section: Mapping[str, Sequence[str]], key: str) -> list[str]:
 
 
 def cycle(name: str, sections: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
-    """The ordering cycle that this unit closes, if any: leak-map section 5, units U2, U4 and U7.
+    """The ordering cycle that this unit closes, if any: CLOUD-INIT.md, section 5, U2, U4 and U7.
 
     cloud-final and cloud-init.target are After=multi-user.target, and a target is After= what it
     wants unless that is itself After= the target.

@@ -24,7 +24,7 @@ WALK_DEPTH = 12
 FILES_LIMIT = 20_000
 TRIES = 3  # a file that somebody writes meanwhile is read and overwritten again
 LATE = ("scripts that a later stage of this boot runs: byteor-erase looks at them",)
-# cloud-init's datasources that fetch user data again at every boot (leak-map, section 4).
+# cloud-init's datasources that fetch user data again at every boot (CLOUD-INIT.md, section 4).
 FETCH_AGAIN = re.compile(
     "aliyun|altcloud|bigstep|cloudcix|cloudsigma|cloudstack|ec2|exoscale|gce|nwcs|opennebula|ovf"
     "|rbxcloud|scaleway|smartos|vmware"
