@@ -46,11 +46,23 @@ class Answer:
 
 
 class PlaneApi:
-    """The control plane at `base_url` (an origin without trailing slash)."""
+    """The control plane at `base_url` (an origin without trailing slash).
 
-    def __init__(self, base_url: str, transport: Transport, *, clock: Clock | None = None) -> None:
+    Each request ends within `deadline_s`, name resolution and all addresses included, or within its
+    own where it is given one; bundles and artifacts have more, by their size.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        transport: Transport,
+        *,
+        clock: Clock | None = None,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
         self._base = base_url
         self._transport = transport
+        self._deadline_s = deadline_s
         self._clock = clock or Clock()
 
     def __enter__(self) -> PlaneApi:
@@ -76,6 +88,7 @@ class PlaneApi:
         environment_id: str,
         idempotency_key: str,
         body: bytes,
+        deadline_s: float | None = None,
     ) -> Answer:
         """Request 1: present the token. Safe to repeat with the same key and body."""
         reply = self._send(
@@ -84,6 +97,7 @@ class PlaneApi:
             bearer=token,
             body=body,
             headers={"Idempotency-Key": idempotency_key},
+            deadline_s=deadline_s,
         )
         answer, value = self._answer(reply)
         if reply.status not in (200, 201) or not answer.is_json:
@@ -120,19 +134,34 @@ class PlaneApi:
                 return rows
         raise TryAgain(f"the agent list does not end within {LONGEST_LISTING_PAGES} pages")
 
-    def heartbeat(self, agent_id: str, key: Secret, beat: messages.Heartbeat) -> Answer:
+    def heartbeat(
+        self,
+        agent_id: str,
+        key: Secret,
+        beat: messages.Heartbeat,
+        *,
+        deadline_s: float | None = None,
+    ) -> Answer:
         """Request 3."""
         path = f"/api/v1/agents/{_id(agent_id)}/heartbeat"
-        answer, value = self._answer(self._send("POST", path, bearer=key, body=beat.to_bytes()))
+        answer, value = self._answer(
+            self._send("POST", path, bearer=key, body=beat.to_bytes(), deadline_s=deadline_s)
+        )
         if answer.status == 200 and answer.is_json:
             return replace(answer, heartbeat=messages.HeartbeatReply.parse(value))
         return answer
 
-    def latest(self, agent_id: str, key: Secret, *, tag: str | None) -> Answer:
+    def latest(
+        self, agent_id: str, key: Secret, *, tag: str | None, deadline_s: float | None = None
+    ) -> Answer:
         """Request 4: the envelope of what is assigned, unjudged; 304 where it is the one that `tag` came with."""
         headers = {"If-None-Match": tag} if tag is not None else {}
         reply = self._send(
-            "GET", f"/api/v1/agents/{_id(agent_id)}/deployments/latest", bearer=key, headers=headers
+            "GET",
+            f"/api/v1/agents/{_id(agent_id)}/deployments/latest",
+            bearer=key,
+            headers=headers,
+            deadline_s=deadline_s,
         )
         return replace(
             self._answer(reply)[0],
@@ -169,15 +198,27 @@ class PlaneApi:
             else:
                 yield self._answer(replace(reply, body=stream.whole(CEILING_BYTES)))[0]
 
-    def report(self, agent_id: str, key: Secret, deployment_id: str, body: bytes) -> Answer:
+    def report(
+        self,
+        agent_id: str,
+        key: Secret,
+        deployment_id: str,
+        body: bytes,
+        *,
+        deadline_s: float | None = None,
+    ) -> Answer:
         """Request 6: what became of a deployment; `body` is `wire.report_body`'s. Safe to repeat."""
         path = f"/api/v1/agents/{_id(agent_id)}/deployments/{_id(deployment_id)}/status"
-        return self._answer(self._send("POST", path, bearer=key, body=body))[0]
+        return self._answer(self._send("POST", path, bearer=key, body=body, deadline_s=deadline_s))[
+            0
+        ]
 
-    def signing_keys(self, agent_id: str, key: Secret, *, since: int) -> Answer:
+    def signing_keys(
+        self, agent_id: str, key: Secret, *, since: int, deadline_s: float | None = None
+    ) -> Answer:
         """Request 7: the key sets that are newer than `since`, unjudged."""
         path = f"/api/v1/agents/{_id(agent_id)}/signing-keys?since={since:d}"
-        reply = self._send("GET", path, bearer=key)
+        reply = self._send("GET", path, bearer=key, deadline_s=deadline_s)
         answer, value = self._answer(reply)
         if answer.status != 200 or not answer.is_json:
             return answer
@@ -216,9 +257,9 @@ class PlaneApi:
         except ValueError as error:
             return replace(answer, complaint=str(error))
 
-    def health(self) -> Answer:
+    def health(self, *, deadline_s: float | None = None) -> Answer:
         """Request 9: advisory."""
-        return self._answer(self._send("GET", "/healthz"))[0]
+        return self._answer(self._send("GET", "/healthz", deadline_s=deadline_s))[0]
 
     def _send(
         self,
@@ -228,12 +269,18 @@ class PlaneApi:
         bearer: Secret | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        deadline_s: float | None = None,
     ) -> Reply:
         sent = dict(headers or {})
         if body is not None:
             sent["Content-Type"] = "application/json"
         return self._transport.request(
-            method, self._base + path, bearer=bearer, body=body, headers=sent
+            method,
+            self._base + path,
+            bearer=bearer,
+            body=body,
+            headers=sent,
+            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
         )
 
     def _answer(self, reply: Reply) -> tuple[Answer, Any]:

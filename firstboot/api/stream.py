@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from firstboot.api.deadline import current
+from firstboot.api.connection import current
 from firstboot.base.clock import from_http_date, monotonic
 from firstboot.base.errors import TryAgain
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 import weakref
 from pathlib import Path
 from typing import Any
 
+from firstboot.api.connection import TlsSocket, current
 from firstboot.base.errors import LocalFault
 
 # The compiled-in place of OpenSSL comes first; a Python built elsewhere points at nothing, so then where systems keep it.
@@ -20,24 +20,18 @@ OS_BUNDLES = (
 
 
 class NamedContext(ssl.SSLContext):
-    """A context that knows whom the current thread expects: urllib3 1.26 does not pass a name on that is an address."""
+    """A context that knows whom this thread expects, and whose connections keep to its deadline.
 
-    def __init__(self, *_: Any) -> None:
-        self._current = threading.local()
+    urllib3 1.26 does not pass a name on that is an address.
+    """
 
-    @property
-    def expected(self) -> str | None:
-        return getattr(self._current, "name", None)
-
-    @expected.setter
-    def expected(self, name: str | None) -> None:
-        self._current.name = name
+    sslsocket_class = TlsSocket
 
     def wrap_socket(  # type: ignore[override]  # every caller names all but the first
         self, sock: socket.socket, *, server_hostname: str | None = None, **keywords: Any
     ) -> ssl.SSLSocket:
         return super().wrap_socket(
-            sock, server_hostname=server_hostname or self.expected, **keywords
+            sock, server_hostname=server_hostname or current.expected, **keywords
         )
 
 

@@ -27,27 +27,16 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from firstboot import __version__
-from firstboot.api.deadline import READ_S, DeadlinedResponse, current
+from firstboot.api.connection import READ_S, Unreachable, connect, current
 from firstboot.api.proxies import place, proxy_for, usable
 from firstboot.api.stream import BLOCK_BYTES, Body, NoAnswer, Stream
 from firstboot.api.tls import NamedContext, tls_context
 from firstboot.base.clock import monotonic
-from firstboot.base.errors import TryAgain
 from firstboot.base.secret import Secret
 
-CEILING_BYTES, CONNECT_S, DEADLINE_S = (
-    1 << 20,
-    10.0,
-    60.0,
-)  # of JSON replies (contract 2); of a connect; of a request
+CEILING_BYTES = 1 << 20  # of JSON replies (contract 2)
+DEADLINE_S = 60.0  # of a request that names no other
 USER_AGENT = f"byteor-firstboot/{__version__}"
-
-
-class Unreachable(TryAgain):
-    """No TLS session with the plane: the request certainly never arrived."""
-
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, maybe_arrived=False)
 
 
 @dataclass(frozen=True)
@@ -64,36 +53,29 @@ class Reply:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _about_to_send(sock: socket.socket | None) -> None:
-    current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
-    if sock is not None:
-        sock.settimeout(READ_S)  # of one block: the time for connecting is short for a slow uplink
+class _Response(http.client.HTTPResponse):
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        current.response = self
 
 
 class _PlainConnection(HTTPConnection):
-    response_class = DeadlinedResponse
+    response_class = _Response
+
+    def _new_conn(self) -> Any:
+        return connect(self._dns_host, self.port or 0)
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
-        _about_to_send(self.sock)
+        current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
         super().putrequest(*arguments, **keywords)
 
 
-class _TlsConnection(HTTPSConnection):
-    response_class = DeadlinedResponse
-
-    def putrequest(self, *arguments: Any, **keywords: Any) -> None:
-        _about_to_send(self.sock)
-        super().putrequest(*arguments, **keywords)
-
+class _TlsConnection(_PlainConnection, HTTPSConnection):
     def _connect_tls_proxy(self, hostname: str, *arguments: Any) -> Any:
-        """An https proxy answers to its own name, also where that is an address (see NamedContext), not to the plane's."""
-        context: Any = self.ssl_context
-        context.expected, plane = (
-            hostname,
-            context.expected,
-        )  # `request` sets it anew, should this fail
+        """Expect an https proxy's own name, also where that is an address."""
+        plane, current.expected = current.expected, hostname
         connected = super()._connect_tls_proxy(hostname, *arguments)
-        context.expected = plane
+        current.expected = plane
         return connected
 
 
@@ -108,14 +90,14 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
     def __init__(self, context: NamedContext, *arguments: Any, **keywords: Any) -> None:
-        # Whatever requests asks for: 2.32.0 and 2.32.1 insist on a context of theirs, which trusts certifi's bundle.
-        super().__init__(
-            *arguments, **{**keywords, "ssl_context": context, "blocksize": BLOCK_BYTES}
-        )
+        # Whatever requests asks for: 2.32.0 and 2.32.1 insist on a context of theirs, which trusts
+        # certifi's bundle.
+        ours = {"ssl_context": context, "blocksize": BLOCK_BYTES}
+        super().__init__(*arguments, **{**keywords, **ours})
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """requests' adapter with our TLS context and connections, and without its habit of adding certifi's bundle."""
+    """requests' adapter with our TLS context and connections, without certifi's bundle."""
 
     def __init__(self, context: NamedContext) -> None:
         self._context = context
@@ -147,7 +129,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return host, {"cert_reqs": "CERT_REQUIRED", "ssl_context": self._context}
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
-        """Without the parameters of Content-Type: requests (2.25 to 2.32 were tried) crashes on a bare ``charset``."""
+        """Build it without Content-Type's parameters: requests crashes on a bare ``charset``."""
         if "Content-Type" in resp.headers:
             resp.headers["Content-Type"] = resp.headers["Content-Type"].split(";")[0]
         return super().build_response(req, resp)
@@ -234,20 +216,20 @@ class Transport:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         # Never for http, which goes to loopback only: a proxy would read the credential.
         proxy = self._proxy_for(host, port) if parts.scheme == "https" else None
-        proxies = {"https": proxy.reveal()} if proxy is not None else {}
+        where, way = f"{host}:{port}", place(proxy) if proxy is not None else None
         until = monotonic() + deadline_s
-        current.sent, current.response = False, None
+        current.sent, current.response, current.expected = False, None, host
+        current.peer = f"the proxy {way}" if way is not None else where
         # What takes long is a body, theirs or ours: an answer to none begins as soon as a short one.
         current.limit = until if body is not None else min(until, monotonic() + DEADLINE_S)
-        self._context.expected = host
         try:
             with self._session.request(
                 method,
                 url,
                 headers=sent,
                 data=body,
-                proxies=proxies,
-                timeout=(min(CONNECT_S, deadline_s), READ_S),
+                proxies={"https": proxy.reveal()} if proxy is not None else {},
+                timeout=READ_S,
                 allow_redirects=False,
                 stream=True,
             ) as response:
@@ -260,20 +242,14 @@ class Transport:
             http.client.HTTPException,
             OSError,
         ) as error:
-            _translate(
-                error,
-                f"{host}:{port}",
-                proxy=place(proxy) if proxy is not None else None,
-                sent=current.sent,
-            )
+            _translate(error, where, proxy=way)
         except ValueError as error:
             if not current.sent:
-                raise Unreachable(f"the address of {host}:{port} is not usable") from error
+                raise Unreachable(f"the address of {where} is not usable") from error
             raise NoAnswer(f"{host} answered something that is not HTTP") from error
         finally:
-            if (
-                current.response is not None
-            ):  # Python 3.9 leaves a refusing proxy's, which holds the socket open
+            # Python 3.9 leaves a refusing proxy's, which holds the socket open.
+            if current.response is not None:
                 current.response.close()
 
     def _proxy_for(self, host: str, port: int) -> Secret | None:
@@ -305,7 +281,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _translate(error: BaseException, where: str, *, proxy: str | None, sent: bool) -> NoReturn:
+def _translate(error: BaseException, where: str, *, proxy: str | None) -> NoReturn:
     """Raise what a person needs to know; library messages are not quoted: they may hold a proxy's password."""
     causes = _causes(error)
 
@@ -313,42 +289,26 @@ def _translate(error: BaseException, where: str, *, proxy: str | None, sent: boo
         return any(isinstance(cause, kinds) for cause in causes)
 
     way = f"{where} (through the proxy {proxy})" if proxy else where
-    first = (
-        f"the proxy {proxy}" if proxy else where
-    )  # whom we connect to; a proxy resolves the plane's name itself
     for cause in causes:
-        if isinstance(cause, NoAnswer):
-            raise cause
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise Unreachable(
                 f"the certificate of {where} is not accepted: {cause.verify_message}",
                 hint="check the host's clock, api_base_url and ca_certificates",
             ) from error
-    if has(socket.gaierror):
-        raise Unreachable(
-            f"cannot resolve the name of {first}", hint="check DNS, api_base_url and proxy"
-        ) from error
-    # Before the time-out, of which urllib3 1.26 makes it a subclass.
-    if has(urllib3.exceptions.NewConnectionError):
-        reason = next(
-            (c.strerror for c in causes if isinstance(c, OSError) and c.strerror), "refused"
-        )
-        raise Unreachable(f"cannot connect to {first}: {str(reason).lower()}") from error
-    if has(urllib3.exceptions.ConnectTimeoutError):
-        raise Unreachable(f"cannot connect to {first}: no answer in time") from error
     if any(
         str(cause).startswith("Tunnel connection failed: 407") for cause in causes
     ):  # http.client's sentence
         raise Unreachable(
-            f"{first} does not accept our credentials: 407", hint="check proxy and its password"
+            f"{current.peer} does not accept our credentials: 407",
+            hint="check proxy and its password",
         ) from error
-    if has(urllib3.exceptions.ProxyError) and not sent:
+    if has(urllib3.exceptions.ProxyError) and not current.sent:
         raise Unreachable(
-            f"{first} did not connect us to {where}", hint="check proxy and its password"
+            f"{current.peer} did not connect us to {where}", hint="check proxy and its password"
         ) from error
     if has(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
         raise Unreachable(f"the address of {where} is not usable") from error
-    if not sent and has(ssl.SSLError, OSError, urllib3.exceptions.HTTPError):
+    if not current.sent and has(ssl.SSLError, OSError, urllib3.exceptions.HTTPError):
         raise Unreachable(f"no TLS session with {way}") from error
     if has(socket.timeout, requests.Timeout, urllib3.exceptions.TimeoutError):
         raise NoAnswer(f"no answer from {way} in time") from error

@@ -11,7 +11,7 @@ from email.utils import formatdate
 from typing import Callable
 
 from firstboot.agent.loop import Outcome
-from firstboot.api.transport import CONNECT_S
+from firstboot.api.connection import CONNECT_S
 
 WALL_AT_ZERO = 1_800_000_000.0  # the virtual clock's second 0, for Retry-After as a date
 

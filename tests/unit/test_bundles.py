@@ -17,7 +17,7 @@ from firstboot.api import bundles, messages
 from firstboot.api import stream as bodies
 from firstboot.api.bundles import Coming, StartOver
 from firstboot.api.client import Answer, PlaneApi
-from firstboot.api.deadline import current
+from firstboot.api.connection import current
 from firstboot.api.stream import PIECE_BYTES, SMALLEST_PIECE_BYTES, NoAnswer, Stream
 from firstboot.base.errors import TryAgain
 from firstboot.base.secret import Secret
