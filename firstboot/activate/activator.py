@@ -28,14 +28,17 @@ from firstboot.activate import again, directories, journal, keyring, replay, swi
 from firstboot.activate.admission import Deployment, Untimely, admit, approve, wanted
 from firstboot.activate.chain import Ring
 from firstboot.activate.gate import Runtime
-from firstboot.activate.intake import Inbox, Request
+from firstboot.activate.intake import Inbox
 from firstboot.activate.signatures import APPROVAL_LIMIT
 from firstboot.base import files, log, systemd, trees
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain, Untrusted
 from firstboot.base.layout import Layout
 from firstboot.exchange import outcomes, verdicts
+from firstboot.exchange.inbox import Request
+from firstboot.exchange.outcomes import Outcome, Report
 from firstboot.exchange.settings import Settings
+from firstboot.exchange.verdicts import Answered
 
 LOCK_WAIT_S = 600.0  # another activator may be gating
 AT_ONCE = 8  # rounds; what is left is asked for again
@@ -109,7 +112,7 @@ class Activator:
     def _answer(self, inbox: Inbox, request: Request, retried: str | None) -> None:
         """One request: key sets first, since the envelope may be signed by a new one."""
         place = keyring.place_of(self.settings)
-        known = replace(verdicts.load(self.layout), request=request.request, wanted=None)
+        known = replace(verdicts.load(self.layout), answered=Answered(request.request), wanted=None)
         if (
             directories.named(self.layout) != known.directory
         ):  # somebody moved the link: say what is true
@@ -127,7 +130,7 @@ class Activator:
             again.forget(self.layout)
             return
         digest = hashlib.sha256(raw).hexdigest()
-        known = replace(known, envelope_sha256=digest)
+        known = replace(known, answered=Answered(request.request, digest))
         decided, highest = known.of_envelope(digest), replay.load(self.layout, place)
         payload = decided.payload_sha256 if decided is not None else None
         if (
@@ -247,17 +250,17 @@ class Activator:
         copied, staging = self._copy, self._staging
         final = self.layout.deployments / name
         try:
-            with inbox.bundle(deployment.bundle_sha256, deployment.bundle_size) as source:
+            with inbox.bundle(deployment.bundle.sha256, deployment.bundle.size) as source:
                 if source is None:
                     return False
                 # Our own copy: what the agent does to its file from here on changes nothing.
-                trees.require_room(self.layout.activation, deployment.bundle_size)
-                size, digest = trees.copy(source, copied, limit=deployment.bundle_size + 1)
-            if size != deployment.bundle_size:
+                trees.require_room(self.layout.activation, deployment.bundle.size)
+                size, digest = trees.copy(source, copied, limit=deployment.bundle.size + 1)
+            if size != deployment.bundle.size:
                 raise Untrusted(
-                    "bundle_size", f"the bundle has {size} bytes, not {deployment.bundle_size}"
+                    "bundle_size", f"the bundle has {size} bytes, not {deployment.bundle.size}"
                 )
-            if digest != deployment.bundle_sha256:
+            if digest != deployment.bundle.sha256:
                 raise Untrusted("bundle_digest", "the bundle is not the one that was signed")
             trees.remove(staging)
             unpack.unpack(
@@ -295,11 +298,15 @@ class Activator:
         """The plane's own deployment, refused for what only this host could see: it is told why, as `failed`."""
         # An id of the deployment's own: the same refusal after a crash is the same report.
         report_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{deployment.payload_sha256}:{error.code}")
-        body = switch.report(
-            str(report_id), "failed", sequence=deployment.sequence, spec_hash=deployment.spec_hash, reason=error.code,
-            at=self._now(),
-        )  # fmt: skip
-        outcomes.put(self.layout, deployment.deployment_id, body)
+        report = Report(
+            str(report_id),
+            verdicts.FAILED,
+            deployment.sequence,
+            deployment.spec_hash,
+            error.code,
+            self._now(),
+        )
+        outcomes.put(self.layout, Outcome(deployment.deployment_id, report))
 
     def _trusted_now(self, request: Request) -> float | None:
         """The time if this host's clock is to be believed (contract 3), else None.

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Optional
 
 from firstboot.activate import signatures
 from firstboot.activate.chain import Place as Place
 from firstboot.activate.chain import Ring
 from firstboot.base import documents
 from firstboot.base.clock import from_rfc3339
-from firstboot.base.documents import IDENTIFIER
+from firstboot.base.documents import Digest, Identifier, Rule
 from firstboot.base.errors import ByteorError, Untrusted
+from firstboot.exchange.verdicts import Date, Wanted
 
 VERSION = 1
 LARGEST_BUNDLE = 16 << 30  # bytes
@@ -29,26 +29,34 @@ POSTURES = ("dev", "staging", "prod")
 NEEDS_APPROVAL = ("staging", "prod")
 CAPABILITY = "deploy"
 
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_SPEC_HASH = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_Hash = Rule(lambda t: bool(re.fullmatch("sha256:[0-9a-f]{64}", t)), "sha256: and a digest")
+_Posture = Rule(lambda t: t in POSTURES, f"one of {', '.join(POSTURES)}")
+_Size = Rule(lambda n: 0 < n <= LARGEST_BUNDLE, f"from 1 to {LARGEST_BUNDLE}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The bytes that a payload names."""
+
+    sha256: Digest
+    size: Annotated[int, _Size]
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A verified payload, and the SHA-256 of its bytes."""
+    """A verified payload (contract 3), and the SHA-256 of its bytes."""
 
-    org_id: str
-    project_id: str
-    environment_id: str
-    environment_posture: str
-    deployment_id: str
+    org_id: Identifier
+    project_id: Identifier
+    environment_id: Identifier
+    environment_posture: Annotated[str, _Posture]
+    deployment_id: Identifier
     sequence: int
-    spec_hash: str
-    bundle_sha256: str
-    bundle_size: int
-    issued_at: str
-    expires_at: str | None
-    payload_sha256: str
+    spec_hash: Annotated[str, _Hash]
+    bundle: Bundle
+    issued_at: Date
+    payload_sha256: Digest  # no member of the payload: of its bytes
+    expires_at: Optional[Date] = None
 
     @property
     def place(self) -> Place:
@@ -132,7 +140,10 @@ def _in_order(found: Deployment, highest: Highest | None) -> None:
 
 
 def _parse(payload: bytes) -> Deployment:
-    """The verified payload as a value; Untrusted malformed or unsupported_version. Unknown members are ignored."""
+    """Return the verified payload as a value; Untrusted malformed or unsupported_version.
+
+    Unknown members are ignored.
+    """
     try:
         value = documents.load(payload)
         if not isinstance(value, dict):
@@ -141,47 +152,10 @@ def _parse(payload: bytes) -> Deployment:
             raise Untrusted(
                 "unsupported_version", "the deployment is of a version that this host does not know"
             )
-        return _deployment(value, hashlib.sha256(payload).hexdigest())
+        digest = hashlib.sha256(payload).hexdigest()
+        return documents.parse(Deployment, {**value, "payload_sha256": digest})
     except ValueError as error:
         raise Untrusted("malformed", f"the deployment is malformed: {error}") from None
-
-
-def _deployment(value: Mapping[str, Any], payload_sha256: str) -> Deployment:
-    def text(source: Mapping[str, Any], name: str, shape: re.Pattern[str]) -> str:
-        found = source.get(name)
-        if not isinstance(found, str) or not shape.match(found):
-            raise ValueError(f"{name} is not of its shape")
-        return found
-
-    bundle, posture = value.get("bundle"), value.get("environment_posture")
-    if not isinstance(bundle, dict):
-        raise ValueError("bundle is not a mapping")
-    size = signatures.whole_number(bundle, "size")
-    if not 0 < size <= LARGEST_BUNDLE:
-        raise ValueError(f"bundle.size is not from 1 to {LARGEST_BUNDLE}")
-    if posture not in POSTURES:
-        raise ValueError(f"environment_posture is not one of {', '.join(POSTURES)}")
-    return Deployment(
-        org_id=text(value, "org_id", IDENTIFIER),
-        project_id=text(value, "project_id", IDENTIFIER),
-        environment_id=text(value, "environment_id", IDENTIFIER),
-        environment_posture=posture,
-        deployment_id=text(value, "deployment_id", IDENTIFIER),
-        sequence=signatures.whole_number(value, "sequence"),
-        spec_hash=text(value, "spec_hash", _SPEC_HASH),
-        bundle_sha256=text(bundle, "sha256", _SHA256),
-        bundle_size=size,
-        issued_at=_date(value.get("issued_at"), "issued_at"),
-        expires_at=None
-        if value.get("expires_at") is None
-        else _date(value["expires_at"], "expires_at"),
-        payload_sha256=payload_sha256,
-    )
-
-
-def _date(value: Any, name: str) -> str:
-    signatures.seconds(value, name)
-    return str(value)
 
 
 def approve(
@@ -211,7 +185,7 @@ def approve(
         )
     if now is None:
         raise Untimely(deployment)
-    if found.expires_at <= now:
+    if from_rfc3339(found.expires_at) <= now:
         raise Inadmissible("approval_expired", "the approval has expired", deployment)
     if CAPABILITY not in found.capabilities:
         raise Inadmissible(
@@ -219,11 +193,11 @@ def approve(
         )
 
 
-def wanted(deployment: Deployment) -> dict[str, Any]:
-    """What tells the agent to bring this deployment's bundle."""
-    return {
-        "deployment_id": deployment.deployment_id,
-        "sequence": deployment.sequence,
-        "sha256": deployment.bundle_sha256,
-        "size": deployment.bundle_size,
-    }
+def wanted(deployment: Deployment) -> Wanted:
+    """Return what tells the agent to fetch this deployment's bundle."""
+    return Wanted(
+        deployment.deployment_id,
+        deployment.sequence,
+        deployment.bundle.sha256,
+        deployment.bundle.size,
+    )

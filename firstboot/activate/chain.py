@@ -22,45 +22,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from firstboot.activate import signatures
-from firstboot.activate.signatures import RETIRED, Envelope, Key, KeySet
+from firstboot.activate.signatures import Envelope, Key, KeySet
 from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Invalid, Untrusted
 from firstboot.exchange.settings import Settings
+from firstboot.exchange.verdicts import RETIRED
+from firstboot.exchange.verdicts import Place as Place
+from firstboot.exchange.verdicts import Refusal as Refusal
 
 PINNED, ENROLLMENT, TLS, CLOSED = "pinned", "enrollment", "tls", "closed"
 TRUST_TLS = "tls"  # the value of signing_keys_trust
 MOST_SETS = 1024  # in one reply; more do not fit into 1 MiB anyway
 LARGEST_SET = 1 << 18  # bytes of its envelope, which is kept
 MOST_KEYS_KEPT = 256  # in a ring, retired ones included; the newest stay
-
-
-@dataclass(frozen=True)
-class Place:
-    """The environment whose plane signs for us."""
-
-    org_id: str
-    project_id: str
-    environment_id: str
-
-    @classmethod
-    def of(cls, settings: Settings) -> Place | None:
-        """The place that the settings name, None when they do not."""
-        if (
-            settings.org_id is None
-            or settings.project_id is None
-            or settings.environment_id is None
-        ):
-            return None
-        return cls(settings.org_id, settings.project_id, settings.environment_id)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """The key set that was not taken; `at` is RFC 3339."""
-
-    code: str
-    detail: str
-    at: str
 
 
 @dataclass(frozen=True)

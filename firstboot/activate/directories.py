@@ -11,12 +11,12 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from firstboot.activate.admission import Deployment
 from firstboot.base import files, trees
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
+from firstboot.exchange.verdicts import Current
 
 MARKER = ".deployment.json"
 STAGING = ".incoming"
@@ -108,16 +108,14 @@ def withdraw(layout: Layout) -> None:
         files.remove(layout.current)
 
 
-def in_force(layout: Layout, *, state: str) -> dict[str, Any] | None:
-    """What a heartbeat says of the deployment in force, from the directory itself."""
+def in_force(layout: Layout, *, state: str) -> Current | None:
+    """Return what a heartbeat says of the deployment in force, from the directory itself."""
     name = named(layout)
     match = _NAME.match(name) if name is not None else None
     if name is None or match is None:
         return None
     made = read(layout, name) or Marker(match[1], int(match[2]), "", "")
-    return {
-        "deployment_id": made.deployment_id, "sequence": made.sequence, "spec_hash": made.spec_hash or None, "state": state,
-    }  # fmt: skip
+    return Current(made.deployment_id, made.sequence, made.spec_hash or None, state)
 
 
 def prune(layout: Layout, *, previous: str | None) -> None:

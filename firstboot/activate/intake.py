@@ -10,39 +10,18 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
 
-from firstboot.base import documents, files
+from firstboot.base import files
 from firstboot.base.errors import Corrupt, LocalFault, Untrusted
-from firstboot.base.layout import Layout
-
-ENVELOPE = "envelope.json"
-KEY_SETS = "keysets.json"
-BUNDLE = (
-    ".bundle"  # after the digest that was wanted: a stale one is never taken for the next one's
-)
-REQUEST = "request.json"
-
-REPLY_LIMIT = 1 << 20  # bytes; as every JSON reply (contract 2)
-REQUEST_LIMIT = 4 << 10  # bytes
+from firstboot.base.layout import BUNDLE, ENVELOPE, KEY_SETS, REQUEST, Layout
+from firstboot.exchange.inbox import REPLY_LIMIT, REQUEST_LIMIT, Request, unverified_request
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked: an id to answer to, and by how many seconds the plane's clock was ahead of this host's at `written_at`."""
-
-    request: str | None = None
-    clock_offset_s: float | None = None
-    written_at: float | None = None  # the file's time, by this host's clock
 
 
 class Inbox:
@@ -91,12 +70,11 @@ class Inbox:
     def request(self) -> Request:
         """What the agent asks; without members where it says nothing that can be used."""
         try:
-            said = unverified_request(self._read(REQUEST, REQUEST_LIMIT) or b"")
-            if self._fd is None:
-                return said
-            return replace(
-                said, written_at=os.stat(REQUEST, dir_fd=self._fd, follow_symlinks=False).st_mtime
-            )
+            data = self._read(REQUEST, REQUEST_LIMIT)
+            if data is None:
+                return Request()
+            facts = os.stat(REQUEST, dir_fd=self._fd, follow_symlinks=False)
+            return unverified_request(data, written_at=facts.st_mtime)
         except (LocalFault, OSError):
             return Request()
 
@@ -159,29 +137,3 @@ class Inbox:
         if len(data) > limit:
             raise Corrupt(f"{path} is larger than {limit} bytes")
         return data
-
-
-def unverified_request(data: bytes) -> Request:
-    """Parse ``request.json``: each member by itself, None where it is not of its shape."""
-    try:
-        value = documents.load(data)
-    except ValueError:
-        return Request()
-    if not isinstance(value, dict):
-        return Request()
-    return Request(
-        request=_id(value.get("request")), clock_offset_s=_offset(value.get("clock_offset_s"))
-    )
-
-
-def _id(value: Any) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F-]{1,64}", value) else None
-
-
-def _offset(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)  # finite: `wire.load` reads nothing else
-    except OverflowError:
-        return None

@@ -8,18 +8,19 @@ Callers hold the activation's lock, but for `look`, which changes nothing. The f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from firstboot.activate import chain
 from firstboot.activate.chain import Place, Refusal, Ring
-from firstboot.activate.signatures import Key, whole_number
+from firstboot.activate.signatures import Key
 from firstboot.base import documents, files, log
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.layout import Layout
+from firstboot.exchange import verdicts
 from firstboot.exchange.settings import Settings
+from firstboot.exchange.verdicts import RingFile
 
 VERSION = 1
 SOURCES = (chain.PINNED, chain.ENROLLMENT, chain.TLS, chain.CLOSED)
@@ -44,8 +45,8 @@ def look(layout: Layout, settings: Settings) -> tuple[Ring, str | None]:
     place = place_of(settings)
     pins = chain.pins_of(settings)
     try:
-        stored = files.read_json(layout.keyring)
-        ring = None if stored is None else _parse(stored)
+        stored = verdicts.ring(layout)
+        ring = None if stored is None else _of(stored)
     except Corrupt as error:
         log.warning(str(error))
         return chain.lost(settings, place, at=_now()), CORRUPT
@@ -76,13 +77,14 @@ def _had_one(layout: Layout) -> bool:
 
 
 def place_of(settings: Settings) -> Place:
-    place = Place.of(settings)
-    if place is None:
+    """Return the place that the settings name; Invalid when they do not."""
+    ids = (settings.org_id, settings.project_id, settings.environment_id)
+    if None in ids:
         raise Invalid(
             "the settings name no organisation, project and environment",
             hint="byteor-firstboot status",
         )
-    return place
+    return Place(*map(str, ids))
 
 
 def current(layout: Layout, settings: Settings) -> Ring:
@@ -170,40 +172,18 @@ def save(layout: Layout, ring: Ring) -> None:
     files.write_json(layout.keyring, document, mode=0o644)
 
 
-def _parse(stored: Mapping[str, Any]) -> Ring:
-    """Read what `save` wrote; Corrupt when it has another shape. The keys were verified before they were written."""
+def _of(stored: RingFile) -> Ring:
+    """Return the ring of a file; Corrupt when a key is none. Its keys were verified before."""
     try:
-        place, envelope, source = stored["place"], stored["envelope"], stored["source"]
-        if source not in SOURCES or not isinstance(envelope, (dict, type(None))):
-            raise ValueError("source or envelope")
-        return Ring(
-            place=Place(
-                *(_text(place[name]) for name in ("org_id", "project_id", "environment_id"))
-            ),
-            source=source,
-            version=whole_number(stored, "version"),
-            envelope=envelope,
-            keys=tuple(map(Key.parse, stored["keys"])),
-            pins=tuple(map(Key.parse, stored["pins"])),
-            refused=_refusal(stored["refused"]),
-            floor=whole_number({"floor": 0, **stored}, "floor"),  # absent before there was one
-        )
-    except (ValueError, TypeError, LookupError) as error:
-        raise Corrupt("keyring.json is damaged: a member is not of its shape") from error
-
-
-def _refusal(value: Any) -> Refusal | None:
-    return (
-        None
-        if value is None
-        else Refusal(*(_text(value[name]) for name in ("code", "detail", "at")))
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("not a text")
-    return value
+        if stored.source not in SOURCES:
+            raise ValueError("no such source")
+        keys, pins = tuple(map(Key.of, stored.keys)), tuple(map(Key.of, stored.pins))
+    except ValueError as error:
+        raise Corrupt(f"keyring.json is damaged: {error}") from error
+    return Ring(
+        stored.place, stored.source, stored.version, stored.envelope, keys, pins,
+        stored.refused, stored.floor,
+    )  # fmt: skip
 
 
 def _now() -> str:

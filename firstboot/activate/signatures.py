@@ -18,18 +18,16 @@ from typing import Any
 
 from firstboot.base import documents
 from firstboot.base.clock import from_rfc3339
-from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import LocalFault, Untrusted
+from firstboot.exchange.verdicts import ACTIVE, ED25519, Date, ListedKey
 
 DEPLOYMENT = "application/vnd.byteor.deployment+json"
 KEY_SET = "application/vnd.byteor.signing-keys+json"
-ALGORITHM, KEY_BYTES = "Ed25519", 32
-ACTIVE, RETIRED = "active", "retired"
+KEY_BYTES = 32
 ENVELOPE_LIMIT = 1 << 20  # bytes, as every JSON reply (contract 2)
 APPROVAL_LIMIT = 1 << 16  # bytes; a credential takes about 700
 MOST_SIGNATURES = 16  # in one envelope: each costs a verification
 MOST_KEYS = 64  # in one set
-LONGEST_DATE = 64  # characters
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+\Z")
 
@@ -54,25 +52,20 @@ class Key:
     not_after: str | None = None  # RFC 3339
 
     @classmethod
-    def parse(cls, value: Any) -> Key:
-        """ValueError with what is wrong. Unknown members are ignored."""
-        if not isinstance(value, dict):
-            raise ValueError("a key is not a mapping")
-        kid, public, end = value.get("kid"), value.get("public_key"), value.get("not_after")
-        if not isinstance(kid, str) or not IDENTIFIER.match(kid):
-            raise ValueError("a key has no well-formed kid")
-        if value.get("alg") != ALGORITHM:
-            raise ValueError(f"the key {kid} is not for {ALGORITHM}")
-        if value.get("status") not in (ACTIVE, RETIRED):
-            raise ValueError(f"the key {kid} is neither {ACTIVE} nor {RETIRED}")
-        if end is not None:
-            seconds(end, f"not_after of the key {kid}")
-        return cls(kid, public_key(public, kid=kid), value["status"], end)
+    def parse(cls, value: object) -> Key:
+        """Return the key that a mapping describes; ValueError with what is wrong."""
+        return cls.of(documents.parse(ListedKey, value))
+
+    @classmethod
+    def of(cls, listed: ListedKey) -> Key:
+        """Decode a key of a key set; ValueError with what is wrong."""
+        public = public_key(listed.public_key, kid=listed.kid)
+        return cls(listed.kid, public, listed.status, listed.not_after)
 
     def to_json(self) -> dict[str, Any]:
         """The key as a key set lists it."""
         public = base64.urlsafe_b64encode(self.public).rstrip(b"=").decode("ascii")
-        entry = {"kid": self.kid, "alg": ALGORITHM, "public_key": public, "status": self.status}
+        entry = {"kid": self.kid, "alg": ED25519, "public_key": public, "status": self.status}
         return entry if self.not_after is None else {**entry, "not_after": self.not_after}
 
     def signs(self, now: float | None) -> bool:
@@ -94,7 +87,7 @@ class Key:
             return False
         except UnsupportedAlgorithm as error:
             raise LocalFault(
-                f"this system's OpenSSL refuses {ALGORITHM}", hint="its FIPS mode does"
+                f"this system's OpenSSL refuses {ED25519}", hint="its FIPS mode does"
             ) from error
         return True
 
@@ -112,37 +105,31 @@ def public_key(text: Any, *, kid: str) -> bytes:
 
 
 @dataclass(frozen=True)
+class _KeySetPayload:
+    version: int
+    keys: tuple[ListedKey, ...]
+
+
+@dataclass(frozen=True)
 class KeySet:
-    """The payload of a key set (contract 2.5). Every kid is there once."""
+    """The payload of a key set (contract 2.5). Every kid is there once, and one key is active."""
 
     version: int
     keys: tuple[Key, ...]
 
     @classmethod
     def parse(cls, payload: bytes) -> KeySet:
-        """ValueError with what is wrong. Unknown members are ignored. Not checked: that a key is active."""
-        value = documents.load(payload)
-        if not isinstance(value, dict):
-            raise ValueError("it is not a mapping")
-        version, listed = whole_number(value, "version"), value.get("keys")
-        if not isinstance(listed, list) or not 0 < len(listed) <= MOST_KEYS:
+        """Return the key set; ValueError with what is wrong. Unknown members are ignored."""
+        found = documents.parse(_KeySetPayload, documents.load(payload))
+        if not 0 < len(found.keys) <= MOST_KEYS:
             raise ValueError(f"it does not list 1 to {MOST_KEYS} keys")
-        keys = tuple(map(Key.parse, listed))
+        keys = tuple(map(Key.of, found.keys))
         if len({key.kid for key in keys}) != len(keys):
             raise ValueError("it lists a kid twice")
-        return cls(version, keys)
-
-
-def whole_number(source: Mapping[str, Any], name: str) -> int:
-    """The member `name`, from 0 to what JSON carries exactly; ValueError for anything else, a bool too."""
-    found = source.get(name)
-    if (
-        isinstance(found, bool)
-        or not isinstance(found, int)
-        or not 0 <= found <= documents.LARGEST_COUNT
-    ):
-        raise ValueError(f"{name} is not a whole number from 0")
-    return found
+        # Nothing could ever follow it: no key would be left to sign its successor.
+        if not any(key.status == ACTIVE for key in keys):
+            raise ValueError("it leaves no key active")
+        return cls(found.version, keys)
 
 
 @dataclass(frozen=True)
@@ -234,17 +221,9 @@ def _base64url(text: str) -> bytes:
     return data
 
 
-def seconds(value: Any, what: str) -> float:
-    """Seconds since the epoch of an RFC 3339 date; ValueError for anything else."""
-    try:
-        return from_rfc3339(value if isinstance(value, str) and len(value) <= LONGEST_DATE else "")
-    except (ValueError, OverflowError):
-        raise ValueError(f"{what} is not a date") from None
-
-
 @dataclass(frozen=True)
 class Approval:
-    """What an approval credential v1 with a good signature says. Dates in seconds since the epoch."""
+    """What an approval credential v1 with a good signature says, and the key that signed it."""
 
     org_id: str
     project_id: str
@@ -252,7 +231,10 @@ class Approval:
     environment_posture: str
     spec_hash: str
     capabilities: tuple[str, ...]
-    expires_at: float
+    issued_at: Date
+    expires_at: Date
+    issued_by: str
+    approval_id: str
 
 
 def read_approval(raw: bytes, keys: Iterable[Key]) -> Approval:
@@ -276,7 +258,7 @@ def read_approval(raw: bytes, keys: Iterable[Key]) -> Approval:
             "approval_version", "the approval is of a version that this host does not know"
         )
     try:
-        return _approval(unverified)
+        return documents.parse(Approval, unverified)
     except ValueError as error:
         raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
 
@@ -305,18 +287,3 @@ def _canonical(claims: Mapping[str, Any]) -> bytes:
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _approval(claims: Mapping[str, Any]) -> Approval:
-    used = ("org_id", "project_id", "environment_id", "environment_posture", "spec_hash")
-    for name in (*used, "issued_by", "approval_id"):
-        if not isinstance(claims.get(name), str):
-            raise ValueError(f"{name} is not a text")
-    seconds(claims.get("issued_at"), "issued_at")
-    listed = claims.get("capabilities")
-    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise ValueError("capabilities is not a list of texts")
-    end = seconds(claims.get("expires_at"), "expires_at")
-    return Approval(
-        **{name: claims[name] for name in used}, capabilities=tuple(listed), expires_at=end
-    )

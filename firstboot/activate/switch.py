@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, Callable
+from typing import Callable
 
 from firstboot.activate import directories
 from firstboot.activate import journal as journals
@@ -27,6 +27,7 @@ from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.exchange import outcomes, verdicts
+from firstboot.exchange.outcomes import Outcome, Report
 
 MOST_TRIES = 3
 ROLLBACK_FAILED = "rollback_failed"
@@ -161,19 +162,9 @@ class Switch:
         *,
         diagnostic: Callable[[], bytes] | None = None,
     ) -> None:
-        body: dict[str, Any] = report(
-            report_id, status, sequence=journal.target.sequence, spec_hash=journal.target.spec_hash,
-            reason=reason, at=self._now(),
-        )  # fmt: skip
-        outcomes.put(self.layout, journal.target.deployment_id, body, diagnostic=diagnostic)
+        target = journal.target
+        report = Report(report_id, status, target.sequence, target.spec_hash, reason, self._now())
+        outcomes.put(self.layout, Outcome(target.deployment_id, report), text=diagnostic)
 
     def _now(self) -> str:
         return rfc3339(self.clock.wall())
-
-
-def report(
-    report_id: str, status: str, *, sequence: int, spec_hash: str, reason: str | None, at: str
-) -> dict[str, Any]:
-    """The body of request 6 (contract 2.3). `reason` is a code, for programs; the sentence is in the record, for people."""
-    what = {"status": status, "sequence": sequence, "spec_hash": spec_hash, "reason": reason}
-    return {"report_id": report_id, **what, "occurred_at": at}

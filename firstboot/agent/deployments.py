@@ -15,7 +15,7 @@ import hashlib
 from typing import Any, Callable, Optional
 
 from firstboot.agent.download import Download, GaveWay
-from firstboot.agent.inbox import ENVELOPE, Inbox
+from firstboot.agent.inbox import Inbox
 from firstboot.agent.loop import Schedule
 from firstboot.agent.problems import Problem
 from firstboot.api.answers import NO_DEPLOYMENT, check
@@ -25,10 +25,10 @@ from firstboot.api.transport import CEILING_BYTES
 from firstboot.base import files
 from firstboot.base.clock import Clock
 from firstboot.base.errors import Corrupt, TryAgain
-from firstboot.base.layout import Layout
-from firstboot.exchange import activation
-from firstboot.exchange.activation import Decided, Verdict, Wanted
+from firstboot.base.layout import ENVELOPE, Layout
+from firstboot.exchange import verdicts
 from firstboot.exchange.handover import Handover
+from firstboot.exchange.verdicts import Record, Row, Wanted
 
 DOING = "deployments"
 PERIOD_S = 60.0
@@ -74,7 +74,7 @@ class DeploymentsLoop:
         self._named: Hint | None = None
         self._at_it = False
         self._keys_at, self._keys_pause = float("-inf"), KEYS_FIRST_S
-        self._waiting: Verdict | None = None
+        self._waiting: Row | None = None
 
     def run_once(self) -> None:
         """One attempt, as the module says; raises what `answers.check` makes of the plane's answers."""
@@ -176,19 +176,21 @@ class DeploymentsLoop:
     def _settle(self) -> None:
         """Ask the activator where it has something to look at, and remove what it no longer wants."""
         self._inbox.finish(self._alive)
-        decided = activation.decided(self._layout)
+        decided = verdicts.read(self._layout)
         if self._is_to_be_asked(decided):
             self._inbox.request(self._alive)
-            decided = activation.decided(self._layout)
+            decided = verdicts.read(self._layout)
         answered = not self._inbox.pending(decided) and decided.envelope_sha256 == self._sha256
-        verdict = decided.of(self._sha256) if answered and self._sha256 is not None else None
+        verdict = (
+            decided.of_envelope(self._sha256) if answered and self._sha256 is not None else None
+        )
         self._waiting = verdict if verdict is not None and verdict.verdict == "waiting" else None
         known = decided.wanted if answered and decided.wanted is not None else verdict
         self._named = (known.deployment_id, known.sequence) if known is not None else None
         if answered or self._sha256 is None:
             self._download.tidy(decided.wanted if self._sha256 is not None else None)
 
-    def _is_to_be_asked(self, decided: Decided) -> bool:
+    def _is_to_be_asked(self, decided: Record) -> bool:
         inbox = self._inbox
         if inbox.pending(decided):
             return inbox.may_repeat()
@@ -200,7 +202,7 @@ class DeploymentsLoop:
         if decided.wanted is not None:
             # It has the bundle, said nothing of it, and wants it: what held it up may be over.
             return self._brought == decided.wanted and since >= WAITING_S
-        verdict = decided.of(self._sha256)
+        verdict = decided.of_envelope(self._sha256)
         if verdict is not None and verdict.verdict == "waiting":
             return since >= WAITING_S or (inbox.may_repeat() and self._clock_was_set())
         if verdict is not None and verdict.code == "unknown_key":
@@ -215,8 +217,8 @@ class DeploymentsLoop:
             return before is not now
         return abs(now - before) >= CLOCK_WAS_SET_S
 
-    def _key_may_be_known(self, verdict: Verdict) -> bool:
-        if activation.keys_version(self._layout) != verdict.keys_version:
+    def _key_may_be_known(self, verdict: Row) -> bool:
+        if verdicts.keys_version(self._layout) != verdict.keys_version:
             return self._inbox.may_repeat()
         now = self._clock.monotonic()
         if now >= self._keys_at:
@@ -228,7 +230,7 @@ class DeploymentsLoop:
         return False
 
     def _bring(self) -> None:
-        decided = activation.decided(self._layout)
+        decided = verdicts.read(self._layout)
         wanted = decided.wanted
         if (
             wanted is None

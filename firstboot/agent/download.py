@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 from typing import Any, Callable
 
-from firstboot.agent.inbox import BUNDLE
 from firstboot.agent.partial import Partial
 from firstboot.api.answers import check
 from firstboot.api.bundles import Coming, StartOver
@@ -22,9 +21,9 @@ from firstboot.api.client import Answer, PlaneApi
 from firstboot.base import files
 from firstboot.base.clock import Clock
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain
-from firstboot.base.layout import Layout
-from firstboot.exchange.activation import Wanted
+from firstboot.base.layout import BUNDLE, Layout
 from firstboot.exchange.handover import Handover
+from firstboot.exchange.verdicts import Wanted
 
 DOING = "bundle"
 # On the disk beside the bundle itself: the activator's own copy, and a guess at what comes out of it (a gzip'd tar of

@@ -17,7 +17,7 @@ from firstboot.base import files, log
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
-from firstboot.exchange import activation
+from firstboot.exchange import verdicts
 from firstboot.exchange.handover import Handover
 
 
@@ -75,7 +75,7 @@ class Condition:
 
     def facts(self) -> Facts:
         """Return what the next beat says."""
-        seen = activation.read(self._layout)
+        seen = verdicts.seen(self._layout)
         # A beat that arrives proves that the earlier failures of beats are over, unless the plane refused them.
         over = self.loops["heartbeat"].health.outcome != Outcome.REFUSED.value
         problems = [
@@ -98,7 +98,7 @@ class Condition:
             if self._closed:
                 return  # a loop that ends its attempt after the last word
             self._closed = not running
-            seen = activation.read(self._layout)
+            seen = verdicts.seen(self._layout)
             problems = self._problems(seen)
             document = {
                 "v": 1,
@@ -124,7 +124,7 @@ class Condition:
             except LocalFault as error:
                 log.warning(str(error))
 
-    def _problems(self, seen: activation.Activation) -> list[Problem]:
+    def _problems(self, seen: verdicts.Seen) -> list[Problem]:
         found: list[Problem] = []
         for name, loop in self.loops.items():
             if loop.health.problem is not None:

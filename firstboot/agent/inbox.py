@@ -14,16 +14,14 @@ from firstboot.agent.problems import Problem
 from firstboot.agent.submit import Activator
 from firstboot.base import files
 from firstboot.base.clock import Clock
-from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
-from firstboot.exchange.activation import Decided
+from firstboot.exchange.inbox import Request, newest_request, write_request
+from firstboot.exchange.verdicts import Record
 
 AGAIN_S = 60.0
 SILENT_S = 300.0
 # An activation with a health gate answers its own request at its beginning; what comes meanwhile waits for its end.
 SILENT_IN_ACTIVATION_S = 3 * 3600.0
-ENVELOPE, KEY_SETS, REQUEST = "envelope.json", "keysets.json", "request.json"
-BUNDLE = ".bundle"  # after the digest that was wanted
 ALWAYS = float("-inf")
 
 
@@ -71,18 +69,17 @@ class Inbox:
         with self._writing:
             self.asked_at, self.asked_with = self._clock.monotonic(), self.clock_offset_s
             newest = str(uuid.uuid4())
-            document = {"v": 1, "request": newest, "clock_offset_s": self.asked_with}
-            files.write_json(self._layout.inbox / REQUEST, document)
+            write_request(self._layout, Request(newest, self.asked_with))
             self._newest, self._looked = newest, True
             if self._unanswered_since is None:
                 self._unanswered_since = self.asked_at
         self._activator.start(alive)
 
-    def pending(self, decided: Decided) -> bool:
+    def pending(self, decided: Record) -> bool:
         """Whether the newest request, also one before this agent's start, is still to be answered."""
         with self._writing:
             if not self._looked:
-                self._newest, self._looked = self._stored(), True
+                self._newest, self._looked = newest_request(self._layout), True
             if self._newest in (None, decided.request):
                 self._unanswered_since = None
                 return False
@@ -113,10 +110,3 @@ class Inbox:
 
     def interrupted(self) -> bool:
         return self._layout.journal.exists()
-
-    def _stored(self) -> str | None:
-        try:
-            stored = (files.read_json(self._layout.inbox / REQUEST) or {}).get("request")
-        except Corrupt:
-            return None
-        return stored if isinstance(stored, str) else None

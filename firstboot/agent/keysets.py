@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from firstboot.agent.inbox import KEY_SETS, Inbox
+from firstboot.agent.inbox import Inbox
 from firstboot.agent.loop import Schedule
 from firstboot.agent.problems import Problem
 from firstboot.api.answers import check
@@ -17,8 +17,8 @@ from firstboot.api.messages import HeartbeatReply
 from firstboot.base import files
 from firstboot.base.clock import Chance, Clock, from_rfc3339, rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
-from firstboot.base.layout import Layout
-from firstboot.exchange import activation
+from firstboot.base.layout import KEY_SETS, Layout
+from firstboot.exchange import verdicts
 from firstboot.exchange.handover import Handover
 
 DOING = "signing keys"
@@ -57,7 +57,7 @@ class KeySetsLoop:
         """Seconds until the first look: with the first beat where there is no set, else when the last one is a day old."""
         try:
             stored = files.read_json(self._kept) or {}
-            if not activation.keys_version(self._layout):
+            if not verdicts.keys_version(self._layout):
                 return splay_s
             left = from_rfc3339(str(stored.get("looked_at"))) + PERIOD_S - self._clock.wall()
         except (LocalFault, ValueError, OverflowError):
@@ -74,7 +74,7 @@ class KeySetsLoop:
             self._at_it = False
 
     def _refresh(self) -> None:
-        version = self._version = activation.keys_version(self._layout)
+        version = self._version = verdicts.keys_version(self._layout)
         self.schedule.period_s = RETRY_S if version else URGENT_S
         hint = self._hint
         answer = self._api.signing_keys(self._handed.agent_id, self._handed.api_key, since=version)
@@ -88,7 +88,7 @@ class KeySetsLoop:
             self._inbox.request(self._alive)
         files.write_json(self._kept, {"v": 1, "looked_at": rfc3339(self._clock.wall())})
         if hint is not None:
-            self._dealt = (hint, activation.keys_version(self._layout))
+            self._dealt = (hint, verdicts.keys_version(self._layout))
         self.schedule.period_s = PERIOD_S
         self._api.rest()
 
@@ -123,6 +123,6 @@ class KeySetsLoop:
 
     def _in_force(self) -> int | None:
         try:
-            return activation.keys_version(self._layout)
+            return verdicts.keys_version(self._layout)
         except LocalFault:
             return None

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from firstboot.base.clock import from_rfc3339
-from firstboot.exchange.activation import Activation
 from firstboot.exchange.handover import REENROLL, Handover, key_ends
+from firstboot.exchange.verdicts import Seen
 
 # As far as deployments' times may be off (contract 3): beyond it, they wait.
 LARGEST_SKEW_S = 300.0
@@ -49,7 +49,7 @@ def of_the_clock(skew_s: float | None) -> Iterable[Problem]:
         yield Problem("clock_skew", detail, "check time synchronisation (timedatectl)")
 
 
-def of_the_activation(seen: Activation, now: float) -> Iterable[Problem]:
+def of_the_activation(seen: Seen, now: float) -> Iterable[Problem]:
     """What the activator's files tell: damage, key sets that were refused or end, a deployment that did not come into force."""
     if seen.fault is not None:
         yield Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate")

@@ -7,27 +7,26 @@ refuses for good is dropped, and said; the diagnostic beside a report goes to th
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import json
+from dataclasses import asdict
 from typing import Any, Callable
 
 from firstboot.agent.artifacts import spool
 from firstboot.agent.problems import Problem
 from firstboot.api.answers import RequestRefused, check
 from firstboot.api.client import PlaneApi
-from firstboot.api.messages import HeartbeatReply, report_body
+from firstboot.api.messages import HeartbeatReply
 from firstboot.base import files, log
 from firstboot.base.clock import Clock, from_rfc3339, rfc3339
-from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
+from firstboot.exchange import outcomes
 from firstboot.exchange.handover import Handover
 
 DOING = "report"
 PERIOD_S = 300.0
 SHOWN_S = 86400.0  # a dropped report is a problem for so long, or until the next one is accepted
 LARGEST_DIAGNOSTIC = 16 << 20
-_NAME = re.compile(r"(\d{8})\.json\Z")
 
 
 class ReportsLoop:
@@ -50,12 +49,12 @@ class ReportsLoop:
 
     def run_once(self) -> bool:
         """Deliver in order; raise what stops it, to go on there."""
-        outcomes = self._outstanding()
-        for number, path in outcomes:
-            self._deliver(number, path)
-        if outcomes:
+        numbers = self._outstanding()
+        for number in numbers:
+            self._deliver(number)
+        if numbers:
             self._api.rest()
-        return bool(outcomes)
+        return bool(numbers)
 
     def problems(self) -> list[Problem]:
         """A report that was dropped lately."""
@@ -82,23 +81,13 @@ class ReportsLoop:
         except LocalFault:
             return True  # the attempt says it
 
-    def _outstanding(self) -> list[tuple[int, Path]]:
+    def _outstanding(self) -> list[int]:
         if self._delivered is None:
             self._load()
-        present = self._listed()
-        if present and present[-1][0] < (self._delivered or 0):
+        present = outcomes.numbers(self._layout)
+        if present and present[-1] < (self._delivered or 0):
             self._delivered = 0  # they were begun again: a repeat is harmless, a gap is not
-        return [(number, path) for number, path in present if number > (self._delivered or 0)]
-
-    def _listed(self) -> list[tuple[int, Path]]:
-        directory = self._layout.outcomes
-        try:
-            found = [(_NAME.match(path.name), path) for path in directory.iterdir()]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            files.fail("list", directory, error)
-        return sorted((int(match[1]), path) for match, path in found if match is not None)
+        return [number for number in present if number > (self._delivered or 0)]
 
     def _load(self) -> None:
         try:
@@ -115,37 +104,35 @@ class ReportsLoop:
             delivered if isinstance(delivered, int) and not isinstance(delivered, bool) else 0
         )
 
-    def _deliver(self, number: int, path: Path) -> None:
+    def _deliver(self, number: int) -> None:
         try:
-            deployment_id, spec_hash, body = _outcome(files.read_json(path))
+            outcome = outcomes.read(self._layout, number)
         except Corrupt as error:
-            self._drop(number, f"{error}")
+            self._drop(number, str(error))
             return
-        except ValueError as error:
-            self._drop(number, f"{self._layout.shown(path)} is damaged: {error}")
-            return
-        self._spool(path.with_suffix(".txt"), deployment_id, spec_hash)
-        answer = self._api.report(self._handed.agent_id, self._handed.api_key, deployment_id, body)
+        self._spool(number, outcome)
+        named, body = outcome.deployment_id, json.dumps(asdict(outcome.report), sort_keys=True)
+        answer = self._api.report(self._handed.agent_id, self._handed.api_key, named, body.encode())
         try:
             check(answer, doing=DOING)
         except RequestRefused as error:
             if answer.status == 403:
                 raise  # a scope that may be granted
-            self._drop(number, f"the plane does not take the report on {deployment_id}: {error}")
+            self._drop(number, f"the plane does not take the report on {named}: {error}")
             return
         self._keep(number, dropped=None)
 
-    def _spool(self, path: Path, deployment_id: str, spec_hash: str) -> None:
+    def _spool(self, number: int, outcome: outcomes.Outcome) -> None:
         """Before the report is marked, so that a crash does not lose it; the same content twice is one artifact."""
         try:
-            text = files.read(path, limit=LARGEST_DIAGNOSTIC)
+            text = outcomes.diagnostic(self._layout, number, limit=LARGEST_DIAGNOSTIC)
             if text:
                 spool.add_text(
                     self._layout,
                     text,
                     kind="diagnostic",
-                    deployment_id=deployment_id,
-                    spec_hash=spec_hash,
+                    deployment_id=outcome.deployment_id,
+                    spec_hash=outcome.report.spec_hash,
                 )
                 self._spooled()
         except LocalFault as error:
@@ -159,13 +146,3 @@ class ReportsLoop:
     def _keep(self, number: int, *, dropped: dict[str, Any] | None) -> None:
         files.write_json(self._kept, {"v": 1, "delivered": number, "dropped": dropped})
         self._delivered, self._dropped = number, dropped
-
-
-def _outcome(stored: dict[str, Any] | None) -> tuple[str, str, bytes]:
-    """The deployment, its spec and the body of its report; ValueError when it is not one of the activator's."""
-    if stored is None:
-        raise ValueError("it went away")
-    named, body = stored.get("deployment_id"), report_body(stored.get("report"))
-    if not isinstance(named, str) or not IDENTIFIER.match(named):
-        raise ValueError("it names no deployment")
-    return named, stored["report"]["spec_hash"], body

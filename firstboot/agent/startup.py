@@ -19,15 +19,15 @@ from typing import Callable
 from firstboot.api.messages import KEY_LENGTHS
 from firstboot.base import documents, files, systemd
 from firstboot.base.documents import IDENTIFIER
-from firstboot.base.errors import ByteorError, Corrupt, Invalid, LocalFault, TryAgain
+from firstboot.base.errors import ByteorError, Corrupt, Invalid, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.handover import ENVIRONMENT, Handover, take
 from firstboot.exchange.settings import Settings
+from firstboot.exchange.wake import reachable
 
 CHILD_TIMEOUT_S = 60
-LOCK_WAIT_S = 2.0  # the agent before us may be ending
 
 
 class ChildFailed(ByteorError):
@@ -51,11 +51,7 @@ def alone(layout: Layout) -> AbstractContextManager[None]:
             f"{layout.shown(layout.agent)} belongs to user id {owner}: byteor-agent run is to run as that user",
             hint="systemctl start byteor-agent",
         )
-    busy = TryAgain(
-        "another byteor-agent run is at work on this tree",
-        hint="byteor-agent status shows it; one agent a host is all",
-    )
-    return files.locked(layout.agent_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy)
+    return reachable(layout)
 
 
 def arrive(

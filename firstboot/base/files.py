@@ -309,8 +309,8 @@ def _rename(doing: str, path: Path, target: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait_s: float, busy: Callable[[], Exception]) -> Iterator[None]:
-    """Hold ``flock`` on `path`; raise what `busy` makes after `wait_s` seconds.
+def locked(path: Path, *, wait_s: float, busy: Callable[[], Exception]) -> Iterator[int]:
+    """Hold ``flock`` on `path`, open; raise what `busy` makes after `wait_s` seconds.
 
     The lock goes with its holder's process. Its file is made if absent and never unlinked: a second
     process could otherwise lock a file that has no name any more.
@@ -329,7 +329,7 @@ def locked(path: Path, *, wait_s: float, busy: Callable[[], Exception]) -> Itera
                 if monotonic() >= limit:
                     raise busy() from None
                 pause.wait(LOCK_POLL_S)
-        yield
+        yield fd
     finally:
         os.close(fd)
 

@@ -20,7 +20,7 @@ from firstboot.base import files
 from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import LocalFault, NoToken
 from firstboot.base.layout import Layout
-from firstboot.exchange import activation
+from firstboot.exchange import verdicts
 
 RUNNING, STOPPED, GONE = "running", "stopped", "gone"
 SILENT, NEVER_RAN, UNREADABLE = "silent", "never_ran", "unreadable"
@@ -71,7 +71,7 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     written = seconds(stored.get("written_at"))
     age = max(0, int(now - written)) if written is not None else None
     state = _state(stored, age) if fault is None else UNREADABLE
-    seen = activation.read(layout)
+    seen = verdicts.seen(layout)
     skew, loops = stored.get("clock_skew_s"), _mapping(stored.get("loops")) or {}
     is_number = isinstance(skew, (int, float)) and not isinstance(skew, bool) and abs(skew) < FAR_S
     document: dict[str, Any] = {

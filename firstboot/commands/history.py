@@ -39,7 +39,7 @@ def deployments_command(arguments: argparse.Namespace) -> int:
 
 def look(layout: Layout) -> dict[str, Any]:
     """Return the document of ``--json``."""
-    known, current = verdicts.peek(layout), directories.named(layout)
+    known, current = verdicts.read(layout), directories.named(layout)
     rows: list[dict[str, Any]] = []
     for row in known.history:
         name = f"{row.deployment_id}-{row.sequence}" if row.deployment_id is not None else None
@@ -54,7 +54,7 @@ def look(layout: Layout) -> dict[str, Any]:
     return {
         "v": 1,
         "current": current,
-        "wanted": known.wanted,
+        "wanted": known.wanted and asdict(known.wanted),
         "in_progress": layout.journal.exists(),
         "deployments": rows,
     }
@@ -65,7 +65,7 @@ def page(document: Mapping[str, Any]) -> list[str]:
     lines = [f"active:   {word(document['current'] or 'nothing')}"]
     wanted: Mapping[str, Any] | None = document["wanted"]
     if wanted is not None:
-        name = f"{word(wanted.get('deployment_id'))}-{word(wanted.get('sequence'))}"
+        name = f"{wanted['deployment_id']}-{wanted['sequence']}"
         lines.append(f"awaited:  {name}: its bundle is being downloaded")
     if document["in_progress"]:
         lines.append("an activation is in progress")

@@ -14,14 +14,14 @@ from typing import Any
 
 from firstboot.activate import chain, keyring
 from firstboot.activate.chain import Ring
-from firstboot.activate.intake import KEY_SETS
-from firstboot.activate.signatures import ACTIVE, Key
+from firstboot.activate.signatures import Key
 from firstboot.base import files, log
 from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
-from firstboot.base.layout import Layout
+from firstboot.base.layout import KEY_SETS, Layout
 from firstboot.commands.agent_status import word
 from firstboot.exchange.settings import Settings
+from firstboot.exchange.verdicts import ACTIVE
 from firstboot.exchange.wake import wake
 from firstboot.provision.image import in_force
 

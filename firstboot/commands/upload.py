@@ -28,7 +28,7 @@ from firstboot.base.layout import Layout
 from firstboot.base.redaction import redact
 from firstboot.base.secret import Secret
 from firstboot.commands import waiting
-from firstboot.exchange import activation, wake
+from firstboot.exchange import verdicts, wake
 from firstboot.identity import store
 
 BUNDLE, DIAGNOSTIC = "incident-bundle", "diagnostic"
@@ -243,7 +243,7 @@ def _cleaned(fd: int, facts: os.stat_result, about: About) -> Iterator[tuple[int
 
 def _in_force(layout: Layout, about: About) -> About:
     """With the deployment that is in force, unless the bundle is of another one."""
-    current = activation.read(layout).deployment
+    current = verdicts.seen(layout).deployment
     if current is None or about.spec_hash not in (None, current["spec_hash"]):
         return about
     return About(

@@ -1,8 +1,8 @@
-"""The hand-over: what the resident agent needs of the sealed identity, in a file that it reads once and unlinks.
+"""Hand-over of the identity to the resident agent, in a file that it reads once.
 
-`unseal` writes ``/run/byteor-agent/handover.json`` (tmpfs, 0400, the agent's) as root; the agent takes it at its start.
-So no sealing key, no cryptography and no yaml is ever in the resident process: this module imports none of them, nor
-`identity`.
+`unseal` writes ``/run/byteor-agent/handover.json`` (tmpfs, 0400, the agent's) as root; the agent
+takes it when it starts. So no sealing key, no cryptography and no yaml is ever in the resident
+process: this module imports none of them, nor `identity`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Optional
 
-from firstboot.base import files
+from firstboot.base import documents, files
 from firstboot.base.clock import from_rfc3339
-from firstboot.base.documents import optional_text, text
+from firstboot.base.documents import Rule
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -31,10 +31,11 @@ SEALED, ENVIRONMENT = "sealed", "environment"
 
 
 EXPIRY_WARNING_S = 14 * 86400.0
+Text = Annotated[str, Rule(bool, "a text that is not empty")]
 
 
 def key_ends(expires_at: str | None, now: float) -> str | None:
-    """One sentence on the runtime key's end, from 14 days before it; None while nobody must act, or without a date."""
+    """Return a sentence on the runtime key's end, from 14 days before it; else None."""
     try:
         left = from_rfc3339(expires_at or "") - now
     except (ValueError, OverflowError):
@@ -46,34 +47,36 @@ def key_ends(expires_at: str | None, now: float) -> str | None:
 
 @dataclass(frozen=True)
 class Handover:
-    """The agent's three values (base URL, id, key), its proxy, and what `status` shows; times are RFC 3339.
+    """The agent's three values (base URL, id, key), its proxy, and what `status` shows.
 
-    What comes from a container's environment knows no enrollment, and of its place what the settings file says.
+    Times are RFC 3339. What comes from a container's environment knows no enrollment, and of its
+    place what the settings file says.
     """
 
-    api_base_url: str
-    agent_id: str
-    api_key: Secret
-    proxy: Secret | None
-    org_id: str | None
-    project_id: str | None
-    environment_id: str | None
-    name: str | None
-    enrolled_at: str | None
-    expires_at: str | None
-    scopes: tuple[str, ...]
+    api_base_url: Text
+    agent_id: Text
+    api_key: Annotated[Secret, Rule(bool, "a key")]
+    proxy: Optional[Secret] = None
+    org_id: Optional[Text] = None
+    project_id: Optional[Text] = None
+    environment_id: Optional[Text] = None
+    name: Optional[Text] = None
+    enrolled_at: Optional[Text] = None
+    expires_at: Optional[Text] = None
+    scopes: tuple[Text, ...] = ()
     source: str = SEALED
 
     def shown(self) -> dict[str, Any]:
-        """What may be published in `status.json`: everything but the key and the proxy."""
+        """Return what may be published in `status.json`: everything but the key and the proxy."""
         names = (*_TEXTS, "name", "expires_at", "source")
         return {**{name: getattr(self, name) for name in names}, "scopes": list(self.scopes)}
 
 
 def write(layout: Layout, handed: Handover, *, owner: files.Owner | None = None) -> None:
-    """Hand over, replacing what an agent left that never came to read it; `owner` is the agent's (uid, gid).
+    """Hand over, replacing what no agent came to read; `owner` is the agent's (uid, gid).
 
-    The directory is the agent's own, so root follows nothing in it; it is made, 0755, where systemd has not done so.
+    The directory is the agent's own, so root follows nothing in it. It is made, 0755, where systemd
+    has not done so.
     """
     document = {
         "v": VERSION,
@@ -87,10 +90,10 @@ def write(layout: Layout, handed: Handover, *, owner: files.Owner | None = None)
 
 
 def take(layout: Layout) -> Handover | None:
-    """Return what was handed over and unlink it, None when nothing was; Corrupt (unlinked too) when it is damaged.
+    """Return what was handed over and unlink it, None when nothing was.
 
-    LocalFault, and it stays, when it does not belong to the user who asks, or others could have read it: whoever put it
-    there was not `unseal`.
+    Corrupt, and unlinked too, when it is damaged. LocalFault, and it stays, when it does not belong
+    to the user who asks, or others could have read it: then it was not `unseal` that put it there.
     """
     data = files.read(layout.handover, limit=HANDOVER_LIMIT, private_to=os.geteuid())
     if data is None:
@@ -104,21 +107,15 @@ def take(layout: Layout) -> Handover | None:
 
 def _parse(data: bytes, layout: Layout) -> Handover:
     try:
-        document = json.loads(data)
-        if document["v"] != VERSION:
-            raise ValueError("another version")
-        if document.get("source", SEALED) != SEALED:
-            raise ValueError("nothing else is handed over")
-        return Handover(
-            **{name: text(document[name]) for name in _TEXTS},
-            name=optional_text(document.get("name")),
-            expires_at=optional_text(document.get("expires_at")),
-            api_key=Secret(text(document["api_key"])),
-            proxy=None if document.get("proxy") is None else Secret(text(document["proxy"])),
-            scopes=tuple(text(scope) for scope in document.get("scopes") or ()),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        # `from None`: a JSON error carries the whole text, and the key is in it.
+        document = documents.load(data)
+        found = documents.parse(Handover, document)
+        if document.get("v") != VERSION or found.source != SEALED:
+            raise ValueError("not what `unseal` hands over")
+        if any(getattr(found, name) is None for name in _TEXTS):
+            raise ValueError("a member is missing")
+        return found
+    except ValueError:
+        # `from None`: the text of the document may be in the chain, and the key is in it.
         raise Corrupt(
             f"{layout.handover} is damaged", hint="systemctl restart byteor-agent makes a fresh one"
         ) from None

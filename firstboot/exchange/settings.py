@@ -1,76 +1,68 @@
-"""The settings as values, and their frozen form in ``settings.json``: no yaml, so that the resident agent can read it."""
+"""Settings as values, and their frozen form in ``settings.json``.
+
+No yaml here: the resident agent reads the file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Optional
 from urllib.parse import urlsplit
 
-from firstboot.base import files
-from firstboot.base.documents import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, envelopes
+from firstboot.base import documents, files
+from firstboot.base.documents import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, Malformed, Rule
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 
 VERSION = 1
+_Pem = Annotated[Any, Rule(lambda value: isinstance(value, str), "a text")]  # of any length
 
 
 @dataclass(frozen=True)
 class Settings:
     """The mapping of contract 4.1, merged; what nobody set is None."""
 
-    api_base_url: str | None = None
-    org_id: str | None = None
-    project_id: str | None = None
-    environment_id: str | None = None
-    name: str | None = None
-    ca_certificates: str | None = None
-    proxy: Secret | None = None
+    api_base_url: Optional[str] = None
+    org_id: Optional[str] = None
+    project_id: Optional[str] = None
+    environment_id: Optional[str] = None
+    name: Optional[str] = None
+    ca_certificates: Optional[_Pem] = None
+    proxy: Optional[Secret] = None
     no_proxy: tuple[str, ...] = ()
-    heartbeat_interval_s: float | None = None
+    heartbeat_interval_s: Optional[float] = None
     seal: str = "auto"
     signing_keys: tuple[Mapping[str, str], ...] = ()
-    signing_keys_trust: str | None = None
-    activation: Mapping[str, Any] | None = None
-    key_sets: tuple[
-        Mapping[str, Any], ...
-    ] = ()  # the enrollment reply's, as envelopes; no setting of a source
+    signing_keys_trust: Optional[str] = None
+    activation: Optional[Mapping[str, Any]] = None
+    # The enrollment reply's, as envelopes; no setting of a source.
+    key_sets: tuple[Mapping[str, Any], ...] = ()
     # Keys that a source above the image's defaults gave: a later boot does not take them from there.
     pinned: tuple[str, ...] = field(default=(), compare=False)
 
 
 def has_password(proxy: Secret | None) -> bool:
+    """Return True for a proxy that does not go into a file that everybody reads."""
     return proxy is not None and urlsplit(proxy.reveal()).password is not None
 
 
 def freeze(settings: Settings) -> dict[str, Any]:
-    """Return what ``settings.json`` (0644) holds: everything but a proxy with a password, which is sealed."""
-    proxy = (
-        None if settings.proxy is None or has_password(settings.proxy) else settings.proxy.reveal()
-    )
-    return {
-        "v": VERSION,
-        "api_base_url": settings.api_base_url,
-        "org_id": settings.org_id,
-        "project_id": settings.project_id,
-        "environment_id": settings.environment_id,
-        "name": settings.name,
-        "ca_certificates": settings.ca_certificates,
-        "proxy": proxy,
-        "no_proxy": list(settings.no_proxy),
-        "heartbeat_interval_s": settings.heartbeat_interval_s,
-        "seal": settings.seal,
-        "signing_keys": [dict(key) for key in settings.signing_keys],
-        "signing_keys_trust": settings.signing_keys_trust,
-        "activation": dict(settings.activation) if settings.activation is not None else None,
-        "key_sets": [dict(envelope) for envelope in settings.key_sets],
-        "pinned": list(settings.pinned),
+    """Return what ``settings.json`` (0644) holds.
+
+    That is everything but a proxy with a password, which is sealed with the identity.
+    """
+    shown = settings.proxy if not has_password(settings.proxy) else None
+    values = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(settings).items()
     }
+    return {"v": VERSION, **values, "proxy": shown and shown.reveal()}
 
 
 def load(layout: Layout) -> Settings:
-    """The settings that first boot froze on this host; LocalFault when it is not enrolled."""
+    """Return the settings that first boot froze; LocalFault when this host is not enrolled."""
     stored = files.read_json(layout.settings)
     if stored is None:
         raise LocalFault(
@@ -80,52 +72,19 @@ def load(layout: Layout) -> Settings:
 
 
 def thaw(stored: Mapping[str, Any]) -> Settings:
-    """Read what `freeze` wrote, ignoring what it does not know; Corrupt when it is not that, or a key has another shape."""
-    # Without these two the agent would fall to another plane's address, or to every certificate authority of the system.
-    if stored.get("v") != VERSION or not {"api_base_url", "ca_certificates"} <= set(stored):
+    """Read what `freeze` wrote, ignoring unknown members; Corrupt when it is damaged."""
+    try:
+        # Without these two the agent would fall to another control plane's address, or to every
+        # certificate authority of the system.
+        if stored.get("v") != VERSION or not {"api_base_url", "ca_certificates"} <= set(stored):
+            raise Malformed("it is not what first boot froze")
+        key_sets = list(documents.envelopes(stored.get("key_sets")))
+        found = documents.parse(Settings, {**stored, "key_sets": key_sets})
+    except Malformed as error:
         raise Corrupt(
-            "settings.json is damaged: it is not what first boot froze",
-            hint="byteor-firstboot run freezes it again",
-        )
-    texts = (
-        "api_base_url",
-        "org_id",
-        "project_id",
-        "environment_id",
-        "name",
-        "ca_certificates",
-        "signing_keys_trust",
-    )
-    for key in texts:
-        if not isinstance(stored.get(key), (str, type(None))):
-            raise Corrupt(f"settings.json is damaged: {key} is not a text")
-    interval, proxy, no_proxy = (
-        stored.get("heartbeat_interval_s"),
-        stored.get("proxy"),
-        stored.get("no_proxy") or [],
-    )
-    if isinstance(interval, bool) or not isinstance(interval, (int, float, type(None))):
-        raise Corrupt("settings.json is damaged: heartbeat_interval_s is not a number")
-    keys, activation = stored.get("signing_keys") or [], stored.get("activation")
-    if not isinstance(proxy, (str, type(None))) or not isinstance(no_proxy, list):
-        raise Corrupt("settings.json is damaged: proxy or no_proxy")
-    if not isinstance(keys, list) or not isinstance(activation, (dict, type(None))):
-        raise Corrupt("settings.json is damaged: signing_keys or activation")
-    if not all(isinstance(key, dict) for key in keys):
-        raise Corrupt("settings.json is damaged: signing_keys")
-    pinned = stored.get("pinned") or []
-    if not isinstance(pinned, list) or not all(isinstance(key, str) for key in pinned):
-        raise Corrupt("settings.json is damaged: pinned")
+            f"settings.json is damaged: {error}", hint="byteor-firstboot run freezes it again"
+        ) from error
+    interval = found.heartbeat_interval_s
     if interval is not None:
-        interval = min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, float(interval)))
-    return Settings(
-        **{key: stored.get(key) for key in texts},
-        proxy=Secret(proxy) if proxy else None,
-        no_proxy=tuple(str(item) for item in no_proxy),
-        heartbeat_interval_s=interval,
-        seal=str(stored.get("seal") or "auto"),
-        signing_keys=tuple(keys),
-        activation=activation,
-        key_sets=envelopes(stored.get("key_sets")),
-        pinned=tuple(pinned),
-    )
+        interval = min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, interval))
+    return replace(found, heartbeat_interval_s=interval, proxy=found.proxy or None)

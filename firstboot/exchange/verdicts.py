@@ -1,22 +1,32 @@
-"""``activation/deployments.json``: what was decided about each deployment, for the agent, for `status` and for people.
+"""Records of the activator, as others read them: verdicts and the key ring.
 
-The newest verdicts, what is in force, and which bundle the agent is to bring. Written by the activator alone, readable by
-everybody. It is a record, never the authority: what is in force is what ``current`` names, what was verified stands in
-``sequence.json``; a damaged record is set aside and begun again.
+    activation/deployments.json   the newest verdicts, what is in force, the bundle to fetch
+    activation/keyring.json       the signing keys in force (`activate.keyring` writes it)
+
+Written by root, readable by everybody. A record is never the authority: in force is what
+``current`` names, and what was verified stands in ``sequence.json``. Readers get a value of the
+right shape or `Corrupt`; only the activator sets a damaged file aside.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Optional, TypeVar
 
-from firstboot.base import files, log
-from firstboot.base.errors import Corrupt
+from firstboot.base import documents, files, log
+from firstboot.base.clock import from_rfc3339
+from firstboot.base.documents import Digest, Identifier, Line, Rule
+from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
 
 VERSION = 1
 KEPT_ROWS = 50
+LONGEST_SENTENCE = 1000  # characters of a reason: far below what `documents` reads
+LONGEST_DATE = 64  # characters
 ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = (
     "active",
     "refused",
@@ -24,137 +34,275 @@ ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = (
     "rolled_back",
     "waiting",
 )
+ED25519, RETIRED = "Ed25519", "retired"  # the status of a key is ACTIVE or RETIRED
+_SHOWN = ("deployment_id", "sequence", "verdict", "code", "reason", "at")
+_Stamp = tuple[int, int, int, int]
+T = TypeVar("T")
+
+Date = Annotated[documents.Time, Rule(lambda t: len(t) <= LONGEST_DATE, "a date")]
 
 
 @dataclass(frozen=True)
 class Row:
     """One verdict. What is not known (of an envelope that nobody signed) is None."""
 
-    verdict: str
-    at: str
-    deployment_id: str | None = None
-    sequence: int | None = None
-    spec_hash: str | None = None
-    payload_sha256: str | None = None
-    envelope_sha256: str | None = None
-    code: str | None = None
-    reason: str | None = None
-    keys_version: int | None = None
-    report_id: str | None = None  # of the last report of an activation
+    verdict: Line
+    at: Line
+    deployment_id: Optional[Identifier] = None
+    sequence: Optional[int] = None
+    spec_hash: Optional[Line] = None
+    payload_sha256: Optional[Digest] = None
+    envelope_sha256: Optional[Digest] = None
+    code: Optional[Line] = None
+    reason: Optional[str] = None
+    keys_version: Optional[int] = None
+    report_id: Optional[Line] = None  # of the last report of an activation
 
     def same_as(self, other: Row) -> bool:
-        """True when both say the same, whenever it was said."""
+        """Return True when both say the same, whenever it was said."""
         return replace(self, at="", reason=None) == replace(other, at="", reason=None)
 
 
-_NUMBERS = ("sequence", "keys_version")
-_TEXTS = tuple(item.name for item in fields(Row) if item.name not in _NUMBERS)
+@dataclass(frozen=True)
+class Answered:
+    """The request that was answered last, and the envelope that it was about."""
+
+    request: Optional[str] = None
+    envelope_sha256: Optional[Digest] = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The bundle that the agent is to fetch: exactly these bytes."""
+
+    deployment_id: Identifier
+    sequence: int
+    sha256: Digest
+    size: Annotated[int, Rule(bool, "more than 0")]
+
+
+@dataclass(frozen=True)
+class Current:
+    """The deployment in force, as a heartbeat names it."""
+
+    deployment_id: Identifier
+    sequence: int
+    spec_hash: Optional[Line]
+    state: Line
 
 
 @dataclass(frozen=True)
 class Record:
-    """The whole file. `directory` was put in force last and found healthy, `previous` before it; both are kept."""
+    """The whole of ``deployments.json``; verdicts are oldest first.
 
-    request: str | None = None
-    envelope_sha256: str | None = None
-    wanted: Mapping[str, Any] | None = None
-    current: Mapping[str, Any] | None = None
-    directory: str | None = None
-    previous: str | None = None
-    history: tuple[Row, ...] = field(default=())
+    `directory` was put in force last and found healthy, `previous` before it; both are kept.
+    """
+
+    history: tuple[Row, ...]
+    answered: Answered = Answered()
+    wanted: Optional[Wanted] = None
+    current: Optional[Current] = None
+    directory: Optional[str] = None
+    previous: Optional[str] = None
+
+    @property
+    def request(self) -> str | None:
+        """Return the id of the request that was answered last."""
+        return self.answered.request
+
+    @property
+    def envelope_sha256(self) -> str | None:
+        """Return the digest of the envelope that the answer was about."""
+        return self.answered.envelope_sha256
 
     def of_payload(self, payload_sha256: str) -> Row | None:
-        """The newest verdict about this payload."""
-        return next(
-            (row for row in reversed(self.history) if row.payload_sha256 == payload_sha256), None
-        )
+        """Return the newest verdict about this payload."""
+        rows = (row for row in reversed(self.history) if row.payload_sha256 == payload_sha256)
+        return next(rows, None)
 
-    def of_envelope(self, envelope_sha256: str) -> Row | None:
-        """The newest verdict about this envelope."""
-        return next(
-            (row for row in reversed(self.history) if row.envelope_sha256 == envelope_sha256), None
-        )
+    def of_envelope(self, envelope_sha256: str | None) -> Row | None:
+        """Return the newest verdict about this envelope."""
+        rows = (row for row in reversed(self.history) if row.envelope_sha256 == envelope_sha256)
+        return next(rows, None) if envelope_sha256 is not None else None
 
     def with_row(self, row: Row) -> Record:
-        """The same with one more verdict, unless the newest says just that."""
+        """Return the record with one more verdict, unless the newest says just that."""
+        row = replace(row, reason=None if row.reason is None else sentence(row.reason))
         if self.history and self.history[-1].same_as(row):
             return self
         rows = [*self.history, row]
         while len(rows) > KEPT_ROWS:
-            # What nobody signed goes first: the agent could bring any number of it, to make us forget what was tried.
+            # What nobody signed goes first: an agent could bring any number of such envelopes to
+            # make us forget what was tried.
             rows.remove(next((one for one in rows if one.payload_sha256 is None), rows[0]))
         return replace(self, history=tuple(rows))
 
 
+def sentence(text: str) -> str:
+    """Return `text` as one printable line that every reader of ours takes."""
+    return "".join(c if c.isprintable() else " " for c in text)[:LONGEST_SENTENCE]
+
+
+def read(layout: Layout) -> Record:
+    """Return the record and change nothing; Corrupt when it is damaged."""
+    return _cached(layout.history, Record) or Record(())
+
+
 def load(layout: Layout) -> Record:
-    """Read the record; a damaged one is set aside."""
+    """Return the record; a damaged one is set aside and begun again."""
     try:
-        return peek(layout)
+        return read(layout)
     except Corrupt as error:
         log.warning(str(error), kept_as=files.set_aside(layout.history))
-        return Record()
-
-
-def peek(layout: Layout) -> Record:
-    """Read the record and change nothing; Corrupt when it is damaged."""
-    stored = files.read_json(layout.history)
-    return Record() if stored is None else _parse(stored)
+        return Record(())
 
 
 def save(layout: Layout, record: Record) -> None:
     """Replace the record durably."""
-    document: dict[str, Any] = {
-        "v": VERSION,
-        "answered": {"request": record.request, "envelope_sha256": record.envelope_sha256},
-        "wanted": record.wanted,
-        "current": record.current,
-        "directory": record.directory,
-        "previous": record.previous,
-        "history": [asdict(row) for row in record.history],
-    }
+    document = {"v": VERSION, **asdict(record)}
     files.write_json(layout.history, document, mode=0o644)
 
 
-def _parse(stored: Mapping[str, Any]) -> Record:
-    answered, rows = stored.get("answered") or {}, stored.get("history")
-    if not isinstance(answered, dict) or not isinstance(rows, list):
-        raise Corrupt("deployments.json is damaged: no history")
-    return Record(
-        request=_text(answered.get("request")),
-        envelope_sha256=_text(answered.get("envelope_sha256")),
-        wanted=_mapping(stored.get("wanted")),
-        current=_mapping(stored.get("current")),
-        directory=_text(stored.get("directory")),
-        previous=_text(stored.get("previous")),
-        history=tuple(_row(row) for row in rows[-KEPT_ROWS:]),
+# Read several times a minute, and written by rename a few times a year: parsing is most of what
+# an idle agent would do.
+_parsed: dict[Path, tuple[_Stamp, Any]] = {}
+
+
+def _cached(path: Path, kind: type[T]) -> T | None:
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return documents.read(path, kind)
+    stamp = (facts.st_dev, facts.st_ino, facts.st_mtime_ns, facts.st_size)
+    known = _parsed.get(path)
+    if known is None or known[0] != stamp:
+        known = _parsed[path] = (stamp, documents.read(path, kind))
+    value: T | None = known[1]
+    return value
+
+
+# -- the key ring
+
+
+@dataclass(frozen=True)
+class Place:
+    """The environment whose control plane signs for us."""
+
+    org_id: Identifier
+    project_id: Identifier
+    environment_id: Identifier
+
+
+# Named, since the text of an annotation is evaluated without this module's names (Python 3.9).
+_Algorithm = Annotated[str, Rule(lambda alg: alg == ED25519, ED25519)]
+_KeyStatus = Annotated[str, Rule(lambda status: status in (ACTIVE, RETIRED), "active or retired")]
+
+
+@dataclass(frozen=True)
+class ListedKey:
+    """One public key as a key set lists it (contract 2.5)."""
+
+    kid: Identifier
+    alg: _Algorithm
+    public_key: str
+    status: _KeyStatus
+    not_after: Optional[Date] = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The key set that was not taken; `at` is RFC 3339."""
+
+    code: Line
+    detail: str
+    at: Line
+
+
+@dataclass(frozen=True)
+class RingFile:
+    """The whole of ``keyring.json``; `activate.chain` says what the members mean."""
+
+    place: Place
+    source: Line
+    version: int
+    envelope: Optional[Mapping[str, Any]]
+    keys: tuple[ListedKey, ...]
+    pins: tuple[ListedKey, ...]
+    refused: Optional[Refusal]
+    floor: int = 0
+
+
+def ring(layout: Layout) -> RingFile | None:
+    """Return the key ring's file, None when there is none; Corrupt when it is damaged."""
+    return _cached(layout.keyring, RingFile)
+
+
+def keys_version(layout: Layout) -> int:
+    """Return the version of the key set in force, 0 where there is none yet."""
+    stored = ring(layout)
+    return stored.version if stored is not None else 0
+
+
+# -- what is shown
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What stands now; mappings as ``status.json`` shows them, None for nothing yet.
+
+    `keys_end`: when the last of the active keys ends, if each has an end. `fault`: why a file
+    cannot be read. `shadowed`: ``/etc/byteor/spec.kv`` is a file of somebody's, which a runtime
+    reads in place of what is deployed.
+    """
+
+    deployment: Mapping[str, Any] | None = None
+    signing_keys: Mapping[str, Any] | None = None
+    last_verdict: Mapping[str, Any] | None = None
+    keys_end: str | None = None
+    fault: str | None = None
+    shadowed: bool = False
+
+    @property
+    def signing_keys_version(self) -> int | None:
+        """Return the version of the key set in force, None before the first."""
+        return self.signing_keys["version"] if self.signing_keys is not None else None
+
+
+def seen(layout: Layout) -> Seen:
+    """Look at what is in force now; a file that cannot be read is a fault and counts as absent."""
+    faults, record, keys = [], Record(()), None
+    try:
+        record = read(layout)
+    except LocalFault as error:
+        faults.append(str(error))
+    try:
+        keys = ring(layout)
+    except LocalFault as error:
+        faults.append(str(error))
+    current, last = record.current, record.history[-1] if record.history else None
+    shown_keys = None
+    if keys is not None:
+        refused = keys.refused and asdict(keys.refused)
+        shown_keys = {"version": keys.version, "source": keys.source, "refused": refused}
+    return Seen(
+        deployment=asdict(current) if current is not None and current.spec_hash else None,
+        signing_keys=shown_keys,
+        last_verdict={name: getattr(last, name) for name in _SHOWN} if last is not None else None,
+        keys_end=_last_end(keys.keys if keys is not None else ()),
+        fault="; ".join(faults) or None,
+        shadowed=current is not None and _is_no_link(layout.spec),
     )
 
 
-def _row(value: Any) -> Row:
-    if (
-        not isinstance(value, dict)
-        or not isinstance(value.get("verdict"), str)
-        or not isinstance(value.get("at"), str)
-    ):
-        raise Corrupt("deployments.json is damaged: a verdict")
-    found: dict[str, Any] = {name: _text(value.get(name)) for name in _TEXTS}
-    found.update({name: _number(value.get(name)) for name in _NUMBERS})
-    return Row(**found)
+def _last_end(keys: tuple[ListedKey, ...]) -> str | None:
+    """Return when the last active key ends; None where one has no end, or nothing is active."""
+    ends = [key.not_after for key in keys if key.status == ACTIVE]
+    known = [end for end in ends if end is not None]
+    return max(known, key=from_rfc3339) if ends and len(known) == len(ends) else None
 
 
-def _text(value: Any) -> str | None:
-    if not isinstance(value, (str, type(None))):
-        raise Corrupt("deployments.json is damaged: not a text")
-    return value
-
-
-def _number(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, (int, type(None))):
-        raise Corrupt("deployments.json is damaged: not a number")
-    return value
-
-
-def _mapping(value: Any) -> Mapping[str, Any] | None:
-    if not isinstance(value, (dict, type(None))):
-        raise Corrupt("deployments.json is damaged: not a mapping")
-    return value
+def _is_no_link(path: Path) -> bool:
+    try:
+        return not stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        return False

@@ -1,24 +1,45 @@
-"""Telling the agent that runs on this tree that the spool has something new; without it the agent looks at its period."""
+"""Signal the agent that runs on this tree; without a signal it looks at its own period.
+
+The agent holds a POSIX record lock on its lock file for as long as it lives, and the kernel names
+the holder of such a lock. No pid is read from a file, which could name anybody's process.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
-from pathlib import Path
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from firstboot.base import files
-from firstboot.base.errors import LocalFault
+from firstboot.base.errors import TryAgain
 from firstboot.base.layout import Layout
 
-LOCKS = Path("/proc/locks")
-LOCKS_LIMIT = 1 << 20  # bytes
+LOCK_WAIT_S = 2.0  # the agent before us may be ending
+_FLOCK = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length, pid
+
+
+@contextmanager
+def reachable(layout: Layout) -> Iterator[None]:
+    """Be the one agent of this tree, and the one whom `wake` finds; TryAgain when another is."""
+    busy = TryAgain(
+        "another byteor-agent run is at work on this tree",
+        hint="byteor-agent status shows it; one agent a host is all",
+    )
+    with files.locked(layout.agent_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy) as held:
+        # The record lock beside flock: an agent of 0.1.0 knows the latter alone. It is lost when
+        # any descriptor of this file is closed in this process: nobody else opens it here.
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def wake(layout: Layout, number: int = signal.SIGUSR1) -> bool:
-    """Signal the agent; False when none was found, or it belongs to another user.
+    """Signal the agent; False when none was found.
 
-    SIGUSR1: something on this host is new, all loops look. SIGUSR2: the spool has something, which is no reason to ask the
-    plane for anything else.
+    SIGUSR1: something on this host is new, everything is looked at. SIGUSR2: the spool has
+    something, which is no reason to ask the control plane for anything else.
     """
     pid = agent_pid(layout)
     if pid is None:
@@ -31,36 +52,23 @@ def wake(layout: Layout, number: int = signal.SIGUSR1) -> bool:
 
 
 def agent_pid(layout: Layout) -> int | None:
-    """The process that wrote `status.json` and holds the agent's lock now, as the kernel says.
+    """Return the process that holds the agent's lock now, None when there is none.
 
-    Both, since a number in a file may be another process's by now, and a signal that it does not expect would end it.
+    It has to belong to the owner of the agent's directory: that user could link another's lock
+    into its place. Signalling a process of that user's is nothing that the user could not do.
     """
     try:
-        pid = (files.read_json(layout.agent_status) or {}).get("pid")
-        # Of the agent's own: it could link to another's lock, and name another's process.
-        inode, owner = (
-            os.stat(layout.agent_lock, follow_symlinks=False).st_ino,
-            os.stat(layout.agent).st_uid,
-        )
-        table = files.read(LOCKS, limit=LOCKS_LIMIT) or b""
-    except (LocalFault, OSError):
-        return None
-    # 1: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF (the device differs from stat's on some file systems)
-    for line in table.decode("ascii", "replace").splitlines():
-        words = line.split()
-        if (
-            len(words) == 8
-            and words[1] == "FLOCK"
-            and words[4] == str(pid)
-            and words[5].split(":")[-1] == str(inode)
-        ):
-            found = int(words[4])
-            return found if _owner(found) == owner else None
-    return None
-
-
-def _owner(pid: int) -> int | None:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
+        owner = os.stat(layout.agent).st_uid
+        # O_NONBLOCK: a FIFO planted there must not stop us.
+        fd = os.open(layout.agent_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        finally:
+            os.close(fd)
+        # 0: a process outside of this pid namespace, whom no signal of ours reaches.
+        if kind == fcntl.F_UNLCK or pid <= 0 or os.stat(f"/proc/{pid}").st_uid != owner:
+            return None
     except OSError:
         return None
+    return int(pid)

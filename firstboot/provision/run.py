@@ -118,7 +118,7 @@ class FirstBoot:
             self._enroll(view)
         return False
 
-    def _lock(self) -> AbstractContextManager[None]:
+    def _lock(self) -> AbstractContextManager[int]:
         busy = LocalFault(
             "identity/lock is held by another process", hint="look for a hanging byteor-firstboot"
         )

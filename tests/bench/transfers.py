@@ -22,7 +22,7 @@ from tests.controlplane import tls
 _DOWNLOAD = """
 import json, sys, time
 from pathlib import Path
-from firstboot.exchange.activation import Wanted
+from firstboot.exchange.verdicts import Wanted
 from firstboot.agent.download import Download
 from firstboot.api.client import PlaneApi
 from firstboot.base.clock import Clock

@@ -14,11 +14,11 @@ from typing import Any, Callable
 
 from firstboot.activate import admission, chain, signatures
 from firstboot.activate.chain import Place
-from firstboot.activate.intake import unverified_request
 from firstboot.activate.unpack import unpack
 from firstboot.api import messages
 from firstboot.base import documents
 from firstboot.base.errors import Untrusted
+from firstboot.exchange.inbox import unverified_request
 from firstboot.exchange.settings import Settings
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"

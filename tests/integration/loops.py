@@ -29,6 +29,17 @@ from firstboot.exchange.handover import Handover
 SPEC_HASH = "sha256:" + "0" * 64
 
 
+def ring(layout: Layout, version: int) -> None:
+    """A key ring as the activator leaves it, without keys."""
+    place = {"org_id": "org_1", "project_id": "prj_1", "environment_id": "env_1"}
+    stored = {
+        "v": 1, "place": place, "version": version, "source": "tls", "envelope": None, "keys": [], "pins": [],
+        "refused": None,
+    }  # fmt: skip
+    layout.activation.mkdir(exist_ok=True)
+    layout.keyring.write_text(json.dumps(stored))
+
+
 class Decides:
     """Stands in for the activator, which takes half a second: it answers the request, and wants
     `wanted`.
@@ -64,7 +75,7 @@ class Decides:
         )
         document = {
             "v": 1, "answered": {"request": said["request"], "envelope_sha256": digest}, "wanted": self.wanted,
-            "history": [{"envelope_sha256": digest, **row} for row in rows],
+            "history": [{"at": "2026-01-01T00:00:00Z", "envelope_sha256": digest, **row} for row in rows],
         }  # fmt: skip
         self.layout.activation.mkdir(exist_ok=True)
         (self.layout.activation / "deployments.json").write_text(json.dumps(document))

@@ -221,12 +221,12 @@ def test_what_is_wrong_is_said_with_what_to_do_while_the_agent_is_down(host: Hos
     )
     assert document
     deployments(host, "active", "failed")
+    refused = {"code": "equivocation", "detail": "other bytes", "at": "2026-01-01T00:00:00Z"}
+    place = {"org_id": "org_1", "project_id": "prj_1", "environment_id": "env_1"}
     ring = {
-        "v": 1,
-        "version": 3,
-        "source": "pinned",
-        "refused": {"code": "equivocation", "detail": "other bytes"},
-    }
+        "v": 1, "place": place, "version": 3, "source": "pinned", "envelope": None, "keys": [], "pins": [],
+        "refused": refused,
+    }  # fmt: skip
     host.write("var/lib/byteor/activation/keyring.json", json.dumps(ring))
     page = host.call("byteor-agent", "status").out
     for word in (

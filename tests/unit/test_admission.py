@@ -88,7 +88,7 @@ def test_an_admitted_deployment_says_what_was_signed() -> None:
     raw = signing.canonical(GOOD)
     found = admitted(envelope(raw))
     assert found.place == PLACE
-    assert (found.bundle_sha256, found.bundle_size) == (
+    assert (found.bundle.sha256, found.bundle.size) == (
         GOOD["bundle"]["sha256"],
         GOOD["bundle"]["size"],
     )

@@ -22,7 +22,7 @@ from firstboot.base.errors import ByteorError, Corrupt, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange.handover import Handover
-from tests.integration.loops import Decides
+from tests.integration.loops import Decides, ring
 
 HANDED = Handover(
     "https://plane", "agt_1", Secret("k" * 20), proxy=None, org_id=None, project_id=None, environment_id=None, name=None,
@@ -104,10 +104,7 @@ class Scene:
         return path.read_bytes() if path.exists() else None
 
     def ring(self, version: int) -> None:
-        self.layout.activation.mkdir(exist_ok=True)
-        (self.layout.activation / "keyring.json").write_text(
-            json.dumps({"v": 1, "version": version, "keys": []})
-        )
+        ring(self.layout, version)
 
 
 @pytest.fixture

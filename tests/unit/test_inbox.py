@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.activate.intake import REPLY_LIMIT, Inbox, Request, unverified_request
+from firstboot.activate.intake import Inbox
 from firstboot.base import trees
 from firstboot.base.errors import Corrupt, LocalFault, Untrusted
 from firstboot.base.layout import Layout
+from firstboot.exchange.inbox import REPLY_LIMIT, Request, unverified_request
 
 ID = "2f1c1f8e-5a0e-4c62-9f64-0f8f3c0a9a11"
 SHA = hashlib.sha256(b"12345").hexdigest()

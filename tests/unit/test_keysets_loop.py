@@ -20,7 +20,7 @@ from firstboot.base.clock import rfc3339
 from firstboot.base.errors import TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
-from tests.integration.loops import Decides
+from tests.integration.loops import Decides, ring
 from tests.unit.test_deployments_loop import HANDED, Moment
 
 
@@ -49,13 +49,6 @@ class Adopts(Decides):
         super().start(alive)
         if self.version is not None:
             ring(self.layout, self.version)
-
-
-def ring(layout: Layout, version: int) -> None:
-    layout.activation.mkdir(exist_ok=True)
-    (layout.activation / "keyring.json").write_text(
-        json.dumps({"v": 1, "version": version, "keys": []})
-    )
 
 
 class Scene:

@@ -25,7 +25,6 @@ from firstboot.api.multipart import LARGEST
 from firstboot.base import files, trees
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain
 from firstboot.base.layout import Layout
-from firstboot.exchange import wake
 
 ABOUT = About("snapshot", "shot.bin", 1_700_000_000.0)
 
@@ -476,21 +475,3 @@ def test_what_vanishes_or_is_damaged_while_it_is_looked_at(layout: Layout) -> No
 
 
 # -- waking
-
-
-def test_only_the_process_that_holds_the_agents_lock_is_signalled(layout: Layout) -> None:
-    """A number in status.json that is another process's by now gets no signal."""
-    spool.prepare(layout)
-    sleeper = subprocess.Popen(["sleep", "60"])
-    try:
-        files.write_json(layout.agent_status, {"v": 1, "pid": sleeper.pid})
-        assert not wake.wake(layout)
-        with files.locked(layout.agent_lock, wait_s=0, busy=lambda: TryAgain("busy")):
-            assert not wake.wake(layout)  # an agent runs, but it is not the one of this number
-            files.write_json(layout.agent_status, {"v": 1, "pid": os.getpid()})
-            assert wake.agent_pid(layout) == os.getpid()
-        assert wake.agent_pid(layout) is None
-        assert sleeper.poll() is None
-    finally:
-        sleeper.kill()
-        sleeper.wait()

@@ -116,7 +116,8 @@ def test_imports_point_down(folder: str) -> None:
 def test_no_module_name_occurs_twice() -> None:
     """A name says which module is meant, without its folder."""
     stems = [path.stem for path in SOURCES if not path.stem.startswith("__")]
-    assert sorted(stems) == sorted(set(stems) | {"inbox"})
+    stems.remove("inbox")  # exchange's and, until it is folded into `submit`, the agent's
+    assert sorted(stems) == sorted(set(stems))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -234,7 +234,7 @@ def _in_force(about: About) -> tuple[str | None, str | None]:
     ) else None
 
 
-def _alone(layout: Layout, *, wait_s: float) -> AbstractContextManager[None]:
+def _alone(layout: Layout, *, wait_s: float) -> AbstractContextManager[int]:
     busy = TryAgain("another upload is being put into the spool", hint="try again in a minute")
     return files.locked(layout.spool_lock, wait_s=wait_s, busy=lambda: busy)
 
