@@ -88,7 +88,7 @@ def settings_again(layout: Layout, handed: Handover, *, config: Path | None) -> 
 
 def read_config(layout: Layout, *, config: Path | None) -> Settings:
     """The settings of the file `config` or of the image's defaults, read by a child: yaml never enters this process."""
-    command = ["firstboot.provision.image", "--root", str(layout.root)]
+    command = ["firstboot.provision.sources", "--root", str(layout.root)]
     if config is not None:
         command += ["--config", str(config)]
     out = _child(command)

@@ -13,7 +13,8 @@ from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, Invalid, NoToken
 from firstboot.commands import enroll
 from firstboot.provision import userdata
-from firstboot.provision.schema import Rank, Source, merge, parse
+from firstboot.provision.schema import Rank, parse
+from firstboot.provision.sources import Source, merge
 
 LONGEST_BYTES = 16384  # EC2's limit; others allow more
 

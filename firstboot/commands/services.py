@@ -25,6 +25,6 @@ def run_command(arguments: argparse.Namespace) -> int:
 def activate_command(arguments: argparse.Namespace) -> int:
     """Judge what the agent fetched, and activate it."""
     from firstboot.activate.activator import run
-    from firstboot.provision.image import in_force
+    from firstboot.provision.sources import in_force
 
     return run(arguments.layout, in_force(arguments.layout, config=arguments.config))

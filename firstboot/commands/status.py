@@ -24,6 +24,7 @@ from firstboot.provision.sources import Inputs
 
 # Step -> (the stable word of the JSON, the sentence for people)
 STATES = {
+    Step.REACH: ("token_waiting", "a token is here and was not presented yet"),
     Step.SETTLE: (
         "enrolled",
         "enrolled; the last run was cut before it marked the token: the next one does",
@@ -109,7 +110,7 @@ def describe(layout: Layout, given: Inputs) -> dict[str, Any]:
     if here is not None:
         document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url)
         document.update(enrolled_at=here.enrolled_at, expires_at=here.expires_at)
-    stop: ByteorError | None = view.invalid
+    stop: ByteorError | None = view.faults[0] if view.faults else None
     if step.name.startswith("STOP_"):
         stop = stop_error(step, view)
     ends = key_ends(here.expires_at, Clock().wall()) if here is not None else None

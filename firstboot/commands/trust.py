@@ -23,7 +23,7 @@ from firstboot.commands.agent_status import word
 from firstboot.exchange.settings import Settings
 from firstboot.exchange.verdicts import ACTIVE
 from firstboot.exchange.wake import wake
-from firstboot.provision.image import in_force
+from firstboot.provision.sources import in_force
 
 LOCK_WAIT_S = 30.0
 EMPTY = b'{"key_sets": []}'

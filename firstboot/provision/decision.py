@@ -1,23 +1,28 @@
-"""What first boot does next, from what is on disk: the table of contract section 7 as a pure function.
+"""Decide what first boot does next, from what is on disk: the table of contract 7, pure.
 
-| identity                  | token                | intent               | next                                        |
-|---------------------------|----------------------|----------------------|---------------------------------------------|
-| here                      | any                  | the one it came from | SETTLE: the token is spent, wipe the intent |
-| here                      | any                  | any                  | HAND_OFF if not yet done; then:             |
-| here                      | spent                | any                  | ERASE if it may and has not tried; then DONE|
-| here                      | none, fresh, refused | any                  | DONE                                        |
-| none                      | fresh, refused       | for token and host   | ENROLL                                      |
-| none, foreign, unreadable | fresh                | none or another      | PREPARE: set aside, preflight, intent       |
-| none                      | refused              | none or another      | PREPARE once a boot, else STOP_REFUSED      |
-| none                      | spent                | any                  | STOP_LOST                                   |
-| none                      | none                 | durable              | STOP_PROBABLY_SPENT                         |
-| none                      | none                 | none                 | STOP_NO_TOKEN                               |
-| foreign                   | none, spent, refused | any                  | STOP_FOREIGN                                |
-| unreadable                | none, spent, refused | any                  | STOP_UNREADABLE                             |
+| identity                  | token                | intent               | next                                |
+|---------------------------|----------------------|----------------------|-------------------------------------|
+| here                      | any                  | any                  | HAND_OFF if not yet done; then:     |
+| here                      | any                  | the one it came from | SETTLE: token spent, wipe intent    |
+| here                      | spent                | any                  | ERASE what this run has not tried   |
+| here                      | none, fresh, refused | any                  | DONE                                |
+| none                      | fresh, refused       | for token and host   | ENROLL                              |
+| none, foreign, unreadable | fresh                | none or another      | PREPARE: set aside, intent          |
+| foreign, unreadable       | fresh                | for token and host   | PREPARE: set aside, keep the intent |
+| none                      | refused              | none or another      | PREPARE once a boot                 |
+| none                      | refused              | none or another      | STOP_REFUSED if presented           |
+| none                      | spent                | any                  | STOP_LOST                           |
+| none                      | none                 | durable              | STOP_PROBABLY_SPENT                 |
+| none                      | none                 | none                 | STOP_NO_TOKEN                       |
+| foreign                   | none, spent, refused | any                  | STOP_FOREIGN                        |
+| unreadable                | none, spent, refused | any                  | STOP_UNREADABLE                     |
 
-The first row repairs a crash between sealing and marking: an identity that carries the intent's key was answered to
-that intent. An intent for another token or host counts as none for PREPARE, and as durable for STOP_PROBABLY_SPENT.
-The next step never comes from a counter: a run that was killed anywhere computes the same step again.
+The second row repairs a crash between sealing and marking: an identity that carries the intent's
+key was answered to that intent. ERASE comes once cloud-init has finished or does not run, and then
+DONE. Before PREPARE comes REACH, until this run has had a TLS session with the address. An intent
+for another token or host counts as none for PREPARE, and as durable for STOP_PROBABLY_SPENT. An
+identity that could not be looked at is no row: it is a LocalFault, and nothing is set aside for it.
+The next step never comes from a counter: a run that was killed anywhere computes the same again.
 """
 
 from __future__ import annotations
@@ -30,22 +35,21 @@ from firstboot.provision.tokens import TokenClass
 
 
 class IntentState(enum.Enum):
-    """What `intent.json` says, seen from the chosen token and this host."""
+    """The durable intent, seen from the chosen token and this host."""
 
     NONE = "none"
     OURS = "ours"  # for this token and this host: its key may be used again
-    OTHER = (
-        "other"  # durable, but for another token or host, or ended by a refusal after a lost answer
-    )
+    OTHER = "other"  # for another token or host, or ended by a refusal after a lost answer
 
 
 class Step(enum.Enum):
     """One row's last column; the STOP steps end the run with an exit code."""
 
-    SETTLE = "settle"
     HAND_OFF = "hand off"
+    SETTLE = "settle"
     ERASE = "erase"
     DONE = "done"
+    REACH = "reach"
     PREPARE = "prepare"
     ENROLL = "enroll"
     STOP_REFUSED = "refused"
@@ -58,14 +62,15 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the decision rests on; the later ones say what this run and this boot have done already."""
+    """All that the decision rests on; the later ones are of this run and this boot."""
 
     identity: State
     token: TokenClass | None
     intent: IntentState
     settled: bool = True  # False: the identity that is here was answered to the durable intent
     handed_off: bool = False
-    spent_here: bool = False  # a source holds a spent token, and cloud-init has finished
+    reached: bool = True  # this run has had a TLS session with the control plane
+    spent_here: bool = False  # a spent token may be erased now
     erased: bool = False  # this run has tried every one of them
     presented: bool = False  # the refused token was presented in this boot, and nobody said --again
 
@@ -73,34 +78,25 @@ class Facts:
 def next_step(facts: Facts) -> Step:
     """Return the step that the table prescribes for `facts`."""
     if facts.identity is State.HERE:
-        return _with_identity(facts)
-    if facts.token is TokenClass.FRESH:
-        ready = facts.identity is State.NONE and facts.intent is IntentState.OURS
-        return Step.ENROLL if ready else Step.PREPARE
-    if facts.identity is State.FOREIGN:
-        return Step.STOP_FOREIGN
-    if facts.identity is State.UNREADABLE:
-        return Step.STOP_UNREADABLE
-    return _without_identity(facts)
-
-
-def _with_identity(facts: Facts) -> Step:
-    if not facts.settled:
-        return Step.SETTLE
-    if not facts.handed_off:
-        return Step.HAND_OFF
-    if facts.spent_here and not facts.erased:
-        return Step.ERASE
-    return Step.DONE
+        if not facts.handed_off:
+            return Step.HAND_OFF
+        if not facts.settled:
+            return Step.SETTLE
+        return Step.ERASE if facts.spent_here and not facts.erased else Step.DONE
+    step = _without_identity(facts)
+    return Step.REACH if step is Step.PREPARE and not facts.reached else step
 
 
 def _without_identity(facts: Facts) -> Step:
+    ours = facts.identity is State.NONE and facts.intent is IntentState.OURS
+    if facts.token is TokenClass.FRESH:
+        return Step.ENROLL if ours else Step.PREPARE
+    if facts.identity is not State.NONE:
+        return Step.STOP_FOREIGN if facts.identity is State.FOREIGN else Step.STOP_UNREADABLE
     if facts.token is TokenClass.REFUSED:
-        if facts.intent is IntentState.OURS:
+        if ours:
             return Step.ENROLL
         return Step.STOP_REFUSED if facts.presented else Step.PREPARE
     if facts.token is TokenClass.SPENT:
         return Step.STOP_LOST
-    if facts.intent is not IntentState.NONE:
-        return Step.STOP_PROBABLY_SPENT
-    return Step.STOP_NO_TOKEN
+    return Step.STOP_NO_TOKEN if facts.intent is IntentState.NONE else Step.STOP_PROBABLY_SPENT

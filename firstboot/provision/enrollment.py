@@ -16,7 +16,7 @@ from firstboot.base.errors import Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange.settings import Settings
-from firstboot.provision.intent import Intent
+from firstboot.provision.tokens import Intent
 
 # Contract 2.1: the statuses that refuse for good, when their body is JSON (else it is a proxy or captive portal).
 REFUSING = frozenset({400, 401, 403, 404, 410, 413, 422})

@@ -1,7 +1,8 @@
-"""What the decision rests on, read from disk in one go; and the words for a run that must stop.
+"""Read from disk in one go what the decision rests on; the words for a run that must stop.
 
-Reading changes nothing but what `sources` tightens on its way. Settings or user data that are wrong stop a host
-without an identity (exit 4), never one whose identity opens here: a typo at the next reboot must not darken a fleet.
+Reading changes nothing but what `sources` tightens on its way. Settings or user data that are wrong
+stop a host without an identity (exit 4), never one whose identity opens here: a typo at the next
+reboot must not darken a fleet.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ from firstboot.base.secret import Secret
 from firstboot.exchange.settings import Settings
 from firstboot.identity import store
 from firstboot.identity.store import Look, State
-from firstboot.provision import intent as intents
 from firstboot.provision.decision import Facts, IntentState, Step
 from firstboot.provision.erase.copies import cloud_init_finished
 from firstboot.provision.erase.receipt import remaining
-from firstboot.provision.intent import Intent
 from firstboot.provision.schema import Rank
 from firstboot.provision.sources import Found, Inputs, gather
-from firstboot.provision.tokens import Marks, TokenClass
+from firstboot.provision.tokens import Intent, Marks, TokenClass
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class View:
     intent: Intent | None
     marks: Marks
     boot_id: str
-    invalid: ByteorError | None = None  # sources that a host with an identity does without
-    finished: bool = True  # cloud-init has finished in this boot, or does not run
-    erasable: frozenset[Secret] = frozenset()  # spent tokens that `run` may erase now
+    faults: tuple[ByteorError, ...]  # what a host with an identity does without
+    finished: bool  # cloud-init has finished in this boot, or does not run
+    erasable: frozenset[Secret]  # spent tokens that may be erased now
 
     @property
     def settings(self) -> Settings:
@@ -49,7 +48,7 @@ class View:
         return not self.finished and bool(self.tokens(TokenClass.SPENT))
 
     def tokens(self, *classes: TokenClass) -> tuple[Secret, ...]:
-        """Every token in any source, chosen or not, that is of one of `classes`."""
+        """Return every token in any source, chosen or not, that is of one of `classes`."""
         return tuple(
             token for _, token in self.found.tokens if self.marks.classify(token) in classes
         )
@@ -62,44 +61,67 @@ def look(
     again: bool = False,
     reenrolling: bool = False,
     handed_off: bool = False,
+    reached: str | None = None,
     tried: frozenset[Secret] | None = None,
     tolerant: bool = False,
     read_only: bool = False,
 ) -> View:
     """Read identity, marks, intent and sources, and draw the facts.
 
-    Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that needs none: the sources
-    that are not broken count then. `tried` are the tokens that this run has erased, None when it has not erased yet. A
-    `read_only` look leaves a damaged file where it is.
+    Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that
+    needs none: the sources that are not broken count then. `reached` is the address that this run
+    had a TLS session with, `tried` the tokens that it has erased (None when it has not erased yet).
+    A `read_only` look leaves a damaged file where it is.
     """
     seen = store.look(layout)
-    marks = Marks.load(layout, repair=not read_only)
-    strict = not tolerant and (seen.state is not State.HERE or reenrolling)
+    stored = Intent.load(layout, repair=not read_only)
+    # The identity that is here may be the answer to the durable intent: a crash came before the mark.
+    settled = stored is None or seen.identity is None or seen.identity.idempotency_key != stored.key
+    state = State.NONE if reenrolling and seen.identity is not None and settled else seen.state
+    faults: list[ByteorError] = []
+    try:
+        marks = Marks.load(layout, repair=not read_only)
+    except LocalFault as error:
+        if state is not State.HERE or tolerant:
+            raise
+        marks = Marks.none(layout)
+        faults.append(error)
+    known = not faults  # else nothing can be said about a token
+    strict = not tolerant and state is not State.HERE
     found = gather(layout, inputs, classify=marks.classify, strict=strict)
-    stored = intents.load(layout, repair=not read_only)
+    faults += [found.fault] if found.fault is not None else []
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
     finished = cloud_init_finished(layout)
-    spent: set[Secret] = set()
-    elsewhere: set[Secret] = set()
-    for source, held in found.tokens:
-        if marks.classify(held) is TokenClass.SPENT:
-            (spent if finished or source.rank is Rank.TOKEN_FILE else elsewhere).add(held)
-    # What byteor-erase cannot read, it cannot erase: a token from stdin is in the hand of this run
-    # alone. Any other waits until cloud-init has finished.
-    erasable = frozenset(spent - elsewhere)
-    token = found.token
+    erasable = _erasable(found, marks, finished=finished)
+    token = found.token if known else None
     facts = Facts(
-        identity=State.NONE if reenrolling and seen.state is State.HERE else seen.state,
+        identity=state,
         token=marks.classify(token) if token is not None else None,
         intent=_intent_state(layout, stored, token, marks),
-        settled=not _came_from(seen, stored),
+        settled=settled,
         handed_off=handed_off,
-        # A copy that could not be erased is tried again in each run, whether a source still shows its token or not.
+        reached=reached is not None and reached == found.settings.api_base_url,
+        # A copy that could not be erased is tried again in each run, whether a source still shows
+        # its token or not.
         spent_here=bool(erasable) or (finished and bool(remaining(layout))),
         erased=tried is not None and erasable <= tried,
         presented=token is not None and not again and marks.presented_in(token) == boot_id,
     )
-    return View(facts, found, seen, stored, marks, boot_id, found.fault, finished, erasable)
+    return View(facts, found, seen, stored, marks, boot_id, tuple(faults), finished, erasable)
+
+
+def _erasable(found: Found, marks: Marks, *, finished: bool) -> frozenset[Secret]:
+    """Return the spent tokens that need not wait for byteor-erase.
+
+    While cloud-init is at work that is a token from stdin or a file of the caller's alone: what
+    byteor-erase cannot read, it cannot erase.
+    """
+    spent: set[Secret] = set()
+    later: set[Secret] = set()
+    for source, token in found.tokens:
+        if marks.classify(token) is TokenClass.SPENT:
+            (spent if finished or source.rank is Rank.TOKEN_FILE else later).add(token)
+    return frozenset(spent - later)
 
 
 def _intent_state(
@@ -116,49 +138,46 @@ def _intent_state(
     return IntentState.OURS if ours else IntentState.OTHER
 
 
-def _came_from(seen: Look, intent: Intent | None) -> bool:
-    """True when the identity that is here was the answer to the durable intent (a crash came before the mark)."""
-    return (
-        intent is not None
-        and seen.identity is not None
-        and seen.identity.idempotency_key == intent.key
-    )
-
-
 def stop_error(step: Step, view: View) -> ByteorError:
     """Return the error that ends a run at `step`: its exit code, one sentence, and what to do."""
     name = view.intent.name if view.intent is not None else "this host"
-    if (
-        view.seen.identity is not None
-    ):  # only reenroll stops with an identity here: it must not speak as if none were
+    mint = "mint a new token, provide it and run again"
+    # Only reenroll stops with an identity here: it must not speak as if none were.
+    if view.seen.identity is not None:
         return NoToken(
-            f"reenroll needs a fresh token; this host stays enrolled as {view.seen.identity.agent_id}",
-            hint="mint a new token for this environment, provide it and run byteor-firstboot reenroll",
+            "reenroll needs a fresh token; "
+            f"this host stays enrolled as {view.seen.identity.agent_id}",
+            hint="mint a new token for this environment, provide it and run "
+            "byteor-firstboot reenroll",
         )
     if step is Step.STOP_REFUSED and view.intent is not None and view.intent.unanswered:
         return Refused(
-            "the control plane refused this token after an answer was lost: it was probably spent by that one",
-            hint=f"look for {name} in the agent list, delete it, mint a new token, provide it and run again",
+            "the control plane refused this token after an answer was lost: "
+            "it was probably spent by that one",
+            hint=f"look for {name} in the agent list, delete it, {mint}",
         )
     if step is Step.STOP_REFUSED:
         return Refused(
             "the control plane refused this token, and it was presented in this boot already",
-            hint="mint a new token; or mend the cause at the plane, then byteor-firstboot run --again",
+            hint="mint a new token; or fix the cause at the control plane, then "
+            "byteor-firstboot run --again",
         )
     if step is Step.STOP_LOST:
         return Refused(
             "the token is spent and the identity that it bought is not on this disk",
-            hint="delete the agent of this host in the agent list, mint a new token, provide it and run again",
+            hint=f"delete the agent of this host in the agent list, {mint}",
         )
     if step is Step.STOP_PROBABLY_SPENT:
         return Refused(
-            f"an enrollment was begun as {name}, its token is gone, and no identity is here: it was probably spent",
-            hint=f"look for {name} in the agent list, delete it, mint a new token, provide it and run again",
+            f"an enrollment was begun as {name}, its token is gone, and no identity is here: "
+            "it was probably spent",
+            hint=f"look for {name} in the agent list, delete it, {mint}",
         )
     if step is Step.STOP_FOREIGN:
         return Foreign(
             f"the identity on this disk belongs to another host: {view.seen.why}",
-            hint="a clone needs a token of its own: provide a fresh one and run again (byteor-firstboot status)",
+            hint="a clone needs a token of its own: provide a fresh one and run again "
+            "(byteor-firstboot status)",
         )
     if step is Step.STOP_UNREADABLE:
         return LocalFault(
@@ -167,5 +186,6 @@ def stop_error(step: Step, view: View) -> ByteorError:
         )
     return NoToken(
         "no enrollment token in any source, and this host is not enrolled",
-        hint="put one into user data, /run/byteor-firstboot/settings.yaml or /etc/byteor/enrollment-token",
+        hint="put one into user data, /run/byteor-firstboot/settings.yaml or "
+        "/etc/byteor/enrollment-token",
     )

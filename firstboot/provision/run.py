@@ -1,20 +1,25 @@
-"""First boot: look at what is on disk, take the next step of the table, do it, and look again, until done.
+"""First boot: look at what is on disk, take the next step of the table, look again, until done.
 
 `decision` holds the table, `facts` reads what it rests on, and this module does the steps. The lock
-``identity/lock`` is held for one look and one step, never during a pause or a request, and the facts are read again
-after taking it. Two orderings carry the safety: the intent is durable before the token is presented, and the identity
-is sealed, durable and read back before the token is erased.
+``identity/lock`` is held for one look and one step, never during a pause or a request, and the
+facts are read again after taking it. Two orderings carry the safety: the intent is durable before
+the token is presented, and the identity is sealed, durable and read back before the token is
+erased. Model: SPIRE ``pkg/agent/attestor/node/node.go``.
 """
 
 from __future__ import annotations
 
+import json
+import uuid
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from threading import Event
+from typing import Callable
 
 from firstboot.api.client import Answer
 from firstboot.api.messages import enrollment_body
 from firstboot.base import files, log, systemd
-from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.clock import Backoff, Clock, rfc3339, rng
 from firstboot.base.errors import Corrupt, LocalFault, NotErased, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -22,27 +27,25 @@ from firstboot.exchange import settings as frozen
 from firstboot.identity import store
 from firstboot.identity.store import Identity, State
 from firstboot.provision import cleanup, enrollment, preflight
-from firstboot.provision import intent as intents
-from firstboot.provision import schema as settings
 from firstboot.provision.decision import Step, next_step
 from firstboot.provision.enrollment import Meaning
 from firstboot.provision.erase.receipt import Receipt
 from firstboot.provision.facts import View, look, stop_error
-from firstboot.provision.intent import Intent
-from firstboot.provision.patience import Patience
-from firstboot.provision.sources import Inputs
-from firstboot.provision.tokens import TokenClass
+from firstboot.provision.schema import require_complete
+from firstboot.provision.sources import Inputs, refreeze
+from firstboot.provision.tokens import Intent, TokenClass
 
-# A success without a usable id or key is repeated after these pauses: three times over ten minutes (contract 2.1).
+BACKOFF_S = (1.0, 60.0)  # base and cap of the pauses after a transient failure
+# A success without a usable id or key is repeated after these: three times over ten minutes.
 MALFORMED_PAUSES_S = (60.0, 180.0, 360.0)
-RUN_LOCK_WAIT_S = 30.0
-STEP_LOCK_WAIT_S = 30.0
+SAY_WHY_EVERY_S = 180.0
+LOCK_WAIT_S = 30.0
 AGENT_UNIT = "byteor-agent.service"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line may say about a run."""
+    """The command line's wishes for a run."""
 
     again: bool = False  # present a refused token although this boot did
     reenroll: bool = False  # replace the identity that is here
@@ -50,13 +53,23 @@ class Options:
 
 
 def run(layout: Layout, inputs: Inputs, options: Options) -> int:
-    """The whole of first boot; returns 0 or raises the error whose exit code says what stopped it."""
-    preflight.make_state(layout)
+    """Do the whole of first boot; return 0, or raise the error that stopped it.
+
+    An identity that opens here is handed off before anything beside it may fail: a damaged lock or
+    directory is then a warning.
+    """
+    first = FirstBoot(layout, inputs, options)
     busy = TryAgain(
         "another run is at work", hint="wait for it, or look at journalctl -u byteor-firstboot"
     )
-    with files.locked(layout.run_lock, wait_s=RUN_LOCK_WAIT_S, busy=lambda: busy):
-        return FirstBoot(layout, inputs, options).run()
+    try:
+        preflight.make_state(layout)
+        with files.locked(layout.run_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+            return first.run()
+    except LocalFault as error:
+        if options.reenroll or not first.hand_off_despite(error):
+            raise
+        return 0
 
 
 class FirstBoot:
@@ -69,12 +82,14 @@ class FirstBoot:
         self._inputs = inputs
         self._options = options
         self._clock = clock or Clock()
-        self._patience = Patience(self._clock, limit_s=options.give_up_after)
+        self._started = self._clock.monotonic()
+        self._backoff, self._chance = Backoff(*BACKOFF_S), rng()
+        self._said: tuple[str, float] | None = None
         self._malformed = 0
         self._reached: str | None = None  # the base URL that preflight has reached
         self._handed_off = False
         self._replaced = False
-        self._tried: set[Secret] = set()
+        self._tried: frozenset[Secret] | None = None
         self._receipt: Receipt | None = None
 
     def run(self) -> int:
@@ -83,34 +98,58 @@ class FirstBoot:
             try:
                 if self._step():
                     return 0
-            except enrollment.MalformedSuccess as error:
-                self._patience.wait(error, pause_s=error.pause_s)
             except TryAgain as error:
-                self._patience.wait(error)
+                self._wait(error)
+
+    def _wait(self, error: TryAgain) -> None:
+        """Pause after a transient failure, or raise it when the limit is reached."""
+        now = self._clock.monotonic()
+        delay = error.pause_s if isinstance(error, enrollment.MalformedSuccess) else None
+        if delay is None:
+            delay = self._backoff.next_delay(self._chance, error.retry_after)
+        if self._options.give_up_after is not None:
+            left = self._options.give_up_after - (now - self._started)
+            if left <= 0:
+                raise error
+            delay = min(delay, left)
+        # A new reason at once, an old one every few minutes: a night of outage is not a night of
+        # log lines.
+        if self._said is None or self._said[0] != str(error) or now >= self._said[1]:
+            log.warning(str(error), next_attempt_in_s=delay, hint=error.hint)
+            self._said = str(error), now + SAY_WHY_EVERY_S
+        Event().wait(delay)
 
     # -- one look, one step
 
     def _step(self) -> bool:
+        actions: dict[Step, Callable[[View], None]] = {
+            Step.HAND_OFF: self._hand_off,
+            Step.SETTLE: self._settle,
+            Step.ERASE: self._erase,
+            Step.REACH: self._check_host,
+            Step.PREPARE: self._prepare,
+            Step.ENROLL: lambda view: require_complete(view.settings),
+        }
         with self._lock():
-            view = self._look()
+            view = look(
+                self._layout,
+                self._inputs,
+                again=self._options.again,
+                reenrolling=self._options.reenroll and not self._replaced,
+                handed_off=self._handed_off,
+                reached=self._reached,
+                tried=self._tried,
+            )
             step = next_step(view.facts)
             log.debug("next step", step=step.value)
             if step is Step.DONE:
-                return self._finish(view)
-            if step is Step.SETTLE:
-                self._settle(view)
-            elif step is Step.HAND_OFF:
-                self._hand_off(view)
-            elif step is Step.ERASE:
-                self._erase(view)
-            elif step is Step.PREPARE:
-                self._prepare_locally(view)
-            elif step is Step.ENROLL:
-                settings.require_complete(view.settings)
-            else:
+                self._finish(view)
+                return True
+            if step not in actions:
                 raise stop_error(step, view)
+            actions[step](view)
         # Requests happen without the lock; what they change is decided after another look.
-        if step is Step.PREPARE and self._reached != view.settings.api_base_url:
+        if step is Step.REACH:
             with preflight.plane(view.settings) as api:
                 preflight.check_plane(api)
             self._reached = view.settings.api_base_url
@@ -122,27 +161,18 @@ class FirstBoot:
         busy = LocalFault(
             "identity/lock is held by another process", hint="look for a hanging byteor-firstboot"
         )
-        return files.locked(self._layout.lock, wait_s=STEP_LOCK_WAIT_S, busy=lambda: busy)
-
-    def _look(self) -> View:
-        return look(
-            self._layout,
-            self._inputs,
-            again=self._options.again,
-            reenrolling=self._options.reenroll and not self._replaced,
-            handed_off=self._handed_off,
-            tried=frozenset(self._tried) if self._receipt is not None else None,
-        )
+        return files.locked(self._layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy)
 
     # -- steps without an identity
 
-    def _prepare_locally(self, view: View) -> None:
-        """What can fail on this host fails here, before the plane or the token is touched; then the intent."""
-        settings.require_complete(view.settings)
+    def _check_host(self, view: View) -> None:
+        """Fail on this host's side before the control plane or the token is touched."""
+        require_complete(view.settings)
         preflight.check_disk(self._layout)
         preflight.check_clock(self._clock)
-        if self._reached != view.settings.api_base_url:
-            return  # the TLS handshake comes first, without the lock
+
+    def _prepare(self, view: View) -> None:
+        """Set aside what does not open here, try the sealing, and make the intent durable."""
         if view.seen.state in (State.FOREIGN, State.UNREADABLE):
             log.warning("the identity on this disk is set aside", because=view.seen.why)
             store.set_aside(self._layout)
@@ -154,25 +184,24 @@ class FirstBoot:
         self._new_intent(view).save(self._layout)
 
     def _new_intent(self, view: View, *, nameless: bool = False) -> Intent:
-        token = self._token(view)
-        asked = view.settings.name or store.hostname(self._layout)
-        fresh = Intent.new(
-            body={} if nameless else enrollment_body(name=view.settings.name, hostname=asked),
-            name=asked,
-            token_mark=view.marks.mark(token),
-            token_length=len(token.reveal()),
-            host=store.fingerprint(self._layout),
-        )
-        former = view.intent
-        if former is None or not former.unanswered:
-            return fresh
-        if former.token_mark != fresh.token_mark:
+        token, former = self._token(view), view.intent
+        mark, name = view.marks.mark(token), view.settings.name or store.hostname(self._layout)
+        body = {} if nameless else enrollment_body(name=view.settings.name, hostname=name)
+        same_token = former is not None and former.token_mark == mark
+        if former is not None and former.unanswered and not same_token:
             log.warning(
                 "an earlier enrollment was never answered: look for its agent in the list",
                 name=former.name,
             )
-            return fresh
-        return replace(fresh, unanswered=True)
+        return Intent(
+            key=str(uuid.uuid4()),
+            body=json.dumps(body, sort_keys=True),
+            name=name,
+            token_mark=mark,
+            token_length=len(token.reveal()),
+            host=store.fingerprint(self._layout),
+            unanswered=former is not None and former.unanswered and same_token,
+        )
 
     def _enroll(self, view: View) -> None:
         token, intent = self._token(view), self._intent(view)
@@ -193,23 +222,25 @@ class FirstBoot:
                 answer, pause_s=MALFORMED_PAUSES_S[self._malformed - 1]
             )
         with self._lock():
-            # Sources may say something else by now; the answer is to what was presented. The intent must be the same.
-            stored = intents.load(self._layout)
+            # Sources may say something else by now; the answer is to what was presented. The intent
+            # must be the same.
+            stored = Intent.load(self._layout)
             if stored is None or stored.key != intent.key:
-                raise LocalFault("the intent changed while the plane answered", hint="run again")
+                raise LocalFault(
+                    "the intent changed while the control plane answered", hint="run again"
+                )
             if meaning is Meaning.ENROLLED:
                 self._seal(view, answer, intent)
             elif meaning is Meaning.ASK_WITHOUT_NAME:
-                # Another body means another key; the refusal proves that the first one enrolled nothing.
+                # Another body means another key; the refusal proves that the first one enrolled
+                # nothing.
                 self._new_intent(view, nameless=True).save(self._layout)
             else:
-                raise self._refused(
-                    view, answer, stored, token, lost=meaning is Meaning.PROBABLY_SPENT
-                )
+                lost = meaning is Meaning.PROBABLY_SPENT
+                raise self._refused(view, answer, stored, token, lost=lost)
 
     def _seal(self, view: View, answer: Answer, intent: Intent) -> None:
-        found = view.settings
-        reply = answer.enrolled
+        found, reply = view.settings, answer.enrolled
         assert reply is not None  # noqa: S101 - what ENROLLED means
         fresh = Identity(
             api_base_url=found.api_base_url or "",
@@ -226,78 +257,98 @@ class FirstBoot:
             idempotency_key=intent.key,
         )
         # The reply's key sets replace those of an enrollment before: they are this environment's.
-        frozen_settings = replace(found, key_sets=reply.signing_keys)
-        if found.heartbeat_interval_s is None and reply.heartbeat_interval_s is not None:
-            frozen_settings = replace(
-                frozen_settings, heartbeat_interval_s=reply.heartbeat_interval_s
-            )
-        files.write_json(self._layout.settings, frozen.freeze(frozen_settings), mode=0o644)
+        settings = replace(
+            found,
+            key_sets=reply.signing_keys,
+            heartbeat_interval_s=found.heartbeat_interval_s or reply.heartbeat_interval_s,
+        )
+        files.write_json(self._layout.settings, frozen.freeze(settings), mode=0o644)
         store.save(self._layout, fresh, seal=found.seal)
         back = store.look(self._layout)
         if back.state is not State.HERE or back.identity != fresh:
             raise LocalFault(
                 f"the sealed identity does not read back: {back.why or 'it differs'}",
-                hint="the token is kept and its intent stands: mend the disk and run again",
+                hint="the token and its intent are kept: fix the disk and run again",
             )
         store.drop_unused_key(self._layout)
         log.notice("enrolled", agent_id=fresh.agent_id, name=fresh.name)
         self._replaced = True
         self._handed_off = False
-        self._settle(view)
-
-    def _settle(self, view: View) -> None:
-        """The identity is sealed and read back: its token is spent, and the intent has done its work."""
-        intent = self._intent(view)
-        view.marks.put_mark(
-            intent.token_mark, intent.token_length, TokenClass.SPENT, boot_id=view.boot_id
-        )
-        intents.wipe(self._layout)
 
     def _refused(
         self, view: View, answer: Answer, intent: Intent, token: Secret, *, lost: bool
     ) -> Refused:
-        """Record the refusal (it ends the intent) and return the error that says it."""
+        """Record the refusal, which ends the intent, and return the error that says it."""
         view.marks.put(token, TokenClass.REFUSED, boot_id=view.boot_id)
         if intent.unanswered:
             replace(intent, ended=True).save(self._layout)
         else:
-            intents.wipe(self._layout)
+            Intent.wipe(self._layout)
         return enrollment.refusal(answer, intent, lost=lost)
 
     # -- steps with an identity
 
+    def hand_off_despite(self, error: LocalFault) -> bool:
+        """Hand off an identity that opens here although `error` stopped the run before it did."""
+        seen = store.look(self._layout)
+        if self._handed_off or seen.identity is None:
+            return False
+        log.warning(f"this host is enrolled and its agent is started, but {error}", hint=error.hint)
+        self._start_agent(restart=False)
+        return True
+
     def _hand_off(self, view: View) -> None:
-        """Freeze what the image's defaults may change, and queue the agent's start; the boot waits for nothing."""
-        self._refreeze(view)
-        store.rebind(self._layout, view.seen)
+        """Take what the image's defaults may change, and queue the agent's start.
+
+        The agent is started even where the settings cannot be written: then the fault is raised.
+        """
+        fault: LocalFault | None = None
+        try:
+            self._refreeze(view)
+            store.rebind(self._layout, view.seen)
+        except LocalFault as error:
+            fault = error
+        # An identity that is not settled is new: an agent that runs has the old one.
+        self._start_agent(restart=not view.facts.settled)
+        if fault is not None:
+            raise fault
+
+    def _start_agent(self, *, restart: bool) -> None:
         if self._layout.is_host and systemd.booted():
-            systemd.start(AGENT_UNIT, restart=self._options.reenroll and self._replaced)
+            systemd.start(AGENT_UNIT, restart=restart)
             log.info("handed off", unit=AGENT_UNIT)
         else:
-            log.info(
-                "handed off: byteor-agent run is to be started here, since there is no systemd"
-            )
+            log.info("handed off; there is no systemd here: start byteor-agent run")
         self._handed_off = True
 
     def _refreeze(self, view: View) -> None:
         here = view.seen.identity
         assert here is not None  # noqa: S101 - only called with an identity
+        base, stored = None, None
         try:
             stored = files.read_json(self._layout.settings)
             base = frozen.thaw(stored) if stored is not None else None
         except Corrupt as error:
             log.warning(str(error), kept_as=files.set_aside(self._layout.settings))
-            stored = base = None
+            stored = None
         if base is None:
             base = frozen.Settings(
                 here.api_base_url, here.org_id, here.project_id, here.environment_id
             )
-        fresh = frozen.freeze(settings.refreeze(base, view.found.image))
+        fresh = frozen.freeze(refreeze(base, view.found.image))
         if fresh != stored:
             files.write_json(self._layout.settings, fresh, mode=0o644)
 
+    def _settle(self, view: View) -> None:
+        """Mark the token spent and wipe the intent, which has done its work."""
+        intent = self._intent(view)
+        view.marks.put_mark(
+            intent.token_mark, intent.token_length, TokenClass.SPENT, boot_id=view.boot_id
+        )
+        Intent.wipe(self._layout)
+
     def _erase(self, view: View) -> None:
-        self._tried |= view.erasable
+        self._tried = view.erasable | (self._tried or frozenset())
         self._receipt = cleanup.erase(
             self._layout,
             view,
@@ -307,9 +358,10 @@ class FirstBoot:
             late=view.finished,
         )
 
-    def _finish(self, view: View) -> bool:
-        if view.invalid is not None:
-            log.warning(f"settings are not used: {view.invalid}", hint=view.invalid.hint)
+    def _finish(self, view: View) -> None:
+        """Say what was not used; NotErased when a copy of the token stays."""
+        for fault in view.faults:
+            log.warning(f"not used: {fault}", hint=fault.hint)
         for warning in view.found.warnings:
             log.warning(warning)
         if view.facts.token in (TokenClass.FRESH, TokenClass.REFUSED):
@@ -321,9 +373,8 @@ class FirstBoot:
             raise NotErased(
                 "enrolled, but a copy of the token could not be erased: "
                 + ", ".join(self._receipt.remaining),
-                hint="mend its cause and run byteor-firstboot erase",
+                hint="fix its cause and rerun byteor-firstboot erase",
             )
-        return True
 
     # -- what a step of the table may rely on
 

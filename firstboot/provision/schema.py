@@ -1,45 +1,41 @@
-"""The schema of contract 4.1: one mapping, wherever it stands; nearest-key errors, merge by rank, the one-source rule."""
+"""The schema of contract 4.1: one mapping, the same wherever it stands.
+
+Errors name the place, the key and what is expected, and never hold a value: it could be a secret
+that stands under the wrong key.
+"""
 
 from __future__ import annotations
 
 import difflib
 import enum
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+import ssl
+from collections.abc import Mapping
+from typing import Any, Callable
+from urllib.parse import urlsplit
 
 import yaml
 
+from firstboot.base import documents, systemd
+from firstboot.base.documents import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
 from firstboot.base.errors import Invalid
 from firstboot.base.secret import Secret
-from firstboot.exchange.settings import Settings, freeze, has_password, thaw
-from firstboot.provision.shapes import CHECKS
+from firstboot.exchange.settings import Settings, has_password
 
-__all__ = [
-    "CHECKS",
-    "Rank",
-    "Settings",
-    "Source",
-    "freeze",
-    "load_yaml",
-    "merge",
-    "parse",
-    "refreeze",
-    "require_complete",
-    "thaw",
-]
-
-YAML_LIMIT = 1 << 20
+YAML_LIMIT = 1 << 20  # bytes
 DEPTH_LIMIT = 32
 NODE_LIMIT = 20_000
 LONGEST_NUMBER = 64  # characters; a longer one takes quadratic time
+LONGEST_UNIT = 255  # characters; systemd's own limit
+WINDOW_LIMIT_S = 3600.0
+
 COLLECTIONS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 SCALARS = frozenset(
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "timestamp")
 )
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NOT_PLAIN = "holds a value of a kind that is not plain YAML"
+_PLAIN_HINT = "write texts, numbers, lists and mappings, without tags"
 
 
 class Rank(enum.IntEnum):
@@ -55,107 +51,257 @@ class Rank(enum.IntEnum):
     IMAGE = 8
 
 
-@dataclass(frozen=True)
-class Source:
-    """One place that was read: its checked values without the token, and the token."""
-
-    rank: Rank
-    where: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-    token: Secret | None = None
-    path: Path | None = None
+# -- YAML to plain values
 
 
 def compose(data: bytes, *, where: str) -> yaml.Node | None:
-    """Return the node tree of one YAML document (None when empty); Invalid, naming a line and never quoting one."""
+    """Return the node tree of one YAML document, None when empty.
+
+    Invalid, naming a line and never quoting one, when it is broken, too large or too deep.
+    """
     if len(data) > YAML_LIMIT:
-        raise Invalid(f"{where} is larger than {YAML_LIMIT} bytes of YAML")
+        raise Invalid(
+            f"{where} is larger than {YAML_LIMIT} bytes of YAML", hint="keep our settings alone"
+        )
     try:
         text = data.decode("utf-8-sig")
         depth = 0
         # Before composing, which recurses: an event stream does not.
         for event in yaml.parse(text, Loader=_Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-                event, yaml.CollectionEndEvent
-            )
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH_LIMIT:
-                raise Invalid(f"{where} is nested more than {DEPTH_LIMIT} levels deep")
+                raise Invalid(
+                    f"{where} is nested more than {DEPTH_LIMIT} levels deep", hint=_PLAIN_HINT
+                )
         return yaml.compose(text, Loader=_Loader)
     except UnicodeDecodeError:
-        raise Invalid(f"{where} is not UTF-8") from None
+        raise Invalid(f"{where} is not UTF-8", hint="save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark is not None else ""
-        # `from None`: the library's message quotes the line, and the token may stand in it.
         stored = where.startswith(("user data", "vendor data"))
-        hint = f"byteor-firstboot {'check-userdata checks it offline' if stored else 'preflight reads it again'}"
-        raise Invalid(f"{where} is not YAML{line}", hint=hint) from None
+        again = "check-userdata checks it offline" if stored else "preflight reads it again"
+        # `from None`: the library's message quotes the line, and the token may stand in it.
+        raise Invalid(f"{where} is not YAML{line}", hint=f"byteor-firstboot {again}") from None
 
 
 def load_yaml(data: bytes, *, where: str) -> Any:
-    """Return one YAML document as plain values; Invalid when it is broken, too deep, too large or names a key twice."""
+    """Return one YAML document as plain values; Invalid as for `compose` and `plain`."""
     node = compose(data, where=where)
     return None if node is None else plain(node, where=where)
 
 
 def plain(node: yaml.Node, *, where: str) -> Any:
-    """Turn a node into plain values within a budget, so that no alias can blow it up."""
-    budget = [NODE_LIMIT]
-    return _plain(node, where, budget, 0)
+    """Turn a node into plain values within a budget, so that no alias can blow it up.
+
+    Invalid for a key twice, a key that is not a text, or a kind that is not plain YAML.
+    """
+    return _plain(node, where, [NODE_LIMIT], 0)
 
 
 def _plain(node: yaml.Node, where: str, budget: list[int], depth: int) -> Any:
     budget[0] -= 1
     if budget[0] < 0 or depth > DEPTH_LIMIT:
-        raise Invalid(f"{where} holds more than {NODE_LIMIT} values")
-    if isinstance(node, yaml.CollectionNode) and node.tag not in COLLECTIONS:
-        raise Invalid(f"{where} holds a value of a kind that is not plain YAML")
-    if isinstance(node, yaml.MappingNode):
-        found: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = _plain(key_node, where, budget, depth + 1)
-            if not isinstance(key, str):
-                raise Invalid(f"{where} has a key that is not a text")
-            if key in found:
-                raise Invalid(f"{where} names a key twice:{_shown(key)}")
-            found[key] = _plain(value_node, where, budget, depth + 1)
-        return found
+        raise Invalid(f"{where} holds more than {NODE_LIMIT} values", hint=_PLAIN_HINT)
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, where)
+    if node.tag not in COLLECTIONS:
+        raise Invalid(f"{where} {_NOT_PLAIN}", hint=_PLAIN_HINT)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, where, budget, depth + 1) for item in node.value]
-    return _scalar(node, where)
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = _plain(key_node, where, budget, depth + 1)
+        if not isinstance(key, str):
+            raise Invalid(f"{where} has a key that is not a text", hint="quote it")
+        if key in found:
+            raise Invalid(f"{where} names a key twice:{_shown(key)}", hint="keep one of them")
+        found[key] = _plain(value_node, where, budget, depth + 1)
+    return found
 
 
-def _scalar(node: yaml.Node, where: str) -> Any:
+def _scalar(node: yaml.ScalarNode, where: str) -> Any:
     if node.tag == "tag:yaml.org,2002:str":
         return node.value
     if node.tag in SCALARS and len(node.value) <= LONGEST_NUMBER:
         try:
             return yaml.constructor.SafeConstructor().construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError):
-            pass  # `!!bool maybe` is a KeyError in there, an empty `!!int` an IndexError, `!!timestamp x` an AttributeError
-    raise Invalid(f"{where} holds a value of a kind that is not plain YAML")
+            # In there `!!bool maybe` is a KeyError, an empty `!!int` an IndexError, and
+            # `!!timestamp x` an AttributeError.
+            pass
+    raise Invalid(f"{where} {_NOT_PLAIN}", hint=_PLAIN_HINT)
 
 
 def _shown(key: str) -> str:
-    """A key for a message, or why it is not there: one that may be a token's text (long, and no words) is not quoted."""
+    """Return a key for a message; one that may be a token (long, and no words) is not quoted."""
     words = re.fullmatch(r"[a-z]{1,14}(?:[_.-][a-z]{1,14})*", key) and len(key) <= 40
-    return (
-        f" {key}"
-        if words or re.fullmatch(r"[A-Za-z_.-]{1,15}", key)
-        else " (not shown: it may be a secret)"
-    )
+    if words or re.fullmatch(r"[A-Za-z_.-]{1,15}", key):
+        return f" {key}"
+    return " (not shown: it may be a secret)"
 
 
-IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation"})
-ROUTING = (
-    "api_base_url",
-    "org_id",
-    "project_id",
-    "environment_id",
-    "ca_certificates",
-    "proxy",
-    "no_proxy",
+# -- The shape of each setting: value in, checked value out, ValueError says what is expected.
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a text (quote it)")
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+def _matching(pattern: str, expected: str) -> Callable[[Any], str]:
+    compiled = re.compile(pattern)
+
+    def check(value: Any) -> str:
+        if not compiled.fullmatch(_text(value)):
+            raise ValueError(f"must be {expected}")
+        return str(value)
+
+    return check
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError("must be one of " + ", ".join(words))
+        return str(value)
+
+    return check
+
+
+def _seconds(least: float, most: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError("must be a number of seconds")
+        if not least <= value <= most:
+            raise ValueError(f"must be from {least:g} to {most:g} seconds")
+        return float(value)
+
+    return check
+
+
+def _token(value: Any) -> Secret | None:
+    text = _matching(r"[!-~]{16,4096}", "16 to 4096 visible ASCII characters")(value)
+    return None if set(text) == {"x"} else Secret(text)  # all x is what erasing leaves behind
+
+
+def _pem(value: Any) -> str:
+    text = _text(value)
+    if "PRIVATE KEY" in text:
+        raise ValueError(
+            "must be certificates alone, without a private key: everybody can read settings.json"
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError, TypeError):  # TypeError: not ASCII
+        raise ValueError("must be certificates in PEM form") from None
+    return text
+
+
+def _proxy(value: Any) -> Secret:
+    try:
+        parts = urlsplit(_text(value))
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    # urlsplit drops line ends without a word.
+    if not usable or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("must be a URL such as http://proxy.example:3128")
+    return Secret(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("must be a list of texts")
+    return tuple(value)
+
+
+def _keys(value: Any) -> tuple[Mapping[str, str], ...]:
+    for key in value if isinstance(value, list) else [None]:
+        if not isinstance(key, dict) or set(key) != {"kid", "public_key"}:
+            raise ValueError("must be a list of {kid, public_key}")
+        kid, public = map(str, (key["kid"], key["public_key"]))
+        if not IDENTIFIER.match(kid) or not re.fullmatch(r"[A-Za-z0-9_-]{43}", public):
+            raise ValueError(
+                "must name each key by an id, with the base64url of its 32 bytes (43 characters)"
+            )
+    if len({key["kid"] for key in value}) != len(value):
+        raise ValueError("must name each kid once")
+    return tuple(value)
+
+
+def _argv(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise ValueError("must be a list of texts: a command and its arguments")
+    # execve knows neither NUL nor half a character.
+    if not value[0] or any(re.search("[\0\ud800-\udfff]", item) for item in value):
+        raise ValueError(
+            "must begin with a command, and have neither NUL nor half a character in it"
+        )
+    return tuple(value)
+
+
+# What systemd allows in a name, without a leading dash (an option) or a pattern (several units).
+_unit = _matching(
+    r"(?=.{,255}\Z)[A-Za-z0-9][A-Za-z0-9:_.@\\-]*"
+    r"\.(service|target|socket|path|timer|mount|slice|scope)",
+    "the name of one systemd unit, such as edge-runtime.service",
 )
+_ACTIVATION: dict[str, Callable[[Any], Any]] = {
+    "unit": _unit,
+    "command": _argv,
+    "health": _argv,
+    "window_s": _seconds(0, WINDOW_LIMIT_S),
+}
+
+
+def _activation(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or not set(value) <= set(_ACTIVATION):
+        raise ValueError("must be a mapping of unit, command, health, window_s")
+    found = {}
+    for key, item in value.items():
+        try:
+            found[key] = _ACTIVATION[key](item)
+        except ValueError as error:
+            raise ValueError(f".{key} {error}") from None  # `parse` puts the outer key before it
+    return found
+
+
+_identifier = _matching(
+    IDENTIFIER.pattern, "letters, digits, dot, underscore and dash, at most 128"
+)
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "enrollment_token": _token,
+    "api_base_url": lambda value: documents.base_url(
+        _text(value), under_systemd=systemd.under_systemd()
+    ),
+    "org_id": _identifier,
+    "project_id": _identifier,
+    "environment_id": _identifier,
+    "name": _matching(
+        r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?",
+        "one DNS label: letters, digits and dashes, at most 63",
+    ),
+    "ca_certificates": _pem,
+    "proxy": _proxy,
+    "no_proxy": _texts,
+    "heartbeat_interval_s": _seconds(SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S),
+    "seal": _one_of("auto", "host", "file"),
+    "signing_keys": _keys,
+    "signing_keys_trust": _one_of("chained", "tls"),
+    "activation": _activation,
+}
+IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation"})
+PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
+ROUTING = frozenset({*PLACE, "ca_certificates", "proxy", "no_proxy"})
+
+
+# -- One mapping
 
 
 def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
@@ -163,68 +309,45 @@ def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise Invalid(f"{where} is not a mapping of settings")
+        raise Invalid(f"{where} is not a mapping of settings", hint="write lines of KEY: VALUE")
     found = {}
     for key, value in raw.items():
         if key not in CHECKS:
             near = difflib.get_close_matches(key, CHECKS, n=1, cutoff=0.4)
             raise Invalid(
                 f"{where} has an unknown key{_shown(key)}",
-                hint=f"did you mean {near[0]}?" if near else None,
+                hint=f"did you mean {near[0]}?" if near else f"the keys are {', '.join(CHECKS)}",
             )
         if key in IMAGE_ONLY and rank is not Rank.IMAGE:
-            raise Invalid(f"{where}: {key} may stand in /etc/byteor/firstboot.yaml only")
+            raise Invalid(
+                f"{where}: {key} may stand in /etc/byteor/firstboot.yaml only",
+                hint="move it there: it decides what root does",
+            )
         if key == "enrollment_token" and rank is Rank.IMAGE:
-            raise Invalid(f"{where}: a token never stands in the image's defaults")
+            raise Invalid(
+                f"{where}: a token never stands in the image's defaults",
+                hint="put it into user data, or into /etc/byteor/enrollment-token",
+            )
         try:
             found[key] = CHECKS[key](value)
         except ValueError as error:
             inner = str(error).startswith(".")
-            raise Invalid(f"{where}: {key}{'' if inner else ' '}{error}") from None
+            raise Invalid(
+                f"{where}: {key}{'' if inner else ' '}{error}", hint=f"correct {key} in {where}"
+            ) from None
     if rank is Rank.IMAGE and has_password(found.get("proxy")):
         raise Invalid(
-            f"{where}: proxy must not hold a password here: the file is readable by everybody"
+            f"{where}: proxy must not hold a password here: the file is readable by everybody",
+            hint="give a proxy with a password beside the token",
         )
     return found
 
 
-def merge(sources: Sequence[Source], *, chosen: Source | None) -> tuple[Settings, tuple[str, ...]]:
-    """Merge by rank; routing comes from `chosen` or from the environment and the image beneath it (one-source rule)."""
-    values: dict[str, Any] = {}
-    given: dict[str, Rank] = {}
-    ignored: list[tuple[str, Source]] = []
-    for source in sorted(sources, key=lambda source: source.rank):
-        # By rank and not by identity: the two systemd credentials are one source.
-        trusted = chosen is None or source.rank in (chosen.rank, Rank.ENVIRONMENT, Rank.IMAGE)
-        for key, value in source.values.items():
-            if key in ROUTING and not trusted:
-                ignored.append((key, source))
-            elif key not in values:
-                values[key], given[key] = value, source.rank
-    pinned = tuple(sorted(key for key, rank in given.items() if rank is not Rank.IMAGE))
-    because = f"the token came from {chosen.where}" if chosen is not None else ""
-    warnings = tuple(
-        # What says the same misleads nobody: write_files is read from the drop place and from user data.
-        f"{key} in {source.where} is ignored: {because}"
-        for key, source in ignored
-        if source.values[key] != values.get(key)
-    )
-    return Settings(**values, pinned=pinned), warnings
-
-
 def require_complete(settings: Settings) -> None:
-    """Invalid naming what enrollment cannot do without."""
-    needed = ("api_base_url", "org_id", "project_id", "environment_id")
-    missing = [key for key in needed if getattr(settings, key) is None]
+    """Raise Invalid, naming what is missing, for settings that cannot enroll."""
+    missing = [key for key in PLACE if getattr(settings, key) is None]
     if missing:
         raise Invalid(
             f"settings are missing: {', '.join(missing)}",
             hint="set them beside the token, or in /etc/byteor/firstboot.yaml",
         )
-
-
-def refreeze(frozen: Settings, image: Mapping[str, Any]) -> Settings:
-    """Later boots: only the image's own file changes what was frozen: never where an enrolled host reports to, nor what
-    a source above the image gave (else the first hand-off would undo it). A key that the file no longer names stays."""
-    kept = {"api_base_url", "org_id", "project_id", "environment_id", *frozen.pinned}
-    return replace(frozen, **{key: value for key, value in image.items() if key not in kept})

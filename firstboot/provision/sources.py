@@ -1,25 +1,46 @@
-"""Where a token and settings can come from, in order (contract 4.2), and which of them counts."""
+"""Read every source of a token and settings, in order, and choose the one that counts.
+
+The order is contract 4.2's, the choice 4.1's one-source rule. ``python -m
+firstboot.provision.sources`` prints the image's settings alone, checked, as ``settings.json`` has
+them: for an agent in a container, whose identity is in its environment and whose process must not
+load yaml.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from firstboot.base import files
+from firstboot.base import files, log
 from firstboot.base.errors import ByteorError, Invalid, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
+from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.provision import userdata
-from firstboot.provision.schema import Rank, Source, load_yaml, merge, parse
+from firstboot.provision.schema import PLACE, ROUTING, Rank, load_yaml, parse
 from firstboot.provision.tokens import TokenClass
 
-TOKEN_LIMIT = 8192
+TOKEN_LIMIT = 8192  # bytes
 YAML_LIMIT = 1 << 20
 USER_DATA_LIMIT = 32 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that was read: its checked values without the token, and the token."""
+
+    rank: Rank
+    where: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    token: Secret | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +56,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Found:
-    """All sources merged; `tokens` is every token seen anywhere, with its source; `image` the image's own values."""
+    """All sources merged.
+
+    `tokens` is every token seen anywhere, with its source; `image` the image's own values; `fault`
+    what a strict `gather` would have raised.
+    """
 
     settings: Settings = field(default_factory=Settings)
     token: Secret | None = None
@@ -43,15 +68,15 @@ class Found:
     tokens: tuple[tuple[Source, Secret], ...] = ()
     warnings: tuple[str, ...] = ()
     image: Mapping[str, Any] = field(default_factory=dict)
-    fault: ByteorError | None = None  # what `gather` would have raised
+    fault: ByteorError | None = None
 
 
 def gather(
     layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], TokenClass], strict: bool = True
 ) -> Found:
-    """Read every source; Invalid or LocalFault when one is broken that could matter for the token that would be used.
+    """Read every source; Invalid or LocalFault for a broken one that could redirect the token.
 
-    Not `strict`: that fault is part of what was found, for a host that has its identity and only erases.
+    Not `strict`: that fault is part of what was found, for a host that has its identity.
     """
     sources: list[Source] = []
     broken: list[tuple[Rank, ByteorError]] = []
@@ -60,15 +85,14 @@ def gather(
             source = read()
         except (Invalid, LocalFault) as error:
             broken.append((rank, error))
-            continue
-        if source is not None:
-            sources.append(source)
+        else:
+            sources += [source] if source is not None else []
     chosen = _choose(sources, classify)
     warnings = []
     serious: ByteorError | None = None
     for rank, fault in broken:
-        # A broken place below the token's cannot redirect it, and may be beyond anybody's reach on this host.
-        # One of the same rank is the same source (the two credentials).
+        # A broken place below the token's cannot redirect it, and may be beyond anybody's reach on
+        # this host. One of the same rank is the same source (the two credentials).
         if chosen is not None and rank > chosen.rank and rank not in (Rank.ENVIRONMENT, Rank.IMAGE):
             warnings.append(str(fault))
         elif strict:
@@ -87,62 +111,66 @@ def gather(
     )
 
 
-def _choose(sources: list[Source], classify: Callable[[Secret], TokenClass]) -> Source | None:
-    holding = [source for source in sources if source.token is not None]
-    for kind in (TokenClass.FRESH, TokenClass.REFUSED, TokenClass.SPENT):
-        for source in sorted(holding, key=lambda source: source.rank):
-            if source.token is not None and classify(source.token) is kind:
-                return source
-    return None
+def _choose(sources: Sequence[Source], classify: Callable[[Secret], TokenClass]) -> Source | None:
+    """Return the highest source of a fresh token, else of a refused, else of a spent one."""
+    order = list(TokenClass)
+    holding = [
+        (order.index(classify(source.token)), source.rank, number)
+        for number, source in enumerate(sources)
+        if source.token is not None
+    ]
+    return sources[min(holding)[2]] if holding else None
 
 
 Reader = Callable[[], Optional[Source]]
 
 
 def _readers(layout: Layout, inputs: Inputs) -> Iterator[tuple[Rank, Reader]]:
-    yield Rank.TOKEN_FILE, lambda: _token_file(layout, inputs)
-    yield Rank.CREDENTIAL, lambda: _bare_credential(inputs)
-    yield Rank.CREDENTIAL, lambda: _mapping_credential(inputs)
+    yield Rank.TOKEN_FILE, lambda: _token_file(inputs)
+    for name, kind in (("byteor.enrollment-token", _bare), ("byteor.firstboot", _mapping)):
+        if inputs.credentials is not None:
+            path = inputs.credentials / name
+            yield Rank.CREDENTIAL, _reader(kind, Rank.CREDENTIAL, f"credential {name}", path)
     yield Rank.DROP_PLACE, lambda: _drop_place(layout)
     if not layout.is_host or _cloud_init_ran(layout):
-        yield (
-            Rank.USER_DATA,
-            lambda: _stored(layout, Rank.USER_DATA, "user data", ("user-data.txt",)),
-        )
-        # In cloud-init's own order of precedence.
-        yield (
-            Rank.VENDOR_DATA,
-            lambda: _stored(
-                layout, Rank.VENDOR_DATA, "vendor data", ("vendor-data2.txt", "vendor-data.txt")
-            ),
-        )
-    yield (
-        Rank.ETC_TOKEN,
-        lambda: _bare(
-            files.read(layout.token_file, limit=TOKEN_LIMIT, private_to=layout.owner),
-            Rank.ETC_TOKEN,
-            layout.shown(layout.token_file),
-            layout.token_file,
-        ),
-    )
+        # Vendor data in cloud-init's own order of precedence.
+        for rank, where, names in (
+            (Rank.USER_DATA, "user data", ["user-data.txt"]),
+            (Rank.VENDOR_DATA, "vendor data", ["vendor-data2.txt", "vendor-data.txt"]),
+        ):
+            yield rank, _stored(layout, rank, where, names)
+    where = layout.shown(layout.token_file)
+    yield Rank.ETC_TOKEN, _reader(_bare, Rank.ETC_TOKEN, where, layout.token_file, layout.owner)
     yield Rank.ENVIRONMENT, lambda: _environment(inputs)
     yield Rank.IMAGE, lambda: image(layout, inputs)
 
 
-def _bare(data: bytes | None, rank: Rank, where: str, path: Path | None) -> Source | None:
-    if data is None:
-        return None
+Parser = Callable[[bytes, Rank, str, Optional[Path]], Source]
+
+
+def _reader(
+    kind: Parser, rank: Rank, where: str, path: Path, private_to: int | None = None
+) -> Reader:
+    def read() -> Source | None:
+        limit = TOKEN_LIMIT if kind is _bare else YAML_LIMIT
+        data = files.read(path, limit=limit, private_to=private_to)
+        return None if data is None else kind(data, rank, where, path)
+
+    return read
+
+
+def _bare(data: bytes, rank: Rank, where: str, path: Path | None) -> Source:
     try:
         text = data.decode("ascii").strip()
     except UnicodeDecodeError:
-        raise Invalid(f"{where} is not a token: 16 to 4096 visible ASCII characters") from None
-    values = parse({"enrollment_token": text}, where=where, rank=rank) if text else {}
-    return Source(rank, where, {}, values.get("enrollment_token"), path)
+        raise Invalid(
+            f"{where} is not a token: 16 to 4096 visible ASCII characters",
+            hint="write the token alone into it, as it was minted",
+        ) from None
+    return _source({"enrollment_token": text} if text else None, rank, where, path)
 
 
-def _mapping(data: bytes | None, rank: Rank, where: str, path: Path | None) -> Source | None:
-    if data is None:
-        return None
+def _mapping(data: bytes, rank: Rank, where: str, path: Path | None) -> Source:
     return _source(load_yaml(data, where=where), rank, where, path)
 
 
@@ -152,63 +180,49 @@ def _source(raw: Any, rank: Rank, where: str, path: Path | None) -> Source:
     return Source(rank, where, values, token, path)
 
 
-def _token_file(layout: Layout, inputs: Inputs) -> Source | None:
+def _token_file(inputs: Inputs) -> Source | None:
     if inputs.token_file is None:
         return None
     if inputs.token_file == "-":
         return _bare(inputs.stdin or b"", Rank.TOKEN_FILE, "the token on stdin", None)
     path = Path(inputs.token_file)
-    data = files.read(path, limit=TOKEN_LIMIT, private_to=os.geteuid())
-    if data is None:
-        raise Invalid(f"there is no token file {path}")
-    return _bare(data, Rank.TOKEN_FILE, str(path), path)
-
-
-def _bare_credential(inputs: Inputs) -> Source | None:
-    if inputs.credentials is None:
-        return None
-    path = inputs.credentials / "byteor.enrollment-token"
-    return _bare(
-        files.read(path, limit=TOKEN_LIMIT),
-        Rank.CREDENTIAL,
-        "credential byteor.enrollment-token",
-        path,
-    )
-
-
-def _mapping_credential(inputs: Inputs) -> Source | None:
-    if inputs.credentials is None:
-        return None
-    path = inputs.credentials / "byteor.firstboot"
-    return _mapping(
-        files.read(path, limit=YAML_LIMIT), Rank.CREDENTIAL, "credential byteor.firstboot", path
-    )
+    found = _reader(_bare, Rank.TOKEN_FILE, str(path), path, os.geteuid())()
+    if found is None:
+        raise Invalid(
+            f"there is no token file {path}", hint="give the path of a file, or - and stdin"
+        )
+    return found
 
 
 def _drop_place(layout: Layout) -> Source | None:
     path = layout.drop_place
     if not files.check_private_directory(path.parent, owner=layout.owner):
         return None
-    data = files.read(path, limit=YAML_LIMIT, private_to=layout.owner)
-    return _mapping(data, Rank.DROP_PLACE, layout.shown(path), path)
+    return _reader(_mapping, Rank.DROP_PLACE, layout.shown(path), path, layout.owner)()
 
 
 def _cloud_init_ran(layout: Layout) -> bool:
-    """True when cloud-init's network stage ran in this boot: its files on tmpfs say so, the instance link does not."""
-    return (layout.cloud_run / ".instance-id").exists() or (
-        layout.cloud_run / "instance-data.json"
-    ).exists()
+    """Return True when cloud-init's network stage ran in this boot.
+
+    Its files on tmpfs say so; the instance link outlives the boot.
+    """
+    names = (".instance-id", "instance-data.json")
+    return any((layout.cloud_run / name).exists() for name in names)
 
 
-def _stored(layout: Layout, rank: Rank, where: str, names: tuple[str, ...]) -> Source | None:
-    """Read what cloud-init stored: as received, then (``.i``) with what `#include` fetched and archives held."""
-    for name in [name + suffix for name in names for suffix in ("", ".i")]:
-        path = layout.path(f"/var/lib/cloud/instance/{name}")
-        data = files.read(path, limit=USER_DATA_LIMIT, private_to=layout.owner)
-        found = userdata.read(data, where=where) if data is not None else None
-        if found is not None:
-            return _source(found.raw, rank, where, path)
-    return None
+def _stored(layout: Layout, rank: Rank, where: str, names: Sequence[str]) -> Reader:
+    """Read what cloud-init stored: as received, then (``.i``) what `#include` and archives held."""
+
+    def read() -> Source | None:
+        for name in (name + suffix for name in names for suffix in ("", ".i")):
+            path = layout.path(f"/var/lib/cloud/instance/{name}")
+            data = files.read(path, limit=USER_DATA_LIMIT, private_to=layout.owner)
+            found = userdata.read(data, where=where) if data is not None else None
+            if found is not None:
+                return _source(found.raw, rank, where, path)
+        return None
+
+    return read
 
 
 def _environment(inputs: Inputs) -> Source | None:
@@ -219,11 +233,86 @@ def _environment(inputs: Inputs) -> Source | None:
 
 
 def image(layout: Layout, inputs: Inputs) -> Source | None:
-    """Read the image's defaults, or the file that stands in for them; Invalid or LocalFault when they are broken."""
+    """Read the image's defaults, or the file that stands in for them."""
     path = inputs.config or layout.image_defaults
-    # realpath and not resolve(): the latter raises a RuntimeError of its own for a loop of links before Python 3.13.
+    # realpath and not resolve(): before Python 3.13 the latter raises an error of its own for a
+    # loop of links.
     target = Path(os.path.realpath(path)) if inputs.config or layout.is_host else path
     data = files.read(target, limit=YAML_LIMIT)
     if data is None and inputs.config is not None:
-        raise Invalid(f"there is no file {path}")
-    return _mapping(data, Rank.IMAGE, layout.shown(path), path)
+        raise Invalid(f"there is no file {path}", hint="--config names the file to read")
+    return None if data is None else _mapping(data, Rank.IMAGE, layout.shown(path), path)
+
+
+def merge(sources: Sequence[Source], *, chosen: Source | None) -> tuple[Settings, tuple[str, ...]]:
+    """Merge by rank, with a warning for each value that the one-source rule ignores.
+
+    Routing comes from `chosen`, or from the environment and the image beneath it.
+    """
+    values: dict[str, Any] = {}
+    given: dict[str, Rank] = {}
+    ignored: list[tuple[str, Source]] = []
+    for source in sorted(sources, key=lambda source: source.rank):
+        # By rank and not by identity: the two systemd credentials are one source.
+        trusted = chosen is None or source.rank in (chosen.rank, Rank.ENVIRONMENT, Rank.IMAGE)
+        for key, value in source.values.items():
+            if key in ROUTING and not trusted:
+                ignored.append((key, source))
+            elif key not in values:
+                values[key], given[key] = value, source.rank
+    because = f"the token came from {chosen.where}" if chosen is not None else ""
+    warnings = tuple(
+        # What says the same misleads nobody: write_files is read from the drop place and from user
+        # data.
+        f"{key} in {source.where} is ignored: {because}"
+        for key, source in ignored
+        if source.values[key] != values.get(key)
+    )
+    pinned = sorted(key for key, rank in given.items() if rank is not Rank.IMAGE)
+    return Settings(**values, pinned=tuple(pinned)), warnings
+
+
+def refreeze(frozen: Settings, image: Mapping[str, Any]) -> Settings:
+    """Take from the image's own file what a later boot may change of `frozen`.
+
+    Never where an enrolled host reports to, nor what a source above the image gave: else the first
+    hand-off would undo it. A key that the file no longer names stays.
+    """
+    kept = {*PLACE, *frozen.pinned}
+    return replace(frozen, **{key: value for key, value in image.items() if key not in kept})
+
+
+def settings_of(layout: Layout, *, config: Path | None) -> Settings:
+    """Return the settings of the file `config`, or of the image's defaults."""
+    source = image(layout, Inputs(config=config))
+    return merge([source] if source is not None else [], chosen=None)[0]
+
+
+def in_force(layout: Layout, *, config: Path | None) -> Settings:
+    """Return what first boot froze, else (a container, or `config`) what the agent's file says."""
+    image_is_there = (config or layout.image_defaults).exists()
+    if config is None and (layout.settings.exists() or not image_is_there):
+        return frozen.load(layout)
+    return settings_of(layout, config=config)
+
+
+def main() -> int:
+    """Print the settings; the exit code and the words are those of `byteor-agent run`."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--config", type=Path)
+    arguments = parser.parse_args()
+    log.set_up("byteor-agent", verbose=False)
+    try:
+        settings = settings_of(Layout(arguments.root), config=arguments.config)
+    except ByteorError as error:
+        log.error(str(error))
+        if error.hint:
+            log.hint(error.hint)
+        return error.exit_code
+    print(json.dumps(frozen.freeze(settings)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused, check
 from firstboot.api.client import Answer
 from firstboot.base.errors import TryAgain
 from firstboot.provision.enrollment import Meaning, meaning, refusal
-from firstboot.provision.intent import Intent
+from firstboot.provision.tokens import Intent
 
 
 def answer(status: int, body: Any = None, *, text: bytes = b"", **more: Any) -> Answer:

@@ -5,6 +5,7 @@ says.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -65,14 +66,29 @@ def test_every_combination_is_decided_by_one_row(
     assert next_step(facts) is rows[0]
 
 
+@pytest.mark.parametrize(
+    ("state", "token", "intent", "presented"),
+    list(itertools.product(State, [None, *TokenClass], IntentState, [False, True])),
+)
+def test_nothing_is_prepared_before_the_control_plane_was_reached(
+    state: State, token: TokenClass | None, intent: IntentState, presented: bool
+) -> None:
+    """REACH stands before PREPARE, and before nothing else."""
+    facts = Facts(state, token, intent, handed_off=True, erased=True, presented=presented)
+    step, without = next_step(facts), next_step(replace(facts, reached=False))
+    assert without is (Step.REACH if step is Step.PREPARE else step)
+
+
 @pytest.mark.parametrize("token", [None, *TokenClass])
 def test_an_identity_hands_off_first_then_erases_then_ends(token: TokenClass | None) -> None:
-    """A crash between sealing and marking is settled first; then hand-off, erasing what is spent,
-    done.
+    """Hand-off comes before anything that may fail; then a crash between sealing and marking is
+    settled, then what is spent is erased.
     """
     spent = token is SPENT
     facts = {"identity": HERE, "token": token, "intent": ABSENT, "spent_here": spent}
-    assert next_step(Facts(**{**facts, "intent": OURS}, settled=False)) is Step.SETTLE
+    new = {**facts, "intent": OURS, "settled": False}
+    assert next_step(Facts(**new)) is Step.HAND_OFF
+    assert next_step(Facts(**new, handed_off=True)) is Step.SETTLE
     assert next_step(Facts(**facts)) is Step.HAND_OFF
     assert next_step(Facts(**facts, handed_off=True)) is (Step.ERASE if spent else Step.DONE)
     assert next_step(Facts(**facts, handed_off=True, erased=True)) is Step.DONE

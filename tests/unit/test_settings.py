@@ -15,17 +15,9 @@ from firstboot.base import documents
 from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
-from firstboot.provision.schema import (
-    CHECKS,
-    Rank,
-    Settings,
-    Source,
-    load_yaml,
-    merge,
-    parse,
-    refreeze,
-    require_complete,
-)
+from firstboot.exchange.settings import Settings
+from firstboot.provision.schema import CHECKS, Rank, load_yaml, parse, require_complete
+from firstboot.provision.sources import Source, merge, refreeze
 
 SOON_S = 5.0
 TOKEN = "bet_canary0123456789abcdef"
