@@ -1,4 +1,4 @@
-"""The agent's account, and falling to another account for good."""
+"""Look up accounts, and drop privileges to one permanently."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ AGENT_USER = "byteor-agent"
 
 
 def agent() -> pwd.struct_passwd:
-    """The account that the agent runs as on a host; LocalFault where the package has made none."""
+    """Return the account that the agent runs as on a host; LocalFault where there is none."""
     try:
         return pwd.getpwnam(AGENT_USER)
     except KeyError as error:
-        raise LocalFault(
-            f"there is no user {AGENT_USER}", hint="systemd-sysusers makes it"
-        ) from error
+        raise LocalFault(f"there is no user {AGENT_USER}", hint="run systemd-sysusers") from error
 
 
 def of(uid: int) -> pwd.struct_passwd:
-    """The account of a user id; LocalFault when it has none."""
+    """Return the account of a user id; LocalFault when it has none."""
     try:
         return pwd.getpwuid(uid)
     except KeyError as error:
@@ -29,7 +27,7 @@ def of(uid: int) -> pwd.struct_passwd:
 
 
 def become(account: pwd.struct_passwd) -> None:
-    """Fall to `account` with its groups, for good, and make sure of it; LocalFault when this process did not become it."""
+    """Drop privileges to `account` permanently, and verify it; LocalFault if that fails."""
     uid, gid = account.pw_uid, account.pw_gid
     try:
         if os.geteuid() == 0:
@@ -37,19 +35,18 @@ def become(account: pwd.struct_passwd) -> None:
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
     except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
         raise LocalFault(
-            f"cannot become {account.pw_name}: {os.strerror(error.errno or 0).lower()}"
+            f"cannot become {account.pw_name}: {reason}", hint="run as root"
         ) from error
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or _returns(uid):
-        raise LocalFault(f"this process did not become {account.pw_name}")
+        raise LocalFault(f"this process did not become {account.pw_name}", hint="run as root")
 
 
 def _returns(uid: int) -> bool:
-    """True when the way back to root is still open."""
-    if uid == 0:
-        return False
+    """Return True when the way back to root is still open."""
     try:
         os.setuid(0)
     except OSError:
         return False
-    return True
+    return uid != 0

@@ -1,7 +1,7 @@
-"""Time and chance: the only user of `time` and `random`; pauses as pure values that a simulation can drive.
+"""Tell the time, and draw pauses: the only user of `time` and `random`.
 
-`Backoff` and `Schedule` take the random generator as an argument and return seconds. They sleep nowhere: whoever
-waits does so on an event that a signal can set.
+`Backoff` takes the random generator as an argument and returns seconds, so that a simulation can
+drive it. Nothing sleeps here: callers wait on an event that a signal can set.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ class Clock:
     """The host's clocks; tests pass one that they move by hand."""
 
     def wall(self) -> float:
-        """Seconds since the epoch, as the host believes."""
+        """Return seconds since the epoch, as the host believes."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds that only ever grow; for time-outs and periods."""
+        """Return seconds that only ever grow, for time-outs and periods."""
         return time.monotonic()
 
     def uptime(self) -> int:
-        """Whole seconds since this host booted, sleep included."""
+        """Return whole seconds since this host booted, sleep included."""
         return int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def monotonic() -> float:
-    """Seconds that only ever grow (for code that needs no replaceable clock)."""
+    """Return seconds that only ever grow, where no clock needs replacing."""
     return time.monotonic()
 
 
-Chance = random.Random  # the type, for those who are handed one
+Chance = random.Random  # the type, for code that is handed one
 
 
 def rng() -> random.Random:
-    """A generator seeded by the operating system: clones must not share a schedule."""
+    """Return a generator seeded by the system: clones must not share a schedule."""
     return random.SystemRandom()
 
 
 def rfc3339(seconds: float) -> str:
-    """`seconds` since the epoch as RFC 3339 in UTC, to the second."""
+    """Format seconds since the epoch as RFC 3339 in UTC, to the second."""
     moment = datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def from_rfc3339(text: str) -> float:
-    """Seconds since the epoch of an RFC 3339 date; ValueError for anything else."""
+    """Parse an RFC 3339 date into seconds since the epoch; ValueError for anything else."""
     found = _RFC3339.fullmatch(text.strip().upper())
     if found is None:
         raise ValueError("not an RFC 3339 date")
@@ -65,7 +65,10 @@ def from_rfc3339(text: str) -> float:
 
 
 def from_http_date(text: str) -> float:
-    """Seconds since the epoch of an HTTP date in any of its three forms (RFC 9110); ValueError for anything else."""
+    """Parse an HTTP date, in any of its three forms (RFC 9110), into seconds since the epoch.
+
+    ValueError for anything else.
+    """
     try:
         moment = parsedate_to_datetime(text)
         if moment.tzinfo is None:  # the asctime form: GMT all the same
@@ -77,14 +80,17 @@ def from_http_date(text: str) -> float:
 
 @dataclass
 class Backoff:
-    """Full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"): U(0, min(cap, base * 2^n)) seconds."""
+    """Draw pauses of U(0, min(cap, base * 2^n)) seconds, n being the failures so far.
+
+    Full jitter: AWS Architecture Blog, "Exponential Backoff And Jitter".
+    """
 
     base_s: float
     cap_s: float
     failures: int = 0
 
     def next_delay(self, chance: random.Random, retry_after: float | None = None) -> float:
-        """Return the pause in seconds after one more failure; at least `retry_after` where that is believable."""
+        """Return the pause after one more failure; at least a believable `retry_after`."""
         ceiling = min(self.cap_s, self.base_s * 2.0 ** min(self.failures, 32))
         self.failures += 1
         jitter = chance.uniform(0.0, ceiling)

@@ -1,4 +1,4 @@
-"""Read JSON into frozen dataclasses, by their annotations; identifiers, URLs and bounds.
+"""Read JSON into frozen dataclasses by their annotations; identifiers, URLs, bounds.
 
 `read` takes a document of ours from disk, `parse` a value that is already parsed; both check every
 member before anybody uses it, and name the damaged one. Unknown members are ignored, so that what
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class Malformed(ValueError):
-    """A document of another shape; the message names the member, never its value."""
+    """A document has another shape; the message names the member, never its value."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ _PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def load(body: bytes) -> Any:
-    """Parse JSON from outside; ValueError for anything that is not strict JSON of reasonable depth."""
+    """Parse JSON from outside; ValueError unless it is strict and of reasonable depth."""
     try:
         return json.loads(
             body.decode("utf-8"),
@@ -197,7 +197,7 @@ def load(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two members of one name: whoever looked at the answer before us may have read the other one."""
+    # Of two members of one name another reader may have taken the other one.
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a member twice")
@@ -222,28 +222,29 @@ def _refuse_constant(word: str) -> None:
 
 
 def optional_text(value: object) -> str | None:
-    """`value` if it is a text that is not empty, or None; ValueError otherwise."""
+    """Return `value` if it is None or a text that is not empty; else ValueError."""
     return None if value is None else text(value)
 
 
 def text(value: object) -> str:
-    """`value` if it is a text that is not empty; ValueError otherwise."""
+    """Return `value` if it is a text that is not empty; else ValueError."""
     if not isinstance(value, str) or not value:
         raise ValueError("not a text")
     return value
 
 
 def base_url(text: str, *, under_systemd: bool) -> str:
-    """Return the origin in `text` without a trailing slash, ``/v1`` or ``/api/v1``; ValueError saying what is wrong."""
-    if not re.fullmatch(
-        r"[!-~]+", text.strip()
-    ):  # urlsplit drops tabs and line ends without a word
-        raise ValueError("is not a URL")
+    """Return the origin in `text`, without a trailing slash, ``/v1`` or ``/api/v1``.
+
+    ValueError, saying what is wrong, for anything else (contract 1).
+    """
     try:
         parts = urlsplit(text.strip())
         host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("is not a URL") from None
+    if not re.fullmatch(r"[!-~]+", text.strip()):  # urlsplit drops tabs and line ends silently
+        raise ValueError("is not a URL")
     if parts.scheme not in ("https", "http") or not host:
         raise ValueError("must be an https URL such as https://api.example")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
@@ -282,10 +283,11 @@ def _is_ipv6(host: str) -> bool:
 
 
 def envelopes(value: Any) -> tuple[dict[str, Any], ...]:
-    """The key sets (DSSE envelopes, contract 2.5) that a list begins with, in shape only: nobody vouches for them here.
+    """Return the key sets (DSSE envelopes, contract 2.5) that a list begins with, unverified.
 
-    A chain is good up to where it is cut, and the plane is asked for the rest: so what is malformed, or beyond the bounds,
-    ends the list and is no error. Members that DSSE does not know are dropped.
+    A chain is good up to where it is cut, and the control plane is asked for the rest: so what is
+    malformed, or beyond the bounds, ends the list and is no error. Members that DSSE does not know
+    are dropped.
     """
     found: list[dict[str, Any]] = []
     room = KEY_SETS_LIMIT

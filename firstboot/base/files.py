@@ -28,8 +28,8 @@ LOCK_POLL_S = 0.05
 Owner = tuple[int, int]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def fail(doing: str, path: Path, error: OSError) -> NoReturn:
@@ -73,7 +73,7 @@ def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | No
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
-            raise Corrupt(f"{path} is not a regular file", hint=f"move {path} away")
+            raise Corrupt(f"{path} is not a regular file")
         if private_to is not None:
             _require_private(path, facts, private_to)
         with open(fd, "rb", closefd=False) as stream:
@@ -83,7 +83,7 @@ def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | No
     finally:
         os.close(fd)
     if len(data) > limit:
-        raise Corrupt(f"{path} is larger than {limit} bytes", hint=f"move {path} away")
+        raise Corrupt(f"{path} is larger than {limit} bytes")
     return data
 
 
@@ -104,7 +104,7 @@ def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
 def check_private_directory(path: Path, *, owner: int) -> bool:
     """Return True for a directory of `owner` that nobody else can write, False for none.
 
-    One that others may *read* is tightened to 0700 (cloud-init makes it 0755). LocalFault otherwise.
+    One that others may *read* is tightened to 0700 (cloud-init makes it 0755). Else LocalFault.
     """
     try:
         facts = os.lstat(path)
@@ -137,9 +137,9 @@ def read_json(path: Path, *, private_to: int | None = None) -> dict[str, Any] | 
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Corrupt(f"{path} is damaged: not JSON", hint=f"move {path} away") from error
+        raise Corrupt(f"{path} is damaged: not JSON") from error
     if not isinstance(value, dict) or not isinstance(value.get("v"), int):
-        raise Corrupt(f"{path} is damaged: not a mapping with a version", hint=f"move {path} away")
+        raise Corrupt(f"{path} is damaged: not a mapping with a version")
     return value
 
 
@@ -172,7 +172,7 @@ def write(
     try:
         _unlink(temporary)
         # Private from creation: the mode is widened only when the bytes are complete.
-        fd = os.open(temporary, _CREATE, 0o600)
+        fd = os.open(temporary, CREATE, 0o600)
         try:
             with os.fdopen(fd, "wb") as stream:
                 stream.write(data)
@@ -205,10 +205,10 @@ def write_into(
     afterwards.
     """
     try:
-        above = os.open(directory, _DIRECTORY | os.O_NOFOLLOW)
+        above = os.open(directory, DIRECTORY)
         try:
             _unlink(name, dir_fd=above)
-            with os.fdopen(os.open(name, _CREATE, 0o600, dir_fd=above), "wb") as stream:
+            with os.fdopen(os.open(name, CREATE, 0o600, dir_fd=above), "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 # The mode before the owner: the new owner could change it in between.
@@ -230,7 +230,7 @@ def _unlink(path: Path | str, *, dir_fd: int | None = None) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, _DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

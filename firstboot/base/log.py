@@ -1,8 +1,9 @@
-"""Lines for people on stderr, with a priority that journald understands, and facts as key=value.
+"""Write lines for people to stderr, with a priority for journald and facts as key=value.
 
-Under systemd (``JOURNAL_STREAM``) a line begins with ``<6>`` and the like, which journald turns into its priority;
-at a terminal it begins with the program's name. Nothing here is machine output: that goes to stdout. `redacted` is
-the second net; the first is that secrets are of type `Secret`, which prints as ``<secret>``.
+Under systemd (``JOURNAL_STREAM``) a line begins with ``<6>`` and the like, which journald turns
+into its priority (the levels of syslog(3)); at a terminal it begins with the program's name.
+Machine output goes to stdout, never through here. `redacted` is the second net; the first is that
+secrets are of type `Secret`, which prints as ``<secret>``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import os
 import sys
 
 from firstboot.base.secret import redacted
-
-ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 
 _program = "byteor"
 _verbose = False
@@ -25,43 +24,44 @@ def set_up(program: str, *, verbose: bool) -> None:
 
 
 def error(message: str, **facts: object) -> None:
-    _write(ERROR, f"error: {message}", facts)
+    """Say why the program ends, or what it could not do."""
+    _write(3, f"error: {message}", facts)
 
 
 def hint(message: str) -> None:
-    _write(ERROR, f"hint: {message}", {})
+    """Say what to do about the error before."""
+    _write(3, f"hint: {message}", {})
 
 
 def warning(message: str, **facts: object) -> None:
-    _write(WARNING, f"warning: {message}", facts)
+    """Say what went wrong while the program goes on."""
+    _write(4, f"warning: {message}", facts)
 
 
 def notice(message: str, **facts: object) -> None:
-    _write(NOTICE, message, facts)
+    """Say what an operator wants to know."""
+    _write(5, message, facts)
 
 
 def info(message: str, **facts: object) -> None:
-    _write(INFO, message, facts)
+    """Say what is done in the normal course."""
+    _write(6, message, facts)
 
 
 def debug(message: str, **facts: object) -> None:
+    """Say more, with ``--verbose``."""
     if _verbose:
-        _write(DEBUG, message, facts)
+        _write(7, message, facts)
 
 
 def _write(priority: int, message: str, facts: dict[str, object]) -> None:
-    text = " ".join(
-        [message, *(f"{key}={_word(value)}" for key, value in facts.items() if value is not None)]
-    )
+    said = [f"{key}={_word(value)}" for key, value in facts.items() if value is not None]
     # One line each: text of a server or a file must not be able to forge a second journal entry.
-    line = "".join(c if c.isprintable() else " " for c in redacted(text))
-    prefix = (
-        f"<{priority}>"
-        if os.environ.get("JOURNAL_STREAM")
-        else ""
-        if line.startswith("hint: ")
-        else f"{_program}: "
-    )
+    text = redacted(" ".join([message, *said]))
+    line = "".join(c if c.isprintable() else " " for c in text)
+    prefix = "" if message.startswith("hint: ") else f"{_program}: "
+    if os.environ.get("JOURNAL_STREAM"):
+        prefix = f"<{priority}>"
     try:
         sys.stderr.write(f"{prefix}{line}\n")
         sys.stderr.flush()

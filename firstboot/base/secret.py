@@ -1,8 +1,9 @@
-"""The Secret type: a text that prints as ``<secret>`` and refuses to be serialised.
+"""Hold a secret as a text that prints as ``<secret>`` and cannot be serialised.
 
-A token or key is wrapped where it enters the process and unwrapped, by `reveal`, only where it is spent: in the
-``Authorization`` header, in the sealed bytes, in the search for its copies. Every secret registers itself, so that
-`redacted` (used by `log` as a second net) can take it out of any text whatever path it came by.
+A token or key is wrapped where it enters the process and unwrapped, by `reveal`, only where it is
+spent: in the ``Authorization`` header, in the sealed bytes, in the search for its copies. Every
+secret registers itself, so that `redacted` (used by `log` as a second net) can take it out of any
+text, however it got there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _known: set[str] = set()
 
 
 class Secret:
-    """One credential in memory. Compares in constant time; equal secrets hash alike within this process."""
+    """Hold one credential; compared in constant time."""
 
     __slots__ = ("_text",)
 
@@ -57,7 +58,7 @@ class Secret:
 
 
 def redacted(text: str, *, keep_length: bool = False) -> str:
-    """Return `text` with every secret that this process has seen replaced by ``<secret>``, or by as many ``x``."""
+    """Replace every secret that this process has seen by ``<secret>``, or by as many ``x``."""
     # Longest first: one may be a part of another.
     for secret in sorted(_known, key=len, reverse=True):
         if secret in text:

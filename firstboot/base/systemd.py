@@ -1,6 +1,7 @@
-"""What we say to and ask from systemd: readiness, watchdog, credentials, starting a unit without waiting for it.
+"""Talk to systemd: readiness, watchdog, credentials, starting a unit without waiting.
 
-Protocols: sd_notify(3), systemd.exec(5) "CREDENTIALS". Outside systemd every function is a quiet no-op or None.
+Protocols: sd_notify(3), systemd.exec(5) "CREDENTIALS". Outside systemd the functions do nothing, or
+return None.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ START_TIMEOUT_S = 30
 
 
 def booted() -> bool:
-    """True when systemd is this system's init (sd_booted(3))."""
+    """Return True when systemd is this system's init (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
 
 
 def under_systemd(environ: Mapping[str, str] = os.environ) -> bool:
-    """True inside a unit: plain http towards loopback is then refused (contract 1)."""
+    """Return True inside a unit, where http is refused even towards loopback (contract 1)."""
     return bool(environ.get("INVOCATION_ID"))
 
 
@@ -35,7 +36,7 @@ def inside(unit: str) -> bool:
 
 
 def notify(*assignments: str) -> None:
-    """Send assignments such as ``READY=1`` to the service manager; silently nothing without one."""
+    """Send assignments such as ``READY=1`` to the service manager, if there is one."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -49,7 +50,7 @@ def notify(*assignments: str) -> None:
 
 
 def watchdog_s() -> float | None:
-    """The watchdog's period in seconds, or None when the unit has none for this process."""
+    """Return the watchdog's period in seconds, None when there is none for this process."""
     period = os.environ.get("WATCHDOG_USEC", "")
     owner = os.environ.get("WATCHDOG_PID", str(os.getpid()))
     if not period.isdigit() or owner != str(os.getpid()):
@@ -58,30 +59,30 @@ def watchdog_s() -> float | None:
 
 
 def credentials_directory(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Where systemd put this unit's credentials, or None."""
+    """Return the directory of this unit's credentials, or None."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     return Path(directory) if directory else None
 
 
 def start(unit: str, *, restart: bool = False) -> None:
-    """Queue a start (or restart) job for `unit` and return at once; LocalFault if systemd refuses the job.
+    """Queue a start (or restart) job for `unit` and return at once; LocalFault if that fails.
 
-    Never blocks on the job: a blocking start from inside cloud-final hangs the boot (CLOUD-INIT.md, section 5).
+    Never waits for the job: a blocking start from inside cloud-final hangs the boot (CLOUD-INIT.md,
+    section 5).
     """
+    hint = f"systemctl status {unit}"
     try:
-        done = _systemctl("--no-block", "restart" if restart else "start", unit)
+        done = subprocess.run(
+            ["systemctl", "--no-block", "restart" if restart else "start", unit],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LocalFault(f"cannot ask systemd to start {unit}: {type(error).__name__}") from error
+        reason = f"cannot ask systemd to start {unit}: {type(error).__name__}"
+        raise LocalFault(reason, hint=hint) from error
     if done.returncode:
-        raise LocalFault(f"systemd does not start {unit}: {done.stderr.strip() or done.returncode}")
-
-
-def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["systemctl", *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_TIMEOUT_S,
-        check=False,
-    )
+        reason = done.stderr.strip() or f"exit code {done.returncode}"
+        raise LocalFault(f"systemd does not start {unit}: {reason}", hint=hint)

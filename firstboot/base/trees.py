@@ -1,8 +1,8 @@
-"""Whole trees and links: filled by descriptor, copied, made durable, put in place by one rename, removed.
+"""Fill, copy, sync, rename, link and remove whole trees, durably.
 
-The writer beside `files`, for what is larger than one small file. Nothing here follows a link below the path that it
-is given. In a directory of trees a name that begins with a dot is work that a power cut may have left half done:
-whoever owns that directory removes such names when it starts.
+The writer beside `files`, for what is larger than one small file. Nothing here follows a link below
+the path that it is given. In a directory of trees a name that begins with a dot is work that a
+power cut may have left half done: the owner of that directory removes such names when it starts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from typing import Callable
 
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
+from firstboot.base.files import CREATE, DIRECTORY
 
 PIECE = 256 << 10  # bytes read or written at a time
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Tree:
@@ -33,40 +31,38 @@ class Tree:
         self._top = top
 
     def directory(self, parts: Sequence[bytes]) -> None:
-        """Make a directory and those above it, 0755 whatever the umask; nothing where it is already there."""
+        """Make a directory and those above it, 0755 whatever the umask, where they are missing."""
         try:
             os.close(self._descend(parts))
         except OSError as error:
             files.fail("make a directory in", self._path, error)
 
     def file(self, parts: Sequence[bytes], pieces: Iterable[bytes], *, executable: bool) -> None:
-        """Make a file that is not there yet, 0644 or 0755, and the directories above it."""
+        """Make a new file, 0644 or 0755, and the directories above it."""
         try:
             above = self._descend(parts[:-1])
             try:
-                with os.fdopen(
-                    os.open(_own(parts[-1]), _FRESH, 0o600, dir_fd=above), "wb"
-                ) as stream:
-                    for piece in pieces:
-                        stream.write(piece)
+                fd = os.open(_own(parts[-1]), CREATE, 0o600, dir_fd=above)
+                with os.fdopen(fd, "wb") as stream:
+                    stream.writelines(pieces)
                     stream.flush()
-                    os.fchmod(stream.fileno(), 0o755 if executable else 0o644)
+                    os.fchmod(fd, 0o755 if executable else 0o644)
             finally:
                 os.close(above)
         except OSError as error:
             files.fail("write a file in", self._path, error)
 
     def _descend(self, parts: Sequence[bytes]) -> int:
-        """An open descriptor of a directory below the top; what is missing is made."""
+        """Return an open descriptor of a directory below the top, made where it is missing."""
         here = os.dup(self._top)
         for part in parts:
+            made = True
             try:
                 try:
                     os.mkdir(_own(part), 0o700, dir_fd=here)
-                    made = True
                 except FileExistsError:
                     made = False
-                below = os.open(part, _DIRECTORY, dir_fd=here)
+                below = os.open(part, DIRECTORY, dir_fd=here)
             finally:
                 os.close(here)
             here = below
@@ -76,18 +72,21 @@ class Tree:
 
 
 def _own(part: bytes) -> bytes:
-    # The second net: whoever fills a tree has judged the names; one that leads elsewhere stops here all the same.
+    # The second net: the caller has judged the names; one that leads elsewhere is stopped here too.
     if part in (b"", b".", b"..") or b"/" in part:
-        raise LocalFault("a name that leads out of its directory was about to be written")
+        raise LocalFault(
+            "a name that leads out of its directory was about to be written",
+            hint="this is a bug: please report this line",
+        )
     return part
 
 
 @contextmanager
 def filling(path: Path) -> Iterator[Tree]:
-    """Make the directory `path`, which must not exist, to be filled: 0700, and 0755 when the block ends well."""
+    """Make the new directory `path` to be filled: 0700, and 0755 when the block ends well."""
     try:
         os.mkdir(path, 0o700)
-        top = os.open(path, _DIRECTORY)
+        top = os.open(path, DIRECTORY)
     except OSError as error:
         files.fail("make the directory", path, error)
     try:
@@ -100,20 +99,18 @@ def filling(path: Path) -> Iterator[Tree]:
 def copy(
     source: int, target: Path, *, limit: int, each: Callable[[int], None] | None = None
 ) -> tuple[int, str]:
-    """Copy an open file from its start into `target`, private and durable; return (bytes copied, their SHA-256 in hex).
+    """Copy an open file, from its start, into `target`; return (bytes, their SHA-256 in hex).
 
-    At most `limit` bytes, whatever the source grows to meanwhile. The hash is of what was written, so that nobody can
-    change the bytes between the check and their use. `each` is called with the bytes copied so far after each piece.
-    A stale `target` is replaced; one that could not be completed is removed.
+    The copy is private and durable, and has at most `limit` bytes, whatever the source grows to
+    meanwhile. The hash is of what was written, so that nobody can change the bytes between the
+    check and their use. `each` is called with the bytes copied so far after each piece. A stale `target`
+    is replaced; one that could not be completed is removed.
     """
     digest, size = hashlib.sha256(), 0
     files.remove(target)
     try:
-        with os.fdopen(os.open(target, _FRESH, 0o600), "wb") as stream:
-            while size < limit:
-                piece = os.pread(source, min(PIECE, limit - size), size)
-                if not piece:
-                    break
+        with os.fdopen(os.open(target, CREATE, 0o600), "wb") as stream:
+            while size < limit and (piece := os.pread(source, min(PIECE, limit - size), size)):
                 stream.write(piece)
                 digest.update(piece)
                 size += len(piece)
@@ -131,7 +128,7 @@ def copy(
 
 
 def require_room(directory: Path, needed: int) -> None:
-    """Raise LocalFault unless `needed` bytes are free in `directory` now: said before a large copy, not in its middle."""
+    """Raise LocalFault unless `needed` bytes are free in `directory`, before a large copy."""
     try:
         facts = os.statvfs(directory)
     except OSError as error:
@@ -145,16 +142,20 @@ def require_room(directory: Path, needed: int) -> None:
 
 
 def complete(staging: Path, final: Path) -> None:
-    """Make every file and directory below `staging` durable, then rename it to `final`, which must not exist.
+    """Make all below `staging` durable, then rename it to `final`, which must not exist.
 
     After a power cut `final` is there whole, or not at all.
     """
     if os.path.lexists(final):
-        raise LocalFault(f"cannot put {staging} in place: {final} exists")
+        raise LocalFault(f"cannot put {staging} in place: {final} exists", hint=f"remove {final}")
     try:
         for top, _, names in os.walk(staging, topdown=False, onerror=_raise):
             for name in names:
-                _sync_file(Path(top) / name)
+                fd = os.open(Path(top) / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
             files.sync_directory(Path(top))
         os.rename(staging, final)
         files.sync_directory(final.parent)
@@ -166,26 +167,14 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def point(link: Path, target: str) -> None:
-    """Make the symbolic link `link` name `target`, atomically: it names the old target or the new one, never nothing.
+    """Make the symbolic link `link` name `target`, atomically: the old target or the new one.
 
-    LocalFault when something that is no link stands there: it is somebody's file, and is not replaced.
+    LocalFault when something that is no link stands there: it is somebody's file, and stays.
     """
     temporary = link.with_name(f".{link.name}.tmp")
     try:
-        try:
-            there = stat.S_ISLNK(os.lstat(link).st_mode)
-        except FileNotFoundError:
-            there = True
-        if not there:
+        if os.path.lexists(link) and not link.is_symlink():
             raise LocalFault(
                 f"{link} is not a symbolic link, and is not replaced", hint=f"move {link} away"
             )
@@ -198,9 +187,10 @@ def point(link: Path, target: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a tree, or whatever else stands there, durably; a link itself, never its target; nothing when absent.
+    """Delete a tree, or anything else there, durably; a link itself, never its target.
 
-    Under a hidden name first: a power cut leaves half a tree only where nobody takes it for a whole one.
+    Nothing when it is absent. Under a hidden name first: a power cut leaves half a tree only where
+    nobody takes it for a whole one.
     """
     gone = path if path.name.startswith(".") else path.with_name(f".{path.name}.gone")
     try:
@@ -224,7 +214,7 @@ def _delete(path: Path) -> None:
         try:
             shutil.rmtree(path)
         except PermissionError:
-            # Root is never stopped by a mode; with --root somebody's chmod is no reason to keep a tree for ever.
+            # Root is never stopped by a mode; with --root no chmod of somebody's keeps a tree.
             _open_up(path)
             shutil.rmtree(path)
     files.sync_directory(path.parent)

@@ -71,7 +71,7 @@ def exec_command(arguments: argparse.Namespace) -> NoReturn:
 def launch(
     layout: Layout, command: list[str], *, user: str | None, environ: Mapping[str, str]
 ) -> NoReturn:
-    """Become `command` with the identity in its environment; NotLaunched (125 to 127) if that fails.
+    """Become `command` with the identity in its environment; NotLaunched if that fails.
 
     Without `user` the command runs as the caller. PATH is searched as that user.
     """

@@ -61,7 +61,7 @@ def look(layout: Layout) -> dict[str, Any]:
 
 
 def page(document: Mapping[str, Any]) -> list[str]:
-    """Return lines for people: what is active, what is coming, then a verdict each, newest first."""
+    """Return lines for people: what is active and awaited, then verdicts, newest first."""
     lines = [f"active:   {word(document['current'] or 'nothing')}"]
     wanted: Mapping[str, Any] | None = document["wanted"]
     if wanted is not None:

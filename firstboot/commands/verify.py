@@ -1,7 +1,8 @@
-"""``byteor-firstboot verify``: the install guide's four validation checks, each with what was seen and what to do.
+"""``byteor-firstboot verify``: run the install guide's four validation checks.
 
-A check that was not made says "not checked" and why, and costs no exit code. Reads what the agent and the activator left
-on disk, so it needs no root; the agent-list check takes an operator token, since the runtime key must not list agents.
+Each says what was seen and what to do. A check that was not made says "not checked" and why, and
+costs no exit code. Reads what the agent and the activator left on disk, so it needs no root; the
+agent-list check takes an operator token, since the runtime key must not list agents.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base import files
-from firstboot.base.clock import Clock, from_rfc3339
+from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, CheckFailed, Foreign, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -28,16 +29,14 @@ from firstboot.identity import store
 
 OK, FAILED, NOT_CHECKED = "ok", "failed", "not checked"
 MARKS = {OK: "+", FAILED: "!", NOT_CHECKED: "-"}
-LISTED, BEATING, DEPLOYED, UPLOADED = (
-    "agent in the environment's list", "heartbeats arriving", "deployment visible", "artifact upload",
-)  # fmt: skip
 DEFAULT_PERIOD_S = 30.0
 LONGEST_TOKEN = 8192  # characters
+PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One of the guide's checks: `result` is ok, failed or not checked; `seen` and `advice` are sentences."""
+    """One of the guide's checks: `result` is one of `MARKS`; `seen` and `advice` are sentences."""
 
     check: str
     result: str
@@ -45,16 +44,7 @@ class Check:
     advice: str | None = None
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the caller wants beyond what the disk tells; `operator_token` is empty when stdin held none.
-
-    `upload` sends a test artifact, waits, and returns its id, or raises why the plane has not stored it.
-    """
-
-    operator_token: Secret | None = None
-    upload_test: bool = False
-    upload: Callable[[], str] | None = None
+Seen = tuple[str, str, Optional[str]]  # result, what was seen, what to do
 
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,29 +63,17 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
-    """Make the checks, with an operator token from stdin if that was asked for."""
-
-    def upload() -> str:
-        from firstboot.commands.upload import upload_test
-
-        return upload_test(arguments.layout)
-
-    token = Secret(sys.stdin.read(LONGEST_TOKEN).strip()) if arguments.operator_token else None
-    asked = Asked(token, arguments.upload_test, upload)
-    return verify(arguments.layout, asked, as_json=arguments.json)
-
-
-def verify(layout: Layout, asked: Asked, *, as_json: bool) -> int:
     """Make the checks and print them, one line each; CheckFailed (exit 10) when one failed."""
-    clock = Clock()
+    clock, layout = Clock(), arguments.layout
+    token = Secret(sys.stdin.read(LONGEST_TOKEN).strip()) if arguments.operator_token else None
     document = agent.look(layout, clock)
     checks = [
-        _listed(layout, asked.operator_token, document),
-        beating(document, now=clock.wall()),
-        deployed(document, now=clock.wall()),
-        uploaded(asked),
+        Check("agent in the environment's list", *_listed(layout, token, document)),
+        Check("heartbeats arriving", *beating(document, now=clock.wall())),
+        Check("deployment visible", *deployed(document)),
+        Check("artifact upload", *uploaded(_upload(layout) if arguments.upload_test else None)),
     ]
-    if as_json:
+    if arguments.json:
         print(json.dumps({"v": 1, "checks": [asdict(check) for check in checks]}, indent=1))
     else:
         for check in checks:
@@ -108,26 +86,24 @@ def verify(layout: Layout, asked: Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -> Check:
+def _upload(layout: Layout) -> Callable[[], str]:
+    from firstboot.commands.upload import upload_test
+
+    return lambda: upload_test(layout)
+
+
+def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -> Seen:
+    """Look for this agent in the environment's list."""
     if token is None:
-        return Check(
-            LISTED,
-            NOT_CHECKED,
-            "needs an operator token",
-            "give one on stdin: verify --operator-token -",
-        )
+        advice = "give one on stdin: verify --operator-token -"
+        return NOT_CHECKED, "needs an operator token", advice
     if not token:
-        return Check(
-            LISTED, NOT_CHECKED, "there is no token on stdin", "verify --operator-token - < FILE"
-        )
+        return NOT_CHECKED, "there is no token on stdin", "verify --operator-token - < FILE"
     try:
         place, agent_id = _place(layout, document)
-    except ByteorError as error:
-        return Check(LISTED, FAILED, str(error), error.hint)
-    transport = Transport(
-        ca_certificates=place.ca_certificates, proxy=place.proxy, no_proxy=place.no_proxy
-    )
-    try:
+        transport = Transport(
+            ca_certificates=place.ca_certificates, proxy=place.proxy, no_proxy=place.no_proxy
+        )
         with PlaneApi(place.api_base_url or "", transport) as api:
             listing = api.list_agents(
                 token,
@@ -136,24 +112,20 @@ def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -
                 environment_id=place.environment_id or "",
             )
     except ByteorError as error:
-        return Check(LISTED, FAILED, str(error), error.hint)
+        return FAILED, str(error), error.hint
     for row in listing:
         if row.agent_id == agent_id:
-            return Check(
-                LISTED,
-                OK,
-                f"{row.name or agent_id}, last heartbeat {row.last_heartbeat_at or 'never'}",
-            )
-    return Check(
-        LISTED,
-        FAILED,
-        f"{agent_id} is not among {len(listing)} agents",
-        "was the agent deleted at the plane?",
-    )
+            last = row.last_heartbeat_at or "never"
+            return OK, f"{row.name or agent_id}, last heartbeat {last}", None
+    seen = f"{agent_id} is not among {len(listing)} agents"
+    return FAILED, seen, "check if the agent was deleted at the control plane"
 
 
 def _place(layout: Layout, document: Mapping[str, Any]) -> tuple[Settings, str]:
-    """Where to ask and for whom: from the sealed identity where we may read it, else from what the agent wrote."""
+    """Return where to ask and for which agent.
+
+    From the sealed identity where we may read it, else from what the agent wrote.
+    """
     stored = files.read_json(layout.settings)
     settings = frozen.thaw(stored) if stored is not None else Settings()
     shown: Mapping[str, Any] = document["identity"] or {}
@@ -177,87 +149,52 @@ def _place(layout: Layout, document: Mapping[str, Any]) -> tuple[Settings, str]:
     return replace(settings, **found), str(wanted["agent_id"])
 
 
-PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
-
-
-def beating(document: Mapping[str, Any], *, now: float) -> Check:
-    """The last accepted heartbeat is younger than two periods."""
-    broken: list[Mapping[str, Any]] = [
-        p for p in document["problems"] if p["code"].startswith("agent_")
-    ]
+def beating(document: Mapping[str, Any], *, now: float) -> Seen:
+    """Judge if the last accepted heartbeat is younger than two periods."""
     loop = document["loops"].get("heartbeat") or {}
     period = loop.get("period_s")
     period = float(period) if isinstance(period, (int, float)) and period > 0 else DEFAULT_PERIOD_S
-    try:
-        age = now - from_rfc3339(str(loop.get("last_success_at")))
-    except (ValueError, OverflowError):
-        age = None
-    if age is not None and age <= 2 * period:
-        return Check(
-            BEATING, OK, f"the last one was accepted {span(age)} ago, one every {period:g} s"
-        )
+    last = agent.seconds(loop.get("last_success_at"))
+    seen = "no heartbeat was accepted yet"
+    if last is not None:
+        seen = f"the last one was accepted {span(now - last)} ago"
+        if now - last <= 2 * period:
+            return OK, f"{seen}, one every {period:g} s", None
+    broken = [row for row in document["problems"] if row["code"].startswith("agent_")]
     cause = broken[0] if broken else {"detail": loop.get("problem"), "hint": loop.get("hint")}
-    seen = (
-        f"the last one was accepted {span(age)} ago"
-        if age is not None
-        else "no heartbeat was accepted yet"
-    )
-    return Check(
-        BEATING, FAILED, f"{seen}: {cause['detail']}" if cause["detail"] else seen, cause["hint"]
-    )
+    return FAILED, f"{seen}: {cause['detail']}" if cause["detail"] else seen, cause["hint"]
 
 
-def deployed(document: Mapping[str, Any], *, now: float) -> Check:
-    """A deployment is in force, or the plane said that none is assigned."""
+def deployed(document: Mapping[str, Any]) -> Seen:
+    """Judge if a deployment is active, or none is assigned."""
     current, verdict = document["deployment"], document["last_verdict"] or {}
-    loop = document["loops"].get("deployments")
+    why = verdict.get("reason") or verdict.get("code")
     if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
         seen = f"{verdict['deployment_id']}, sequence {verdict['sequence']}, {verdict['verdict']}"
-        return Check(
-            DEPLOYED,
-            FAILED,
-            f"{seen}: {verdict['reason'] or verdict['code']}",
-            "byteor-agent deployments",
-        )
+        return FAILED, f"{seen}: {why}", "byteor-agent deployments"
     if current is not None:
         seen = f"{current['deployment_id']}, sequence {current['sequence']}, {current['state']}"
-        return Check(DEPLOYED, OK if current["state"] == "active" else FAILED, seen)
+        return OK if current["state"] == "active" else FAILED, seen, None
+    loop = document["loops"].get("deployments")
     if loop is None:
-        return Check(
-            DEPLOYED, NOT_CHECKED, "the agent has not looked for deployments", "byteor-agent status"
-        )
+        return NOT_CHECKED, "the agent has not looked for deployments", "byteor-agent status"
     if loop.get("problem"):
-        return Check(DEPLOYED, FAILED, str(loop["problem"]), loop.get("hint"))
-    if loop.get("last_success_at"):
-        if verdict.get("verdict") == "waiting":
-            return Check(
-                DEPLOYED,
-                NOT_CHECKED,
-                f"{verdict['deployment_id']} waits: {verdict['reason'] or verdict['code']}",
-            )
-        return Check(
-            DEPLOYED,
-            NOT_CHECKED,
-            "the plane was asked and has assigned none",
-            "assign one to this environment",
-        )
-    return Check(
-        DEPLOYED, NOT_CHECKED, "the plane was not asked yet", "wait a minute, and verify again"
-    )
+        return FAILED, str(loop["problem"]), loop.get("hint")
+    if not loop.get("last_success_at"):
+        seen = "the control plane was not asked yet"
+        return NOT_CHECKED, seen, "wait a minute, then verify again"
+    if verdict.get("verdict") == "waiting":
+        return NOT_CHECKED, f"{verdict['deployment_id']} waits: {why}", None
+    seen = "the control plane was asked and has assigned none"
+    return NOT_CHECKED, seen, "assign one to this environment"
 
 
-def uploaded(asked: Asked) -> Check:
-    """A small diagnostic went through the spool and the plane has it."""
-    if not asked.upload_test:
-        return Check(
-            UPLOADED,
-            NOT_CHECKED,
-            "it would leave an artifact at the plane",
-            "verify --upload-test makes it",
-        )
-    if asked.upload is None:
-        return Check(UPLOADED, NOT_CHECKED, "this version of the agent does not upload artifacts")
+def uploaded(upload: Callable[[], str] | None) -> Seen:
+    """Send a small diagnostic through the spool, if asked to; `upload` returns its id, or raises."""
+    if upload is None:
+        seen = "it would leave an artifact at the control plane"
+        return NOT_CHECKED, seen, "verify --upload-test makes it"
     try:
-        return Check(UPLOADED, OK, f"{asked.upload()} is stored by the plane")
+        return OK, f"{upload()} is stored by the control plane", None
     except ByteorError as error:
-        return Check(UPLOADED, FAILED, str(error), error.hint or "byteor-agent status")
+        return FAILED, str(error), error.hint
