@@ -17,7 +17,12 @@ from tests.integration.host import BIN, Host
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "image-build/examples"
 RUNTIME = "[Unit]\nDescription=stand-in\n[Service]\nUser=daemon\nExecStart=/bin/true\n"
-UNITS = sorted(path for path in EXAMPLES.rglob("*") if path.is_file())
+UNITS = sorted(
+    path
+    for folder in ("exec", "credential")
+    for path in (EXAMPLES / folder).rglob("*")
+    if path.is_file()
+)
 
 
 def command_line(path: Path) -> str:
