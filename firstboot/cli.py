@@ -54,65 +54,38 @@ class Program(NamedTuple):
     commands: tuple[Command, ...]
 
 
+FIRSTBOOT = (
+    Command("run", "enroll", "do all of first boot; safe to repeat at any time"),
+    Command("reenroll", "enroll", "replace this host's identity, using a fresh token"),
+    Command("preflight", "rehearse", "check everything but the token itself", json=True),
+    Command("check-userdata", "rehearse", "check offline if user data would enroll", json=True),
+    Command(
+        "erase", "enroll", "erase spent tokens everywhere, verify, write the receipt", json=True
+    ),
+    Command("verify", "verify", "run the install guide's four validation checks", json=True),
+    Command("status", "status", "show enrollment and anything that needs attention", json=True),
+    Command("trust", "trust", "show trusted signing keys and any rejected key set", json=True),
+    Command("unseal", "services", "open the identity for the agent, before its unit starts"),
+)
+AGENT = (
+    Command("run", "services", "run the agent; byteor-agent.service calls this"),
+    Command("exec", "execute", "run a command with this host's identity in its environment"),
+    Command("activate", "services", "verify and activate what the agent fetched, as root"),
+    Command("status", "agent_status", "show the agent's health and its problems", json=True),
+    Command("deployments", "history", "list deployments with verdicts and reasons", json=True),
+    Command("upload", "upload", "queue an artifact; returns once it is safely on disk"),
+    Command("retry", "history", "retry a failed deployment or a refused artifact"),
+)
 PROGRAMS = {
     "byteor-firstboot": Program(
         "Enroll this host once, seal its identity, erase the token, hand off to byteor-agent.",
         "byteor-firstboot run --token-file - < token",
-        (
-            Command("run", "enroll", "do all of first boot; safe to repeat at any time"),
-            Command("reenroll", "enroll", "replace this host's identity, using a fresh token"),
-            Command("preflight", "rehearse", "check everything but the token itself", json=True),
-            Command(
-                "check-userdata",
-                "rehearse",
-                "check offline if this user data would enroll a host",
-                json=True,
-            ),
-            Command(
-                "erase",
-                "enroll",
-                "erase spent tokens wherever they are, verify, write the receipt",
-                json=True,
-            ),
-            Command(
-                "verify", "verify", "run the install guide's four validation checks", json=True
-            ),
-            Command(
-                "status",
-                "status",
-                "show enrollment status and anything that needs attention",
-                json=True,
-            ),
-            Command(
-                "trust", "trust", "show trusted signing keys and any rejected key set", json=True
-            ),
-            Command(
-                "unseal", "services", "open the identity for the agent, before its unit starts"
-            ),
-        ),
+        FIRSTBOOT,
     ),
     "byteor-agent": Program(
         "Run an enrolled host: heartbeats, signed deployments and artifacts, with its own key.",
         "byteor-agent status",
-        (
-            Command("run", "services", "run the agent; byteor-agent.service calls this"),
-            Command(
-                "exec", "execute", "run a command with this host's identity in its environment"
-            ),
-            Command("activate", "services", "verify and activate what the agent fetched, as root"),
-            Command(
-                "status", "agent_status", "show the agent's health and its problems", json=True
-            ),
-            Command(
-                "deployments", "history", "list deployments with verdicts and reasons", json=True
-            ),
-            Command(
-                "upload",
-                "upload",
-                "queue an artifact for upload; returns once it is safely on disk",
-            ),
-            Command("retry", "history", "retry a failed deployment or a refused artifact"),
-        ),
+        AGENT,
     ),
 }
 
@@ -138,7 +111,7 @@ def _main(program: str, argv: list[str], words: list[str] | None) -> int:
     try:
         arguments, extra = parser(program).parse_known_args(argv)
         if extra:
-            _refuse(program, arguments, extra[0])
+            _refuse(f"{program} {arguments.command}", arguments, extra[0])
         arguments.words = words
         log.set_up(program, verbose=arguments.verbose)
         return int(arguments.handler(arguments))
@@ -174,19 +147,16 @@ def _unexpected(
     log.hint("this is a bug of byteor-firstboot: please report this line")
 
 
-def _refuse(program: str, arguments: argparse.Namespace, extra: str) -> NoReturn:
+def _refuse(called: str, arguments: argparse.Namespace, extra: str) -> NoReturn:
     """Raise Usage for an argument that the command does not take, naming only an option."""
-    called = f"{program} {arguments.command}"
-    option = re.match(r"-(-[a-z-]{1,24}|[a-zA-Z])", extra)
     hint = f"{called} --help"
     if "operator_token" in arguments:
         hint = TOKEN_ON_STDIN + " (--operator-token -)"
     elif "token_file" in arguments:
         hint = NO_TOKEN_HERE + " (--token-file)"
-    raise Usage(
-        f"{called} has no option {option[0]}" if option else f"{called} got an argument too many",
-        hint=hint,
-    )
+    option = re.match(r"-(-[a-z-]{1,24}|[a-zA-Z])", extra)
+    said = f"has no option {option[0]}" if option else "got an argument too many"
+    raise Usage(f"{called} {said}", hint=hint)
 
 
 # -- the grammar
@@ -198,11 +168,8 @@ class Parser(argparse.ArgumentParser):
     fill: Callable[[Parser], None] | None = None
 
     def __init__(self, **keywords: Any) -> None:
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **keywords,
-        )
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **keywords)
         for name, kind in (("path", _path), ("seconds", _seconds), ("stdin", _stdin)):
             self.register("type", name, kind)
 
@@ -218,12 +185,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # argparse quotes what it was given: only what it says of names passes.
-        of, said = re.fullmatch(r"(argument [^:]+: )?(.*)", message, re.DOTALL).groups()  # type: ignore[union-attr]
-        if not re.match(r"expected |the following arguments are required|not allowed with", said):
-            said = next((ours for ours in OURS if said == ours), "this value is not accepted")
-        if of == "argument COMMAND: " and said == "this value is not accepted":
-            of, said = "", "there is no such command"
-        raise Usage(f"{of or ''}{said}", hint=f"{self.prog} --help")
+        found = re.match(r"(argument [^:]+: |)(.*)", message, re.DOTALL)
+        of, said = found.groups() if found else ("", "")
+        if said not in OURS and not re.match(
+            r"expected |the following arguments are|not all", said
+        ):
+            said = "this value is not accepted"
+            if of == "argument COMMAND: ":
+                of, said = "", "there is no such command"
+        raise Usage(f"{of}{said}", hint=f"{self.prog} --help")
 
 
 NO_FILE = f"there is no file of that name; {NO_TOKEN_HERE}"

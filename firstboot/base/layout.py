@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 from firstboot.base.errors import LocalFault
 
@@ -41,8 +42,15 @@ class Row:
     def __init__(self, absolute: str, *, follow: bool = False) -> None:
         self.absolute, self.follow = absolute, follow
 
-    def __get__(self, layout: Layout, kind: type[Layout]) -> Path:
-        return layout.path(self.absolute, follow=self.follow)
+    @overload
+    def __get__(self, layout: None, kind: type[Layout]) -> Row: ...
+
+    @overload
+    def __get__(self, layout: Layout, kind: type[Layout]) -> Path: ...
+
+    def __get__(self, layout: Layout | None, kind: type[Layout]) -> Row | Path:
+        # ``Layout.settings`` is the row itself: for messages that name a path.
+        return self if layout is None else layout.path(self.absolute, follow=self.follow)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from dataclasses import dataclass
 from typing import Any
 
-from firstboot.base import files
+from firstboot.base import documents
 from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
@@ -19,47 +21,37 @@ from firstboot.commands.enroll import inputs
 from firstboot.exchange.handover import ENVIRONMENT, REENROLL, key_ends
 from firstboot.identity.store import State
 from firstboot.provision.decision import Step, next_step
+from firstboot.provision.erase.receipt import Copy
 from firstboot.provision.facts import look, stop_error
 from firstboot.provision.sources import Inputs
 
 # Step -> (the stable word of the JSON, the sentence for people)
 STATES = {
     Step.REACH: ("token_waiting", "a token is here and was not presented yet"),
-    Step.SETTLE: (
-        "enrolled",
-        "enrolled; the last run was cut before it marked the token: the next one does",
-    ),
+    Step.SETTLE: ("enrolled", "enrolled; the last run was interrupted, the next marks the token"),
     Step.HAND_OFF: ("enrolled", "enrolled"),
     Step.ERASE: ("enrolled", "enrolled; a spent token is on this host: run or erase overwrites it"),
     Step.DONE: ("enrolled", "enrolled"),
     Step.PREPARE: ("token_waiting", "a token is here and was not presented yet"),
-    Step.ENROLL: (
-        "enrolling",
-        "enrolling: the token is being presented, with one key until an answer comes",
-    ),
+    Step.ENROLL: ("enrolling", "enrolling: the token is presented until an answer comes"),
     Step.STOP_REFUSED: ("refused", "not enrolled: the control plane refused the token"),
     Step.STOP_LOST: ("identity_lost", "not enrolled: the token is spent and the identity is gone"),
-    Step.STOP_PROBABLY_SPENT: (
-        "probably_spent",
-        "not enrolled: the token was probably spent by a lost answer",
-    ),
+    Step.STOP_PROBABLY_SPENT: ("probably_spent", "not enrolled: a lost answer spent the token"),
     Step.STOP_NO_TOKEN: ("no_token", "not enrolled: there is no token"),
     Step.STOP_FOREIGN: ("foreign", "the identity on this disk belongs to another host"),
     Step.STOP_UNREADABLE: ("unreadable", "the identity on this disk does not open"),
 }
 PENDING = "pending: the token is erased once cloud-init has finished (byteor-erase.service)"
-SHOWN = (
-    "identity",
-    "agent_id",
-    "name",
-    "plane",
-    "enrolled_at",
-    "expires_at",
-    "token",
-    "erasure",
-    "problem",
-    "hint",
-)
+WHO = ("identity", "agent_id", "name", "plane", "enrolled_at", "expires_at")
+SHOWN = (*WHO, "token", "erasure", "problem", "hint")
+
+
+@dataclass(frozen=True)
+class Erased:
+    """The part of the erasing receipt that this page shows."""
+
+    at: str
+    copies: tuple[Copy, ...] = ()
 
 
 def status_command(arguments: argparse.Namespace) -> int:
@@ -85,53 +77,45 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 def describe(layout: Layout, given: Inputs) -> dict[str, Any]:
     """Return the document of ``--json``, without the agent's part."""
-    document: dict[str, Any] = dict.fromkeys(SHOWN)
-    document["v"] = 1
+    document: dict[str, Any] = {"v": 1, **dict.fromkeys(SHOWN)}
     try:
         view = look(layout, given, handed_off=True, read_only=True)
-    except LocalFault as error:
-        document.update(
-            state="unknown", summary="only root can say", problem=str(error), hint=error.hint
-        )
-        return document
     except ByteorError as error:
-        document.update(
-            state="invalid",
-            summary="not enrolled: settings are invalid",
-            problem=str(error),
-            hint=error.hint,
-        )
-        return document
+        state, summary = "invalid", "not enrolled: settings are invalid"
+        if isinstance(error, LocalFault):
+            state, summary = "unknown", "unknown: this user cannot read the identity"
+            if os.geteuid() == layout.owner:
+                summary = "unknown: the identity cannot be read"
+        return {**document, **_problem(error), "state": state, "summary": summary}
     step = next_step(view.facts)
     document["state"], document["summary"] = STATES[step]
     document["identity"] = view.seen.state.value
     document["token"] = view.facts.token.value if view.facts.token is not None else None
+    stop = next(iter(view.faults), None)
+    if step.name.startswith("STOP_"):
+        stop = stop_error(step, view)
     here = view.seen.identity
     if here is not None:
         document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url)
         document.update(enrolled_at=here.enrolled_at, expires_at=here.expires_at)
-    stop: ByteorError | None = view.faults[0] if view.faults else None
-    if step.name.startswith("STOP_"):
-        stop = stop_error(step, view)
-    ends = key_ends(here.expires_at, Clock().wall()) if here is not None else None
+        ends = key_ends(here.expires_at, Clock().wall())
+        document.update(problem=ends, hint=REENROLL if ends is not None else None)
     if stop is not None:
-        document.update(problem=str(stop), hint=stop.hint)
-    elif ends is not None:
-        document.update(problem=ends, hint=REENROLL)
+        document.update(_problem(stop))
     document["erasure"] = PENDING if view.pending else _erasure(layout)
     return document
 
 
+def _problem(error: ByteorError) -> dict[str, str | None]:
+    return {"problem": str(error), "hint": error.hint}
+
+
 def _erasure(layout: Layout) -> str | None:
     try:
-        receipt = files.read_json(layout.erasure)
+        seen = documents.read(layout.erasure, Erased)
     except LocalFault as error:
         return str(error)
-    if receipt is None:
+    if seen is None:
         return None
-    copies = receipt.get("copies")
-    rows = [copy for copy in copies if isinstance(copy, dict)] if isinstance(copies, list) else []
-    left = [copy.get("path") for copy in rows if copy.get("result") in ("remains", "pending")]
-    return f"last looked at {receipt.get('at')}" + (
-        f", copies left in {', '.join(map(str, left))}" if left else ""
-    )
+    left = [copy.path for copy in seen.copies if copy.result == "remains"]
+    return f"last looked at {seen.at}" + (f", copies left in {', '.join(left)}" if left else "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 from typing import Any
 
 from firstboot.activate import chain, keyring
@@ -60,7 +61,10 @@ def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     found = f" ({keyring.said(ring, why)})" if why in keyring.WHY else ""
     version = f"version {ring.version}" if ring.envelope is not None else "none yet"
     rows = [("key set", version + found), ("source", SOURCES[ring.source])]
-    rows += [("key", line) for line in _lines(ring)]
+    now = Clock().wall()
+    rows += [("key", f"{key.kid} {_state(key, now)}") for key in ring.keys]
+    if not ring.keys:
+        rows.append(("key", "none: nothing that is signed is accepted yet"))
     if ring.refused is not None:
         rows.append(("refused", f"{ring.refused.code} at {ring.refused.at}: {ring.refused.detail}"))
         rows.append(("hint", keyring.RESET))
@@ -69,46 +73,38 @@ def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     return 0
 
 
+def _state(key: Key, now: float) -> str:
+    if key.status != ACTIVE or key.not_after is None:
+        return key.status
+    if from_rfc3339(key.not_after) <= now:
+        return f"{key.status}, ended {key.not_after}: nothing new is accepted"
+    return f"{key.status} until {key.not_after}"
+
+
 def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     """Set the ring aside and start over; a running agent asks for the keys at once."""
     if os.geteuid() != layout.owner:
-        raise LocalFault(
-            "only root may reset the trusted signing keys",
-            hint="sudo byteor-firstboot trust --reset",
-        )
+        raise LocalFault("only root may reset the trusted signing keys", hint="run it as root")
     ring = chain.unanchored(settings, keyring.place_of(settings))
     files.make_directory(layout.activation, 0o755)
-    busy = TryAgain(
-        "an activation is in progress", hint="wait for it: byteor-agent deployments shows it"
-    )
+    busy = TryAgain("an activation is in progress", hint="see byteor-agent deployments, and wait")
     with files.locked(layout.activation_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
         kept_as = files.set_aside(layout.keyring, label="reset")
         keyring.save(layout, ring)
         _empty_the_inbox(layout)
     told = wake(layout)
+    aside = layout.shown(kept_as) if kept_as is not None else None
     if as_json:
-        aside = layout.shown(kept_as) if kept_as is not None else None
-        print(
-            json.dumps(
-                {**_document(ring), "set_aside": aside, "agent_told": told},
-                indent=1,
-                sort_keys=True,
-            )
-        )
+        document = {**_document(ring), "set_aside": aside, "agent_told": told}
+        print(json.dumps(document, indent=1, sort_keys=True))
         return 0
-    if kept_as is not None:
-        print(f"the former key ring is kept as {layout.shown(kept_as)}")
-    first = (
-        "the first key set that a pinned key signed"
-        if ring.pins
-        else "the key sets of the control plane's next answer over TLS"
-    )
+    if aside is not None:
+        print(f"the former key ring is kept as {aside}")
+    first = "the key sets of the control plane's next answer over TLS"
+    if ring.pins:
+        first = "the first key set that a pinned key signed"
     print(f"trust starts again from {first}; what is active stays active")
-    print(
-        "the agent asks for it now"
-        if told
-        else "the agent asks for it when it looks next: start it, or wait"
-    )
+    print(f"the agent asks for it {'now' if told else 'when it looks next: start it, or wait'}")
     return 0
 
 
@@ -116,42 +112,20 @@ def _empty_the_inbox(layout: Layout) -> None:
     """Drop an answer from before the reset: it must not become the first one after it."""
     try:
         facts = os.stat(layout.inbox, follow_symlinks=False)
-        files.write_into(
-            layout.inbox, KEY_SETS, EMPTY, mode=0o600, owner=(facts.st_uid, facts.st_gid)
-        )
+        owner = (facts.st_uid, facts.st_gid)
+        files.write_into(layout.inbox, KEY_SETS, EMPTY, mode=0o600, owner=owner)
     except FileNotFoundError:
         pass
     except LocalFault as error:
-        log.warning(f"an older answer about signing keys may count once more: {error}")
+        log.warning(f"an older answer about signing keys may be used once more: {error}")
 
 
 def _document(ring: Ring) -> dict[str, Any]:
     """Return the document of ``--json``."""
-    refused = ring.refused
     return {
         "v": 1,
         **keyring.public(ring),
         "source": ring.source,
-        "refused": {"code": refused.code, "detail": refused.detail, "at": refused.at}
-        if refused is not None
-        else None,
-        "hint": keyring.RESET if refused is not None else None,
+        "refused": asdict(ring.refused) if ring.refused is not None else None,
+        "hint": keyring.RESET if ring.refused is not None else None,
     }
-
-
-def _lines(ring: Ring) -> list[str]:
-    now = Clock().wall()
-    return [f"{key.kid} {_state(key, now)}" for key in ring.keys] or [
-        "none: nothing that is signed is accepted yet"
-    ]
-
-
-def _state(key: Key, now: float) -> str:
-    if key.status != ACTIVE or key.not_after is None:
-        return key.status
-    ended = from_rfc3339(key.not_after) <= now
-    return (
-        f"{key.status}, ended {key.not_after}: nothing new is accepted"
-        if ended
-        else f"{key.status} until {key.not_after}"
-    )

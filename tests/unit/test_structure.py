@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import firstboot
+from firstboot.base import layout
+from firstboot.base.layout import Layout, Row
 
 TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
@@ -210,3 +212,52 @@ def test_only_the_three_environment_names_of_the_contract_appear() -> None:
             continue
         for found in generic.findall(path.read_text(errors="replace")):
             assert found in allowed, f"{name}: {found}"
+
+
+def docstrings(path: Path) -> list[tuple[str, str]]:
+    """Name and docstring of the module and of everything public in it."""
+    tree = ast.parse(path.read_text())
+    found = [(name_of(path), ast.get_docstring(tree) or "")]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            found.append((f"{name_of(path)}.{node.name}", ast.get_docstring(node) or ""))
+    return found
+
+
+# Rooms that are being rebuilt: their prose and their file names are judged when they are done.
+REBUILDING = ("activate", "agent", "api", "exchange", "identity", "provision", "base.redaction")
+REBUILDING += ("commands.upload", "commands.waiting", "commands.rehearse")
+
+
+def test_docstrings_are_imperative_and_short() -> None:
+    """No public one begins with a question word; a module's first line has 12 words or fewer."""
+    lengths = []
+    for path in SOURCES:
+        if name_of(path).startswith(REBUILDING):
+            continue
+        for name, text in docstrings(path):
+            assert not re.match(r"(What|Whether|How|Where|Who|Whoever)\b", text), name
+        lengths.append(len(docstrings(path)[0][1].split("\n")[0].split()))
+    assert sorted(lengths)[len(lengths) // 2] <= 12
+
+
+def test_the_path_of_the_data_names_modules_that_exist() -> None:
+    """The page in ``firstboot/__init__.py`` stays true of the tree."""
+    known = {name_of(source).removesuffix(".__init__") for source in SOURCES}
+    known |= {name.rpartition(".")[2] for name in known}
+    for name in re.findall(r"`([a-z_.]+)`", firstboot.__doc__ or ""):
+        assert name in known, name
+
+
+def test_every_path_and_file_name_of_ours_stands_in_the_layout_alone() -> None:
+    """One that is written down twice is changed once."""
+    rows = [row.absolute for row in vars(Layout).values() if isinstance(row, Row)]
+    names = {row.rpartition("/")[2] for row in rows} | set(rows)
+    names |= {value for key, value in vars(layout).items() if key.isupper() and "." in str(value)}
+    names -= {name for name in names if "." not in name and "/" not in name}
+    for path in SOURCES:
+        if path.stem == "layout" or name_of(path).startswith(REBUILDING):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{name_of(path)}:{node.lineno} {node.value}"
