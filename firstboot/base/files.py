@@ -101,10 +101,35 @@ def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
         )
 
 
-def check_private_directory(path: Path, *, owner: int) -> bool:
+def tighten(path: Path, *, owner: int, if_unwritten: bool) -> bool:
+    """Make a regular file of `owner` private; return True when others could read it until now.
+
+    With `if_unwritten` one that others could write as well, or that has a second name, stays as it
+    is: it may hold what somebody else put there.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False  # who reads it says why
+    try:
+        facts = os.fstat(fd)
+        mode = stat.S_IMODE(facts.st_mode)
+        written = if_unwritten and (mode & 0o022 or facts.st_nlink != 1)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != owner or written or not mode & 0o077:
+            return False
+        os.fchmod(fd, mode & 0o700)
+        return True
+    except OSError as error:
+        fail("tighten", path, error)
+    finally:
+        os.close(fd)
+
+
+def check_private_directory(path: Path, *, owner: int, tighten: bool = True) -> bool:
     """Return True for a directory of `owner` that nobody else can write, False for none.
 
-    One that others may *read* is tightened to 0700 (cloud-init makes it 0755). Else LocalFault.
+    One that others may *read* is tightened to 0700 (cloud-init makes it 0755), unless the caller
+    only looks. LocalFault otherwise.
     """
     try:
         facts = os.lstat(path)
@@ -121,7 +146,7 @@ def check_private_directory(path: Path, *, owner: int) -> bool:
     mode = stat.S_IMODE(facts.st_mode)
     if mode & 0o022:
         raise LocalFault(f"{path} can be written by others", hint=f"chmod 0700 {path}")
-    if mode & 0o077:
+    if mode & 0o077 and tighten:
         try:
             os.chmod(path, 0o700, follow_symlinks=True)
         except OSError as error:
@@ -144,7 +169,12 @@ def read_json(path: Path, *, private_to: int | None = None) -> dict[str, Any] | 
 
 
 def write_json(
-    path: Path, value: dict[str, Any], *, mode: int = 0o600, durable: bool = True
+    path: Path,
+    value: dict[str, Any],
+    *,
+    mode: int = 0o600,
+    durable: bool = True,
+    replace: bool = True,
 ) -> None:
     """Write an object (its ``v`` included), keys sorted, for programs and people with a pager.
 
@@ -156,17 +186,23 @@ def write_json(
             f"{path} would have {len(data)} bytes, more than {JSON_LIMIT}",
             hint="this is a bug: please report this line",
         )
-    write(path, data, mode=mode, durable=durable)
+    write(path, data, mode=mode, durable=durable, replace=replace)
 
 
 def write(
-    path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None, durable: bool = True
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    owner: Owner | None = None,
+    durable: bool = True,
+    replace: bool = True,
 ) -> None:
     """Replace `path` atomically: after a crash it holds the old bytes or the new ones, whole.
 
     The temporary file has a fixed name beside the target, so that a killed writer leaves at most
     one; callers hold the lock that belongs to the file. `durable=False` is for tmpfs, where fsync
-    has nothing to do.
+    has nothing to do. Not `replace`: LocalFault when `path` exists, which then stays as it is.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -182,7 +218,11 @@ def write(
                 os.fchmod(fd, mode)
                 if durable:
                     os.fsync(fd)
-            os.rename(temporary, path)
+            if replace:
+                os.rename(temporary, path)
+            else:
+                os.link(temporary, path)
+                os.unlink(temporary)
         except BaseException:
             try:
                 os.unlink(temporary)

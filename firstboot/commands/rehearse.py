@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 from typing import Callable
 
-from firstboot.base import log
+from firstboot.base import files, log
 from firstboot.base.clock import Clock
-from firstboot.base.errors import ByteorError, Invalid, NoToken
+from firstboot.base.errors import ByteorError, Invalid, LocalFault, NoToken
 from firstboot.commands import enroll
 from firstboot.provision import userdata
 from firstboot.provision.schema import Rank, parse
 from firstboot.provision.sources import Source, merge
 
+LOCK_WAIT_S = 30.0
 LONGEST_BYTES = 16384  # EC2's limit; others allow more
 
 
@@ -104,13 +105,20 @@ def preflight_command(arguments: argparse.Namespace) -> int:
     from firstboot.provision.tokens import Marks
 
     layout = arguments.layout
-    found = gather(layout, enroll.inputs(arguments), classify=Marks.load(layout).classify)
+    found = gather(
+        layout, enroll.inputs(arguments), classify=Marks.load(layout, repair=False).classify
+    )
     settings = found.settings
 
     def seals() -> None:
-        # A foreign identity's key must not be touched; `run` sets it aside before it seals.
-        if store.look(layout).state is not store.State.FOREIGN:
-            store.probe_sealing(layout, seal=settings.seal)
+        busy = LocalFault(
+            "identity/lock is held by another process", hint="rerun preflight when it has ended"
+        )
+        preflight.make_state(layout)
+        with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+            # A foreign identity's key must not be touched; `run` sets it aside before it seals.
+            if store.look(layout).state is not store.State.FOREIGN:
+                store.probe_sealing(layout, seal=settings.seal)
 
     def reaches() -> None:
         require_complete(settings)

@@ -1,8 +1,8 @@
-"""Which host this is, by three facts, and whether a fingerprint taken earlier was of this host.
+"""Tell which host this is, by three facts, and whether a fingerprint was taken of it.
 
-A fingerprint holds salted hashes only, and is kept in the cleartext header of the sealed identity and in the intent.
-Comparing needs no key: it comes before any key is touched, since `systemd-creds` under a changed machine-id destroys
-the host's secret. `foreign` is the rule of contract section 6, pure:
+A fingerprint holds salted hashes only, and is kept in the cleartext header of the sealed identity
+and in the intent. Comparing needs no key: it comes before any key is touched, since `systemd-creds`
+under a changed machine-id destroys the host's secret. `foreign` is the rule of contract 6, pure:
 
 | machine-id | instance id | product UUID | who wrote the instance id | foreign |
 |------------|-------------|--------------|---------------------------|---------|
@@ -11,9 +11,10 @@ the host's secret. `foreign` is the rule of contract section 6, pure:
 | other      | different   | different    | an author or tool         | yes     |
 | other      | other       | any          | any                       | no      |
 
-Absent, on either side, is not evidence; nor is a machine-id that is not committed to the disk, an instance id that
-cloud-init made up for want of one, or a product UUID that a firmware left at its default. Processors, memory, disks and
-addresses change on the same host and are not looked at.
+Absent, on either side, is not evidence; nor is a machine-id that is not committed to the disk, an
+instance id that cloud-init made up for want of one, or a product UUID that a firmware left at its
+default. UUIDs, Azure's instance id among them, are compared without case and in both byte orders.
+Processors, memory, disks and addresses change on the same host and are not looked at.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import re
 import secrets
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,52 +42,27 @@ MOUNTINFO_LIMIT = 4 << 20
 SALT_BYTES = 16
 DAMAGED = "its fingerprint of a host is damaged"
 
-# The instance id comes from the platform's metadata service or DMI and no other instance gets it. The names are
-# cloud-init's classes without "DataSource" and without the stage ("Local"), in lower case.
-PLATFORMS = frozenset(
-    {
-        "akamai",
-        "aliyun",
-        "azure",
-        "cloudcix",
-        "cloudsigma",
-        "cloudstack",
-        "digitalocean",
-        "ec2",
-        "exoscale",
-        "gce",
-        "hetzner",
-        "ibmcloud",
-        "nwcs",
-        "openstack",
-        "oracle",
-        "rbxcloud",
-        "scaleway",
-        "smartos",
-        "upcloud",
-        "vultr",
-    }
+# The instance id comes from the platform's metadata service or DMI and no other instance gets it.
+# The names are cloud-init's classes without "DataSource" and without the stage ("Local"), in lower
+# case.
+PLATFORMS = re.compile(
+    "akamai|aliyun|azure|cloudcix|cloudsigma|cloudstack|digitalocean|ec2|exoscale|gce|hetzner"
+    "|ibmcloud|nwcs|openstack|oracle|rbxcloud|scaleway|smartos|upcloud|vultr"
 )
 # What cloud-init's cloud-id file says where its name is not the class's.
 CLOUD_IDS = {"aws": "ec2"}
-# What cloud-init puts where the datasource gave no instance id (DEFAULT_IID and the like in its sources).
-NO_INSTANCE_IDS = frozenset(
-    {
-        "nocloud",
-        "iid-datasource",
-        "iid-datasource-none",
-        "iid-dsconfigdrive",
-        "iid-dsopenstack",
-        "iid-dsopennebula",
-        "iid-dsovf",
-        "iid-vmware-imc",
-        "iid-qemufwcfg",
-    }
+# What cloud-init puts where the datasource gave no instance id (DEFAULT_IID and the like in its
+# sources).
+NO_INSTANCE_IDS = re.compile(
+    "nocloud|iid-datasource|iid-datasource-none|iid-dsconfigdrive|iid-dsopenstack"
+    "|iid-dsopennebula|iid-dsovf|iid-vmware-imc|iid-qemufwcfg",
+    re.IGNORECASE,
 )
 # Firmware defaults: all zeros, all ones, and the two that board vendors ship.
 NO_PRODUCT_UUIDS = frozenset(
     ("0" * 32, "f" * 32, "03000200040005000006000700080009", "00020003000400050006000700080009")
 )
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class Match(enum.Enum):
@@ -113,14 +89,21 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`foreign`, and why in words that can follow a colon (empty when it is not)."""
+    """`foreign`, and why in words that can follow a colon (empty when it is not).
+
+    `moved` when the product UUID alone differs: a copy of a virtual machine, or another board.
+    """
 
     foreign: bool
     why: str = ""
+    moved: bool = False
 
 
 def host_facts(layout: Layout) -> HostFacts:
-    """Read the facts; a file that cannot be read is an absent fact. With ``--root`` only that tree's files count."""
+    """Read the facts; a file that cannot be read is an absent fact.
+
+    With ``--root`` only that tree's files count.
+    """
     machine_id = _machine_id(layout)
     return HostFacts(
         machine_id=machine_id,
@@ -132,23 +115,24 @@ def host_facts(layout: Layout) -> HostFacts:
 
 
 def hostname(layout: Layout) -> str:
-    """The short host name: of the tree under ``--root`` where it has one, else of the running system."""
+    """Return the short host name: under ``--root`` of the tree where it has one."""
     written = None if layout.is_host else _text(layout.hostname)
     return (written or socket.gethostname()).split(".")[0].strip() or "localhost"
 
 
 def fingerprint(facts: HostFacts) -> dict[str, Any]:
-    """Return what binds a file to this host, for JSON: a fresh salt, hashes of the facts, the datasource's name."""
+    """Return what binds a file to this host, for JSON: a salt, hashes of facts, the datasource."""
     salt = secrets.token_bytes(SALT_BYTES)
-    known = _evidence(facts)
     hashes = {
-        name: _hashed(salt, name, value) for name, value in known.items() if value is not None
+        name: _hashed(salt, name, value)
+        for name, value in _evidence(facts).items()
+        if value is not None
     }
     return {"salt": salt.hex(), "datasource": facts.datasource, **hashes}
 
 
 def compare(stored: Mapping[str, Any], facts: HostFacts) -> Verdict:
-    """Was the fingerprint `stored` taken of another host? ValueError when it is not a fingerprint."""
+    """Judge whether `stored` was taken of another host; ValueError when it is no fingerprint."""
     salt, datasource = _salt(stored), stored.get("datasource")
     if not isinstance(datasource, str):
         raise ValueError(DAMAGED)
@@ -156,8 +140,9 @@ def compare(stored: Mapping[str, Any], facts: HostFacts) -> Verdict:
         name: _match(stored.get(name), value, salt=salt, name=name)
         for name, value in _evidence(facts).items()
     }
-    # Ids of two datasources are not comparable: one OpenStack instance has one id as "ec2", another as "openstack".
-    assigned = datasource == facts.datasource and datasource in PLATFORMS
+    # Ids of two datasources are not comparable: one OpenStack instance has one id as "ec2", another
+    # as "openstack".
+    assigned = datasource == facts.datasource and bool(PLATFORMS.fullmatch(datasource))
     return foreign(
         matches["machine_id"],
         matches["instance_id"],
@@ -169,22 +154,21 @@ def compare(stored: Mapping[str, Any], facts: HostFacts) -> Verdict:
 def foreign(
     machine_id: Match, instance_id: Match, product_uuid: Match, *, platform_assigned: bool
 ) -> Verdict:
-    """The rule in the module's docstring."""
+    """Apply the rule in the module's docstring."""
+    moved = product_uuid is Match.DIFFERENT
     if machine_id is Match.DIFFERENT:
         return Verdict(True, "the machine-id is not the one that it was sealed for")
-    if instance_id is not Match.DIFFERENT:
-        return Verdict(False)
-    if platform_assigned:
+    if instance_id is Match.DIFFERENT and platform_assigned:
         return Verdict(
             True, "the platform gave this instance another id than the one that it was sealed for"
         )
-    if product_uuid is Match.DIFFERENT:
+    if instance_id is Match.DIFFERENT and moved:
         return Verdict(True, "instance id and product UUID are not the ones that it was sealed for")
-    return Verdict(False)
+    return Verdict(False, moved=moved)
 
 
 def same_machine_id(stored: Mapping[str, Any], facts: HostFacts) -> bool:
-    """True only when the machine-id, committed or not, is certainly the one in `stored`; for `sealkey`."""
+    """Return True only when the machine-id, committed or not, is certainly the one in `stored`."""
     try:
         then = stored.get("machine_id")
         return _match(then, facts.machine_id, salt=_salt(stored), name="machine_id") is Match.SAME
@@ -217,8 +201,21 @@ def _match(stored: object, value: str | None, *, salt: bytes, name: str) -> Matc
         raise ValueError(DAMAGED)
     if stored is None or value is None:
         return Match.ABSENT
-    same = hmac.compare_digest(stored.encode(), _hashed(salt, name, value).encode())
-    return Match.SAME if same else Match.DIFFERENT
+    same = [
+        hmac.compare_digest(stored.encode(), _hashed(salt, name, spelling).encode())
+        for spelling in _spellings(value)
+    ]
+    return Match.SAME if any(same) else Match.DIFFERENT
+
+
+def _spellings(value: str) -> Iterator[str]:
+    """Yield `value`, and a UUID in either case and byte order: kernels and firmware disagree."""
+    yield value
+    if _UUID.fullmatch(value):
+        one = uuid.UUID(value)
+        for spelling in (str(one), str(uuid.UUID(bytes=one.bytes_le))):
+            yield spelling
+            yield spelling.upper()
 
 
 def _text(path: Path) -> str | None:
@@ -230,21 +227,21 @@ def _text(path: Path) -> str | None:
 
 
 def _real(layout: Layout, path: Path) -> Path:
-    """Follow the last link too: on the running system it may lead anywhere; under a root the layout has done it."""
+    """Follow the last link on the running system; under a root the layout has done it."""
     return Path(os.path.realpath(path)) if layout.is_host else path
 
 
 def _machine_id(layout: Layout) -> str | None:
     text = _text(_real(layout, layout.machine_id)) or ""
-    return (
-        text if re.fullmatch("[0-9a-f]{32}", text) else None
-    )  # else empty, "uninitialized" or damaged: machine-id(5)
+    # Else empty, "uninitialized" or damaged: machine-id(5).
+    return text if re.fullmatch("[0-9a-f]{32}", text) else None
 
 
 def _laid_over(path: Path) -> bool:
-    """True when the file is a mount of its own from elsewhere: systemd's transient machine-id on a read-only /etc."""
+    """Return True for a mount from elsewhere: systemd's transient machine-id."""
     try:
-        # Both tests: a bind mount from the same disk stays; overlayfs gives a file another device without a mount.
+        # Both tests: a bind mount from the same disk stays; overlayfs gives a file another device
+        # without a mount.
         if os.stat(path).st_dev == os.stat(path.parent).st_dev:
             return False
         mounts = files.read(MOUNTINFO, limit=MOUNTINFO_LIMIT) or b""
@@ -255,7 +252,7 @@ def _laid_over(path: Path) -> bool:
 
 def _instance_id(layout: Layout) -> str | None:
     text = _text(layout.cloud_run / ".instance-id") or _text(layout.cloud / "data" / "instance-id")
-    return None if text is None or text.lower() in NO_INSTANCE_IDS else text
+    return None if text is None or NO_INSTANCE_IDS.fullmatch(text) else text
 
 
 def _datasource(layout: Layout) -> str:
@@ -272,6 +269,6 @@ def _product_uuid(text: str | None) -> str | None:
         value = uuid.UUID(text or "")
     except ValueError:
         return None
-    # Kernels and firmware disagree about the byte order of the first three fields: both orders are one host.
+    # Both byte orders of the first three fields are one host.
     plain = min(value.hex, uuid.UUID(bytes=value.bytes_le).hex)
     return None if {value.hex, plain} & NO_PRODUCT_UUIDS else plain

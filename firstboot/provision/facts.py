@@ -71,9 +71,16 @@ def look(
     Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that
     needs none: the sources that are not broken count then. `reached` is the address that this run
     had a TLS session with, `tried` the tokens that it has erased (None when it has not erased yet).
-    A `read_only` look leaves a damaged file where it is.
+    A `read_only` look leaves a damaged file where it is. LocalFault when the identity could not be
+    looked at.
     """
-    seen = store.look(layout)
+    try:
+        seen = store.look(layout)
+    except LocalFault as error:
+        if not reenrolling:
+            raise
+        # The operator's way out of an identity that may be good, and that this host cannot open.
+        seen = Look(State.UNREADABLE, why=str(error))
     stored = Intent.load(layout, repair=not read_only)
     # The identity that is here may be the answer to the durable intent: a crash came before the mark.
     settled = stored is None or seen.identity is None or seen.identity.idempotency_key != stored.key

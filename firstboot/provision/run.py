@@ -27,7 +27,7 @@ from firstboot.exchange import settings as frozen
 from firstboot.identity import store
 from firstboot.identity.store import Identity, State
 from firstboot.provision import cleanup, enrollment, preflight
-from firstboot.provision.decision import Step, next_step
+from firstboot.provision.decision import IntentState, Step, next_step
 from firstboot.provision.enrollment import Meaning
 from firstboot.provision.erase.receipt import Receipt
 from firstboot.provision.facts import View, look, stop_error
@@ -181,7 +181,9 @@ class FirstBoot:
         token = self._token(view)
         # Durable before the intent that refers to it: a mark means nothing under another key.
         view.marks.put(token, view.marks.classify(token), boot_id=view.marks.presented_in(token))
-        self._new_intent(view).save(self._layout)
+        # The control plane replays its first answer to the key that it knows.
+        if view.facts.intent is not IntentState.OURS:
+            self._new_intent(view).save(self._layout)
 
     def _new_intent(self, view: View, *, nameless: bool = False) -> Intent:
         token, former = self._token(view), view.intent
@@ -305,7 +307,7 @@ class FirstBoot:
         fault: LocalFault | None = None
         try:
             self._refreeze(view)
-            store.rebind(self._layout, view.seen)
+            store.rebind(self._layout, view.seen, boot_id=view.boot_id)
         except LocalFault as error:
             fault = error
         # An identity that is not settled is new: an agent that runs has the old one.

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from firstboot.base import systemd
+from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.commands.status import describe
+from firstboot.identity import store
 from firstboot.provision import facts
 from firstboot.provision.cleanup import erase_again
 from firstboot.provision.run import Options, run
@@ -413,3 +415,85 @@ def test_what_was_sealed_before_the_machine_id_was_committed_is_bound_later(
     assert host.run().code == 0 and host.sealed() == bound
     host.write("etc/machine-id", "b" * 32 + "\n")
     assert host.run().code == 8
+
+
+def test_an_unreadable_identity_of_a_durable_intent_is_answered_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that flips a bit after sealing: the same key, and the same agent comes back.
+
+    Seen: a new key, then 410, and the identity lost.
+    """
+    host.defaults()
+    host.token(host.mint())
+    layout, save = Layout(host.root), store.save
+
+    def badly(layout: Layout, identity: store.Identity, *, seal: str) -> None:
+        save(layout, identity, seal=seal)
+        data = layout.credentials.read_bytes()
+        layout.credentials.write_bytes(data.replace(data[-20:-10], b"0" * 10))
+
+    monkeypatch.setattr(store, "save", badly)
+    with pytest.raises(LocalFault, match="does not read back") as caught:
+        run(layout, Inputs(), Options())
+    assert caught.value.exit_code == 7 and layout.intent.exists()
+    monkeypatch.setattr(store, "save", save)
+    assert run(layout, Inputs(), Options()) == 0
+    assert len(host.plane.agents()) == 1
+    assert len({row["headers"]["idempotency-key"] for row in host.enrollments()}) == 1
+    assert (layout.set_aside / "1" / "credentials.sealed").exists()
+
+
+def spoiled(path: Path, how: str) -> None:
+    """Give a file of ours a mode, owner, link or type that it must not have."""
+    if how == "mode":
+        path.chmod(0o644)
+    elif how == "owner":
+        os.chown(path, 12345, 12345)
+    elif how == "hard link":
+        os.link(path, path.with_name("backup"))
+    else:
+        path.unlink()
+        path.symlink_to("elsewhere") if how == "link" else path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["marks.json", "lock", "run.lock", "erasure.json", "intent.json"])
+@pytest.mark.parametrize("how", ["mode", "owner", "hard link", "link", "directory"])
+def test_a_neighbour_of_the_identity_never_keeps_a_host_from_its_agent(
+    host: Host, name: str, how: str
+) -> None:
+    """Hand-off comes before anything that may fail: a warning, exit 0, and `status` says enrolled."""
+    if how == "owner" and os.geteuid() != 0:
+        pytest.skip("giving a file away needs root")
+    host.defaults()
+    host.token(host.mint())
+    assert host.run().code == 0
+    path = host.path("var/lib/byteor/identity") / name
+    path.touch(mode=0o600)
+    spoiled(path, how)
+    done = host.run()
+    assert done.code == 0 and "handed off" in done.err, done
+    shown = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+    assert shown["state"] == "enrolled", shown
+
+
+@pytest.mark.parametrize("how", ["mode", "hard link", "link"])
+def test_a_good_identity_is_never_set_aside_for_its_keys_mode(host: Host, how: str) -> None:
+    """With an unused token in a source: exit 7 with the inner hint, and not a second agent."""
+    host.defaults()
+    host.token(host.mint())
+    assert host.run().code == 0
+    sealed, key = host.sealed(), host.path("var/lib/byteor/identity/sealing.key")
+    if how == "link":
+        key.rename(key.with_name("elsewhere"))
+        key.symlink_to("elsewhere")
+    else:
+        spoiled(key, how)
+    host.token(host.mint())
+    for _ in range(2):
+        done = host.run()
+        assert done.code == 7 and "sealing.key" in done.err and "hint: " in done.err, done
+    assert host.sealed() == sealed and len(host.plane.agents()) == 1
+    assert not host.path("var/lib/byteor/identity/set-aside").exists()
+    assert host.call("byteor-firstboot", "reenroll").code == 0, "the operator's way out"
+    assert len(host.plane.agents()) == 2

@@ -129,12 +129,12 @@ def facts_for(
     )
 
 
-@pytest.mark.parametrize("datasource", [*sorted(host.PLATFORMS), *AUTHORED])
+@pytest.mark.parametrize("datasource", [*host.PLATFORMS.pattern.split("|"), *AUTHORED])
 def test_a_fingerprint_compares_as_the_rule_says_for_every_datasource(datasource: str) -> None:
     """Through salt, hashes and JSON, for each kind of datasource, in both directions of absence."""
     then = replace(HERE, datasource=datasource)
     for (machine_id, instance_id, product_uuid, platform), expected in TABLE.items():
-        if platform is not (datasource in host.PLATFORMS):
+        if platform is not bool(host.PLATFORMS.fullmatch(datasource)):
             continue
         now = facts_for(machine_id, instance_id, product_uuid, datasource)
         assert compare(json.loads(json.dumps(fingerprint(then))), now).foreign is expected
@@ -153,6 +153,28 @@ def test_ids_of_two_datasources_are_not_compared_alone(then: str, now: str) -> N
     moved = replace(HERE, datasource=now, instance_id="b2f1c3c4")
     assert not compare(stored, moved).foreign
     assert compare(stored, replace(moved, product_uuid="0" * 31 + "1")).foreign
+
+
+UUID_ID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+OTHER_ORDER = "e004253f-894f-d341-9a0c-0305e82c3301"
+
+
+@pytest.mark.parametrize("then", [UUID_ID, UUID_ID.upper(), OTHER_ORDER, OTHER_ORDER.upper()])
+@pytest.mark.parametrize("now", [UUID_ID, UUID_ID.upper(), OTHER_ORDER, OTHER_ORDER.upper()])
+def test_a_uuid_is_the_same_in_any_case_and_byte_order(then: str, now: str) -> None:
+    """Azure's instance id is the product UUID, as whichever kernel or agent spells it."""
+    before = replace(HERE, datasource="azure", instance_id=then)
+    assert not compare(fingerprint(before), replace(before, instance_id=now)).foreign
+    other = replace(before, instance_id=now[:-1] + "2")
+    assert compare(fingerprint(before), other).foreign
+
+
+def test_another_product_uuid_alone_is_a_move_and_not_foreign() -> None:
+    """A copy of a virtual machine with its seed, or a new board: a notice."""
+    moved = compare(fingerprint(HERE), replace(HERE, product_uuid="0" * 31 + "1"))
+    assert moved.moved and not moved.foreign
+    assert not compare(fingerprint(HERE), replace(HERE, product_uuid=None)).moved
+    assert not compare(fingerprint(HERE), HERE).moved
 
 
 def test_a_machine_id_that_is_not_committed_is_no_evidence() -> None:
@@ -247,7 +269,7 @@ def test_the_instance_id_of_this_boot_comes_first(tree: Path) -> None:
     assert host_facts(Layout(tree)).instance_id == "i-old"
 
 
-@pytest.mark.parametrize("text", sorted(host.NO_INSTANCE_IDS) + ["", "\n", "NOCLOUD"])
+@pytest.mark.parametrize("text", [*host.NO_INSTANCE_IDS.pattern.split("|"), "", "\n", "NOCLOUD"])
 def test_an_instance_id_that_cloud_init_made_up_is_absent(tree: Path, text: str) -> None:
     """`nocloud`, `iid-datasource-none` and the other defaults tell no two hosts apart."""
     put(tree, "/run/cloud-init/.instance-id", text)
