@@ -154,8 +154,10 @@ def _refuse(called: str, arguments: argparse.Namespace, extra: str) -> NoReturn:
         hint = TOKEN_ON_STDIN + " (--operator-token -)"
     elif "token_file" in arguments:
         hint = NO_TOKEN_HERE + " (--token-file)"
-    option = re.match(r"-(-[a-z-]{1,24}|[a-zA-Z])", extra)
+    option = re.match(r"--[a-z-]{1,24}", extra)
     said = f"has no option {option[0]}" if option else "got an argument too many"
+    if extra.startswith("-") and option is None:
+        said = "has no such option"
     raise Usage(f"{called} {said}", hint=hint)
 
 

@@ -103,8 +103,8 @@ def copy(
 
     The copy is private and durable, and has at most `limit` bytes, whatever the source grows to
     meanwhile. The hash is of what was written, so that nobody can change the bytes between the
-    check and their use. `each` is called with the bytes copied so far after each piece. A stale `target`
-    is replaced; one that could not be completed is removed.
+    check and their use. `each` is called with the bytes copied so far after each piece. A stale
+    `target` is replaced; one that could not be completed is removed.
     """
     digest, size = hashlib.sha256(), 0
     files.remove(target)

@@ -190,7 +190,7 @@ def deployed(document: Mapping[str, Any]) -> Seen:
 
 
 def uploaded(upload: Callable[[], str] | None) -> Seen:
-    """Send a small diagnostic through the spool, if asked to; `upload` returns its id, or raises."""
+    """Send a small diagnostic through the spool with `upload`, if there is one."""
     if upload is None:
         seen = "it would leave an artifact at the control plane"
         return NOT_CHECKED, seen, "verify --upload-test makes it"
