@@ -56,7 +56,7 @@ def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | No
     Corrupt: the last component is a link, or a file of more than `limit` bytes, a FIFO or device.
     LocalFault: it cannot be read. With `private_to` the file must be owned by that user id, be
     readable by nobody else and have one link, since it holds a secret. Not checked: the directories
-    above (see `check_private_directory`).
+    above (see `private.check_directory`).
     """
     try:
         # O_NONBLOCK: a FIFO planted in place of the file must not stop a boot.
@@ -101,59 +101,6 @@ def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
         )
 
 
-def tighten(path: Path, *, owner: int, if_unwritten: bool) -> bool:
-    """Make a regular file of `owner` private; return True when others could read it until now.
-
-    With `if_unwritten` one that others could write as well, or that has a second name, stays as it
-    is: it may hold what somebody else put there.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False  # who reads it says why
-    try:
-        facts = os.fstat(fd)
-        mode = stat.S_IMODE(facts.st_mode)
-        written = if_unwritten and (mode & 0o022 or facts.st_nlink != 1)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != owner or written or not mode & 0o077:
-            return False
-        os.fchmod(fd, mode & 0o700)
-        return True
-    except OSError as error:
-        fail("tighten", path, error)
-    finally:
-        os.close(fd)
-
-
-def check_private_directory(path: Path, *, owner: int, tighten: bool = True) -> bool:
-    """Return True for a directory of `owner` that nobody else can write, False for none.
-
-    One that others may *read* is tightened to 0700 (cloud-init makes it 0755), unless the caller
-    only looks. LocalFault otherwise.
-    """
-    try:
-        facts = os.lstat(path)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return False
-        fail("look at", path, error)
-    if not stat.S_ISDIR(facts.st_mode):
-        raise LocalFault(f"{path} is not a directory", hint=f"move {path} away")
-    if facts.st_uid != owner:
-        raise LocalFault(
-            f"{path} is owned by user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}"
-        )
-    mode = stat.S_IMODE(facts.st_mode)
-    if mode & 0o022:
-        raise LocalFault(f"{path} can be written by others", hint=f"chmod 0700 {path}")
-    if mode & 0o077 and tighten:
-        try:
-            os.chmod(path, 0o700, follow_symlinks=True)
-        except OSError as error:
-            fail("tighten", path, error)
-    return True
-
-
 def read_json(path: Path, *, private_to: int | None = None) -> dict[str, Any] | None:
     """Return the object in one of our JSON files, None when there is none; else Corrupt."""
     data = read(path, limit=JSON_LIMIT, private_to=private_to)
@@ -169,12 +116,7 @@ def read_json(path: Path, *, private_to: int | None = None) -> dict[str, Any] | 
 
 
 def write_json(
-    path: Path,
-    value: dict[str, Any],
-    *,
-    mode: int = 0o600,
-    durable: bool = True,
-    replace: bool = True,
+    path: Path, value: dict[str, Any], *, mode: int = 0o600, durable: bool = True
 ) -> None:
     """Write an object (its ``v`` included), keys sorted, for programs and people with a pager.
 
@@ -186,23 +128,17 @@ def write_json(
             f"{path} would have {len(data)} bytes, more than {JSON_LIMIT}",
             hint="this is a bug: please report this line",
         )
-    write(path, data, mode=mode, durable=durable, replace=replace)
+    write(path, data, mode=mode, durable=durable)
 
 
 def write(
-    path: Path,
-    data: bytes,
-    *,
-    mode: int = 0o600,
-    owner: Owner | None = None,
-    durable: bool = True,
-    replace: bool = True,
+    path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None, durable: bool = True
 ) -> None:
     """Replace `path` atomically: after a crash it holds the old bytes or the new ones, whole.
 
     The temporary file has a fixed name beside the target, so that a killed writer leaves at most
     one; callers hold the lock that belongs to the file. `durable=False` is for tmpfs, where fsync
-    has nothing to do. Not `replace`: LocalFault when `path` exists, which then stays as it is.
+    has nothing to do.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -218,11 +154,7 @@ def write(
                 os.fchmod(fd, mode)
                 if durable:
                     os.fsync(fd)
-            if replace:
-                os.rename(temporary, path)
-            else:
-                os.link(temporary, path)
-                os.unlink(temporary)
+            os.rename(temporary, path)
         except BaseException:
             try:
                 os.unlink(temporary)
@@ -233,6 +165,19 @@ def write(
             sync_directory(path.parent)
     except OSError as error:
         fail("write", path, error)
+
+
+def create(path: Path, data: bytes, *, mode: int) -> None:
+    """Make `path` whole and durable; LocalFault when it exists, which then stays as it is."""
+    made = path.with_name(f".{path.name}.new")
+    write(made, data, mode=mode)
+    try:
+        os.link(made, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        fail("make", path, error)
+    finally:
+        remove(made)
 
 
 def write_into(

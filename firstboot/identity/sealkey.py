@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
 import re
 import secrets
@@ -93,7 +94,7 @@ def obtain(layout: Layout, seal: str) -> tuple[str, bytes]:
             provider = FILE
     if provider == FILE and not os.path.lexists(layout.sealing_key):
         key = secrets.token_bytes(KEY_BYTES)
-        files.write(layout.sealing_key, key, mode=0o400, replace=False)
+        files.create(layout.sealing_key, key, mode=0o400)
         return FILE, key
     return provider, fetch(layout, provider)
 
@@ -166,7 +167,7 @@ def _make_host_key(layout: Layout, facts: HostFacts) -> bytes:
     except binascii.Error as error:
         raise LocalFault("systemd-creds wrote something else than base64", hint=hint) from error
     made = _Credential(fingerprint(facts), credential.decode("ascii"))
-    files.write_json(layout.sealing_cred, asdict(made), mode=0o400, replace=False)
+    files.create(layout.sealing_cred, json.dumps(asdict(made)).encode(), mode=0o400)
     return key
 
 

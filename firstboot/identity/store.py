@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-from firstboot.base import documents, files, log
+from firstboot.base import documents, files, log, private
 from firstboot.base.documents import Rule
 from firstboot.base.errors import Corrupt, Foreign, LocalFault, NoToken
 from firstboot.base.layout import Layout
@@ -160,7 +160,7 @@ def rebind(layout: Layout, seen: Look, *, boot_id: str) -> None:
     here = seen.identity
     if here is None:
         return
-    if files.tighten(layout.credentials, owner=layout.owner, if_unwritten=False):
+    if private.tighten(layout.credentials, owner=layout.owner, if_unwritten=False):
         log.warning("the sealed identity could be read by others: its mode is 0600 again")
     if seen.moved:
         here = replace(here, moved_in=boot_id)

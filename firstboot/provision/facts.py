@@ -74,13 +74,7 @@ def look(
     A `read_only` look leaves a damaged file where it is. LocalFault when the identity could not be
     looked at.
     """
-    try:
-        seen = store.look(layout)
-    except LocalFault as error:
-        if not reenrolling:
-            raise
-        # The operator's way out of an identity that may be good, and that this host cannot open.
-        seen = Look(State.UNREADABLE, why=str(error))
+    seen = _identity(layout, reenrolling=reenrolling)
     stored = Intent.load(layout, repair=not read_only)
     # The identity that is here may be the answer to the durable intent: a crash came before the mark.
     settled = stored is None or seen.identity is None or seen.identity.idempotency_key != stored.key
@@ -115,6 +109,16 @@ def look(
         presented=token is not None and not again and marks.presented_in(token) == boot_id,
     )
     return View(facts, found, seen, stored, marks, boot_id, tuple(faults), finished, erasable)
+
+
+def _identity(layout: Layout, *, reenrolling: bool) -> Look:
+    try:
+        return store.look(layout)
+    except LocalFault as error:
+        if not reenrolling:
+            raise
+        # The operator's way out of an identity that may be good, and that this host cannot open.
+        return Look(State.UNREADABLE, why=str(error))
 
 
 def _erasable(found: Found, marks: Marks, *, finished: bool) -> frozenset[Secret]:

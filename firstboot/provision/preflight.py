@@ -13,7 +13,7 @@ from pathlib import Path
 import firstboot
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
-from firstboot.base import files, log
+from firstboot.base import files, log, private
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
@@ -35,7 +35,7 @@ def make_state(layout: Layout) -> None:
     """Make the directories that the package has not; LocalFault if they are not private."""
     files.make_directory(layout.state, 0o755)
     files.make_directory(layout.identity, 0o700)
-    files.check_private_directory(layout.identity, owner=layout.owner)
+    private.check_directory(layout.identity, owner=layout.owner)
 
 
 def check_disk(layout: Layout) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from firstboot.base import files, log
+from firstboot.base import files, log, private
 from firstboot.base.errors import ByteorError, Invalid, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -196,7 +196,7 @@ def _token_file(inputs: Inputs) -> Source | None:
 
 def _drop_place(layout: Layout) -> Source | None:
     path = layout.drop_place
-    if not files.check_private_directory(path.parent, owner=layout.owner):
+    if not private.check_directory(path.parent, owner=layout.owner):
         return None
     return _reader(_mapping, Rank.DROP_PLACE, layout.shown(path), path, layout.owner)()
 

@@ -132,7 +132,7 @@ def test_each_dangerous_library_has_one_door(path: Path) -> None:
         assert door is None or name_of(path) in door, f"{name_of(path)} imports {imported}"
 
 
-WRITERS = ("base.files", "base.trees", "agent.partial")
+WRITERS = ("base.files", "base.private", "base.trees", "agent.partial")
 
 
 @pytest.mark.parametrize(
