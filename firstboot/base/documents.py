@@ -249,37 +249,29 @@ def base_url(text: str, *, under_systemd: bool) -> str:
         raise ValueError("must be an https URL such as https://api.example")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError("must be an origin, without user, query or fragment")
-    path = parts.path.rstrip("/")
-    if path not in ("", "/v1", "/api/v1"):
+    if parts.path.rstrip("/") not in ("", "/v1", "/api/v1"):
         raise ValueError("must be an origin, without a path")
+    address = _address(host)
     if parts.scheme == "http":
-        if not _loopback(host):
+        # Not `is_loopback`: Python 3.13 counts ::ffff:127.0.0.1 in, older ones do not.
+        is_127 = address is not None and address in _LOOPBACK
+        if not is_127 and host not in ("localhost", "::1"):
             raise ValueError("must be https (http only towards loopback)")
         if under_systemd:
             raise ValueError("must be https (under systemd http is refused, even towards loopback)")
     bracketed = parts.netloc.startswith("[")
-    if port == 0 or not (_is_ipv6(host) if bracketed else _HOST.match(host)):
+    named = address is not None and address.version == 6 if bracketed else _HOST.match(host)
+    if port == 0 or not named:
         raise ValueError("has no usable host name or port")
     shown = f"[{host}]" if bracketed else host
     return f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
 
 
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(host)
+        return None if "%" in host else ipaddress.ip_address(host)
     except ValueError:
-        return False
-    # Not `is_loopback`: Python 3.13 counts ::ffff:127.0.0.1 in, older ones do not.
-    return address in _LOOPBACK if address.version == 4 else host == "::1"
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        return "%" not in host and ipaddress.ip_address(host).version == 6
-    except ValueError:
-        return False
+        return None
 
 
 def envelopes(value: Any) -> tuple[dict[str, Any], ...]:
