@@ -29,13 +29,14 @@ SILENT_S = 2 * 3600.0 + 300.0
 FAR_S = 1e12  # no clock is further off; infinity is, which JSON from elsewhere may hold
 LIMIT = 100  # problems, loops: more were never ours
 LONGEST_WORD = 300
-SHOWN = {
-    RUNNING: "running",
-    STOPPED: "stopped",
-    GONE: "NOT RUNNING",
-    SILENT: "SILENT",
-    NEVER_RAN: "not running: it has not run since boot",
-    UNREADABLE: "unknown: status.json is damaged",
+# State -> (the word of the page, the sentence of its problem)
+STATES = {
+    RUNNING: ("running", None),
+    STOPPED: ("stopped", "the agent is stopped"),
+    GONE: ("NOT RUNNING", "the agent ended without an orderly stop, and is not running"),
+    SILENT: ("SILENT", "the agent has written nothing for hours"),
+    NEVER_RAN: ("not running: it has not run since boot", "the agent has not run since boot"),
+    UNREADABLE: ("unknown: status.json is damaged", "status.json is damaged"),
 }
 
 
@@ -97,13 +98,10 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
         *of_the_expiry(expires if isinstance(expires, str) else None, now),
         *of_the_activation(seen, now),
     ]
-    problems = unique(
-        [
-            *_of_the_agent(layout, state, fault),
-            *told,
-            *(problem for problem in ours if problem.code not in codes),
-        ]
-    )
+    ours = [problem for problem in ours if problem.code not in codes]
+    said = fault or STATES[state][1]
+    down = [Problem(f"agent_{state}", said, _start(layout))] if said is not None else []
+    problems = unique([*down, *told, *ours])
     document["problems"] = [problem.shown() for problem in problems]
     document["status"] = "degraded" if problems else "ok"
     return document
@@ -139,17 +137,6 @@ def _start(layout: Layout) -> str:
     if layout.is_host:
         return "systemctl status byteor-agent, or journalctl -u byteor-agent"
     return f"byteor-agent run --root {layout.root}"
-
-
-def _of_the_agent(layout: Layout, state: str, fault: str | None) -> list[Problem]:
-    said = {
-        STOPPED: "the agent is stopped",
-        GONE: "the agent ended without an orderly stop, and is not running",
-        SILENT: "the agent has written nothing for hours",
-        UNREADABLE: fault or "",
-        NEVER_RAN: "the agent has not run since boot",
-    }
-    return [Problem(f"agent_{state}", said[state], _start(layout))] if state in said else []
 
 
 def _told(stored: Mapping[str, Any]) -> list[Problem]:
@@ -212,7 +199,7 @@ def _headline(document: Mapping[str, Any]) -> str:
     identity = document.get("identity") or {}
     name = word(identity.get("name") or "no name")
     named = f"{word(identity.get('agent_id'))} ({name})" if identity else "no identity"
-    return _row("agent", f"{verdict}; {SHOWN.get(str(document.get('state')), 'unknown')}; {named}")
+    return _row("agent", f"{verdict}; {STATES[document['state']][0]}; {named}")
 
 
 def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
