@@ -1,65 +1,85 @@
-"""One run of the activator: finish what was interrupted, take the agent's key sets, judge its envelope, activate.
+"""One run of the activator: finish what was interrupted, take key sets, judge, activate.
 
     journal.json                                     finish it (`switch`)
     a request that was not answered, or a retry      take key sets; then, of the envelope:
+      none, any more                                 nothing is awaited
       not signed, not for us, replayed, expired …    refused
-      no trusted clock                               waiting
+      no trusted clock, or not due yet               waiting
       its payload was dealt with                     nothing
-      its bundle is not here                         wanted: the agent is to bring it
+      its bundle is not here                         wanted: the agent is to fetch it
       the bundle is not what was signed              refused
+      the disk cannot hold it                        failed, no_room: tried again when it can
       else                                           unpack, complete, `switch`
 
-Facts are read again after each step, so that a request which came meanwhile is answered by the same run. The agent may be
-an attacker: its inbox only ever offers, and what it offers is judged by keys, numbers and clocks of root's own.
+Facts are read again after each step, so that a request which came meanwhile is answered by the same
+run. The agent may be an attacker: its inbox only ever offers, and what it offers is judged by keys,
+numbers and clocks of root's own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from threading import Event
+from typing import Callable
 
-from firstboot.activate import again, directories, journal, keyring, replay, switch, unpack
-from firstboot.activate.admission import Deployment, Untimely, admit, approve, wanted
+from firstboot.activate import directories, journal, keyring, replay, staging, switch
+from firstboot.activate.admission import EXPIRED, Deployment, Untimely, admit, wanted
 from firstboot.activate.chain import Ring
 from firstboot.activate.gate import Runtime
 from firstboot.activate.intake import Inbox
-from firstboot.activate.signatures import APPROVAL_LIMIT
 from firstboot.base import files, log, systemd, trees
-from firstboot.base.clock import Clock, rfc3339
-from firstboot.base.errors import Corrupt, LocalFault, TryAgain, Untrusted
+from firstboot.base.clock import Clock, from_rfc3339, monotonic, rfc3339
+from firstboot.base.errors import Corrupt, LocalFault, NoRoom, TryAgain, Untrusted
 from firstboot.base.layout import Layout
-from firstboot.exchange import outcomes, verdicts
+from firstboot.exchange import faults, outcomes, verdicts
 from firstboot.exchange.inbox import Request
 from firstboot.exchange.outcomes import Outcome, Report
 from firstboot.exchange.settings import Settings
-from firstboot.exchange.verdicts import Answered
+from firstboot.exchange.verdicts import Answered, Record, Row
 
+UNIT = "byteor-activate.service"
 LOCK_WAIT_S = 600.0  # another activator may be gating
+POLL_S = 5.0
 AT_ONCE = 8  # rounds; what is left is asked for again
 CLOCK_TOLERANCE_S = 300.0  # contract 3
 SYNCHRONIZED = "/run/systemd/timesync/synchronized"  # made by systemd-timesyncd
-CLOCK = "clock_not_trusted"
-OF_TIME = (CLOCK, "expired", "not_yet_valid")
-SIGNING_KEYS = "signing_keys.json"
 
 
-def run(layout: Layout, settings: Settings) -> int:
-    """What ``byteor-agent activate`` does; 0 also for what is refused, LocalFault when this host cannot do its part."""
-    for directory, mode in (
-        (layout.activation, 0o755),
-        (layout.outcomes, 0o750),
-        (layout.deployments, 0o755),
-    ):
-        files.make_directory(directory, mode)
-    with locked(layout):
-        Activator(layout, settings, Clock()).work()
+def run(layout: Layout, settings: Callable[[], Settings]) -> int:
+    """Do what ``byteor-agent activate`` does; 0 also for what is refused.
+
+    LocalFault when this host cannot do its part; that is noted for others to show.
+    """
+    clock = Clock()
+    if systemd.inside(UNIT):
+        _pause(layout, clock)
+    with faults.noted(layout, clock):
+        for directory, mode in (
+            (layout.activation, 0o755),
+            (layout.outcomes, 0o750),
+            (layout.deployments, 0o755),
+        ):
+            files.make_directory(directory, mode)
+        with locked(layout):
+            Activator(layout, settings(), clock).work()
     return 0
+
+
+def _pause(layout: Layout, clock: Clock) -> None:
+    """Let the pause pass that a fault makes due; a retry, or a run by hand that went well, ends it.
+
+    In here, since systemd's own pauses between restarts do not grow before version 254.
+    """
+    end = monotonic() + faults.pause_s(layout, clock.wall())
+    while monotonic() < end and faults.pause_s(layout, clock.wall()):
+        if layout.retry.exists():
+            return
+        Event().wait(min(POLL_S, end - monotonic()))
 
 
 @contextmanager
@@ -80,239 +100,219 @@ class Activator:
 
     def work(self) -> None:
         """Go on until nothing is left to do."""
-        switching = switch.Switch(
-            self.layout, Runtime.configured(self.layout, self.settings.activation), self.clock
-        )
-        self._clear()  # what a kill left
+        runtime = Runtime.configured(self.layout, self.settings.activation)
+        switching = switch.Switch(self.layout, runtime, self.clock)
+        staging.clear(self.layout)  # what a kill left
         for _ in range(AT_ONCE):
-            begun, retried = journal.load(self.layout), again.asked(self.layout)
+            begun, again = journal.load(self.layout), journal.asked_again(self.layout)
             if begun is not None:
-                if retried == begun.target.payload_sha256:
-                    again.forget(self.layout)  # this is the try that was asked for
+                if again == begun.target.payload_sha256:  # this is the try that was asked for
+                    journal.forget_asking(self.layout, again)
                 switching.finish(begun)
                 continue
             with Inbox(self.layout) as inbox:
                 request = inbox.request()
-                if (
-                    request.request in (None, verdicts.load(self.layout).request)
-                    and retried is None
-                ):
+                answered = verdicts.load(self.layout).request
+                if request.request in (None, answered) and again is None:
                     break
-                self._answer(inbox, request, retried)
-            if (
-                retried is not None
-                and again.asked(self.layout) == retried
-                and journal.load(self.layout) is None
-            ):
-                break  # it waits, for a clock or a bundle: that is the agent's to bring
-        outcomes.prune(self.layout)
+                waits = self._answer(inbox, request, again)
+            if waits:
+                if again is not None and journal.asked_again(self.layout) == again:
+                    break  # for a clock, a bundle or room: that is the agent's to see to
+            else:
+                journal.forget_asking(self.layout, again)
+        try:
+            outcomes.prune(self.layout)
+        except LocalFault as error:
+            log.warning(str(error), hint=error.hint)
         if not (self.layout.is_host and systemd.booted()):
             link_spec(self.layout)
 
-    def _answer(self, inbox: Inbox, request: Request, retried: str | None) -> None:
-        """One request: key sets first, since the envelope may be signed by a new one."""
-        place = keyring.place_of(self.settings)
-        known = replace(verdicts.load(self.layout), answered=Answered(request.request), wanted=None)
-        if (
-            directories.named(self.layout) != known.directory
-        ):  # somebody moved the link: say what is true
-            known = replace(known, current=directories.in_force(self.layout, state="active"))
+    def _answer(self, inbox: Inbox, request: Request, again: str | None) -> bool:
+        """Answer one request; True when the envelope waits for something.
+
+        Key sets first, since the envelope may be signed by a new key.
+        """
+        record = verdicts.load(self.layout)
+        if directories.named(self.layout) != record.directory:
+            # Somebody moved the link: say what is true.
+            record = replace(record, current=directories.in_force(self.layout, state="active"))
         now = self._trusted_now(request)
         raw = offered = None
         try:
             offered, raw = inbox.keysets(), inbox.envelope()
         except Corrupt as error:
-            log.warning(f"the agent's inbox is not as it should be: {error}")
+            log.warning(f"the agent's inbox is damaged: {error}")
         if offered is not None:
             keyring.offer(self.layout, self.settings, offered, now=now)
+        digest = hashlib.sha256(raw).hexdigest() if raw is not None else None
+        record = replace(record, answered=Answered(request.request, digest))
         if raw is None:
-            verdicts.save(self.layout, known)
-            again.forget(self.layout)
-            return
-        digest = hashlib.sha256(raw).hexdigest()
-        known = replace(known, answered=Answered(request.request, digest))
-        decided, highest = known.of_envelope(digest), replay.load(self.layout, place)
-        payload = decided.payload_sha256 if decided is not None else None
+            verdicts.save(self.layout, replace(record, wanted=None))
+            return False
+        return self._judge(inbox, raw, record, now=now, again=again)
+
+    def _judge(
+        self, inbox: Inbox, raw: bytes, record: Record, *, now: float | None, again: str | None
+    ) -> bool:
+        """Decide about the envelope that is in the inbox, and record it; True when it waits."""
+        place = keyring.place_of(self.settings)
+        known, highest = record.of_envelope(record.envelope_sha256), replay.load(self.layout, place)
         if (
-            payload is not None
+            known is not None
             and highest is not None
-            and payload == highest.payload_sha256
-            and payload != retried
+            and known.payload_sha256 == highest.payload_sha256
+            and self._is_settled(known, again)
         ):
             # The newest, dealt with when it was new: later ends of keys and times take nothing back.
-            verdicts.save(self.layout, known)
-            again.forget(self.layout)
-            return
+            verdicts.save(self.layout, _without_bundle(record, known))
+            return False
         ring = keyring.current(self.layout, self.settings)
-        blank = verdicts.Row(
-            verdict=verdicts.REFUSED,
-            at=self._now(),
-            envelope_sha256=digest,
+        row = Row(
+            verdicts.REFUSED,
+            rfc3339(self.clock.wall()),
+            envelope_sha256=record.envelope_sha256,
             keys_version=ring.version,
         )
         try:
             deployment = admit(raw, ring=ring, place=place, highest=highest, now=now)
         except (Untimely, Untrusted) as error:
-            verdicts.save(
-                self.layout, self._not_admitted(known, error, blank=blank, retried=retried)
-            )
-            if isinstance(error, Untrusted):
-                again.forget(self.layout)
-            return
-        replay.raise_to(self.layout, place, deployment)
-        self._admitted(
-            inbox,
-            known,
-            deployment,
-            blank=_of(blank, deployment),
-            ring=ring,
-            now=now,
-            retried=retried,
-        )
+            return self._not_admitted(record, error, row, again)
+        replay.raise_to(self.layout, deployment)
+        row = _of(row, deployment)
+        before = record.of_payload(deployment.payload_sha256)
+        if before is not None and self._is_settled(before, again):
+            # It came in another envelope, signed anew.
+            self._save(record, replace(before, envelope_sha256=row.envelope_sha256, at=row.at))
+            return False
+        assert now is not None  # else it was not admitted
+        return self._begin(inbox, record, deployment, row, ring=ring, now=now)
+
+    def _is_settled(self, row: Row, again: str | None) -> bool:
+        """Return True when nothing is to be tried any more for the payload of this verdict."""
+        if row.payload_sha256 in (None, again):
+            return False
+        if row.code != verdicts.NO_ROOM or row.due is None:
+            return True
+        left = from_rfc3339(row.due) - self.clock.wall()
+        if 0 < left <= faults.LONGEST_PAUSE_S:  # longer: the clock was set back
+            return True
+        return trees.free_bytes(self.layout.deployments) < (row.needed or 0)
 
     def _not_admitted(
-        self,
-        known: verdicts.Record,
-        error: Untimely | Untrusted,
-        *,
-        blank: verdicts.Row,
-        retried: str | None,
-    ) -> verdicts.Record:
-        deployment, code = getattr(error, "deployment", None), getattr(error, "code", CLOCK)
+        self, record: Record, error: Untimely | Untrusted, row: Row, again: str | None
+    ) -> bool:
+        deployment: Deployment | None = getattr(error, "deployment", None)
+        waits, due = isinstance(error, Untimely), getattr(error, "due", None)
         if deployment is not None:
-            before = known.of_payload(deployment.payload_sha256)
-            if before is not None and deployment.payload_sha256 != retried and code in OF_TIME:
+            before = record.of_payload(deployment.payload_sha256)
+            if (
+                before is not None
+                and (waits or error.code == EXPIRED)
+                and self._is_settled(before, again)
+            ):
                 # Dealt with when its time was; what is active stays active.
-                return known.with_row(_again(before, blank))
+                row = replace(before, envelope_sha256=row.envelope_sha256, at=row.at)
+                self._save(record, row)
+                return False
             # Without the payload's hash: nothing was tried that would have to be remembered.
-            blank = replace(_of(blank, deployment), payload_sha256=None)
-        if code == CLOCK:
-            return known.with_row(
-                replace(blank, verdict=verdicts.WAITING, code=code, reason=str(error))
-            )
-        log.warning(f"a deployment is refused: {code}: {error}")
-        return known.with_row(replace(blank, code=code, reason=str(error)))
+            row = replace(_of(row, deployment), payload_sha256=None)
+        if not waits:
+            log.warning(f"a deployment is refused: {error.code}: {error}")
+        verdict = verdicts.WAITING if waits else verdicts.REFUSED
+        self._save(
+            record, replace(row, verdict=verdict, code=error.code, reason=str(error), due=due)
+        )
+        return waits
 
-    def _admitted(
+    def _begin(
         self,
         inbox: Inbox,
-        known: verdicts.Record,
+        record: Record,
         deployment: Deployment,
+        row: Row,
         *,
-        blank: verdicts.Row,
         ring: Ring,
-        now: float | None,
-        retried: str | None,
-    ) -> None:
-        """The plane means this for us, now: bring it into force, unless that was done or tried."""
-        before = known.of_payload(deployment.payload_sha256)
-        if before is not None and retried != deployment.payload_sha256:
-            verdicts.save(self.layout, known.with_row(_again(before, blank)))
-            again.forget(self.layout)
-            return
-        if os.path.lexists(self.layout.current) and not self.layout.current.is_symlink():
-            here = self.layout.shown(self.layout.current)
+        now: float,
+    ) -> bool:
+        """Prepare the directory and begin the activation; True when it waits for bundle or room."""
+        here = self.layout.current
+        if os.path.lexists(here) and not here.is_symlink():
             raise LocalFault(
-                f"{here} is not a symbolic link, and is not replaced", hint=f"move {here} away"
+                f"{self.layout.shown(here)} is not a symbolic link, and is not replaced",
+                hint=f"move {self.layout.shown(here)} away",
             )
-        name = directories.chosen(self.layout, deployment, previous=known.previous)
-        made = directories.read(self.layout, name)
+        name = directories.chosen(self.layout, deployment, previous=record.previous)
         try:
-            if made is not None and made.payload_sha256 == deployment.payload_sha256:
-                self._approved(self.layout.deployments / name, deployment, ring=ring, now=now)
-            elif not self._unpacked(inbox, deployment, name=name, ring=ring, now=now):
-                verdicts.save(self.layout, replace(known, wanted=wanted(deployment)))
-                return
+            if not staging.prepare(
+                self.layout,
+                inbox,
+                deployment,
+                name=name,
+                previous=record.previous,
+                ring=ring,
+                now=now,
+            ):
+                verdicts.save(self.layout, replace(record, wanted=wanted(deployment)))
+                return True
+            journal.reserve(self.layout)
         except Untrusted as error:
             log.warning(f"deployment {name} is refused: {error.code}: {error}")
-            self._tell(deployment, error)
-            verdicts.save(
-                self.layout, known.with_row(replace(blank, code=error.code, reason=str(error)))
-            )
-            again.forget(self.layout)
-            return
-        # What was healthy last, if this one is in force already: a run that lost its journal put it there.
-        now_in_force = directories.named(self.layout)
-        previous = known.directory if now_in_force == name else now_in_force
+            self._tell(deployment, error.code)
+            self._save(record, replace(row, code=error.code, reason=str(error)))
+            return False
+        except NoRoom as error:
+            self._no_room(record, deployment, row, error.needed)
+            return False
+        # What was healthy last, if this one is active already: a run that lost its journal did that.
+        active = directories.named(self.layout)
+        previous = record.directory if active == name else active
         begun = journal.begin(
-            deployment, envelope_sha256=known.envelope_sha256 or "", keys_version=ring.version, directory=name,
+            deployment,
+            envelope_sha256=record.envelope_sha256 or "",
+            keys_version=ring.version,
+            directory=name,
             previous=previous if previous != name else None,
-        )  # fmt: skip
-        journal.reserve(self.layout)
+        )
         journal.save(self.layout, begun)
-        verdicts.save(self.layout, known)
-        again.forget(self.layout)
+        verdicts.save(self.layout, replace(record, wanted=None))
+        return False
 
-    def _unpacked(
-        self, inbox: Inbox, deployment: Deployment, *, name: str, ring: Ring, now: float | None
-    ) -> bool:
-        """Make the complete directory of a deployment; False when its bundle is not in the inbox, Untrusted if it is wrong."""
-        copied, staging = self._copy, self._staging
-        final = self.layout.deployments / name
-        try:
-            with inbox.bundle(deployment.bundle.sha256, deployment.bundle.size) as source:
-                if source is None:
-                    return False
-                # Our own copy: what the agent does to its file from here on changes nothing.
-                trees.require_room(self.layout.activation, deployment.bundle.size)
-                size, digest = trees.copy(source, copied, limit=deployment.bundle.size + 1)
-            if size != deployment.bundle.size:
-                raise Untrusted(
-                    "bundle_size", f"the bundle has {size} bytes, not {deployment.bundle.size}"
-                )
-            if digest != deployment.bundle.sha256:
-                raise Untrusted("bundle_digest", "the bundle is not the one that was signed")
-            trees.remove(staging)
-            unpack.unpack(
-                copied, staging, packed_size=size, ours={directories.MARKER: directories.marking(deployment)},
-                unless_brought={SIGNING_KEYS: json.dumps(keyring.public(ring), sort_keys=True, indent=1).encode() + b"\n"},
-            )  # fmt: skip
-            if unpack.spec_hash(staging) != deployment.spec_hash:
-                raise Untrusted("spec_hash", "spec.kv is not the one that was signed")
-            self._approved(staging, deployment, ring=ring, now=now)
-            trees.remove(final)  # another environment's, or what nobody vouches for
-            trees.complete(staging, final)
-            return True
-        finally:
-            self._clear()
+    def _no_room(self, record: Record, deployment: Deployment, row: Row, needed: int) -> None:
+        """Record what the disk lacks; the bundle stays wanted, so that the agent keeps it."""
+        free = trees.free_bytes(self.layout.deployments)
+        needed = max(needed, journal.RESERVED_BYTES)
+        before = record.of_payload(deployment.payload_sha256)
+        if before is None or before.code != verdicts.NO_ROOM:
+            self._tell(deployment, verdicts.NO_ROOM)
+        tries = (before.tries or 0) + 1 if before is not None else 1
+        due = rfc3339(self.clock.wall() + faults.next_pause(tries))
+        reason = f"the disk is too full: {needed} bytes are needed, {free} are free"
+        log.warning(f"deployment {deployment.deployment_id} waits for room: {reason}")
+        row = replace(row, verdict=verdicts.FAILED, code=verdicts.NO_ROOM, reason=reason)
+        row = replace(row, needed=needed, tries=tries, due=due)
+        self._save(replace(record, wanted=wanted(deployment)), row)
 
-    @property
-    def _copy(self) -> Path:
-        return self.layout.wanted_bundle
+    def _save(self, record: Record, row: Row) -> None:
+        verdicts.save(self.layout, _without_bundle(record.with_row(row), row))
 
-    @property
-    def _staging(self) -> Path:
-        return self.layout.deployments / directories.STAGING
+    def _tell(self, deployment: Deployment, code: str) -> None:
+        """Report `failed`: the deployment was signed for us, and only this host could see why not.
 
-    def _clear(self) -> None:
-        files.remove(self._copy)
-        trees.remove(self._staging)
-
-    def _approved(
-        self, directory: Path, deployment: Deployment, *, ring: Ring, now: float | None
-    ) -> None:
-        approval = unpack.read_member(directory, "approval.cred", limit=APPROVAL_LIMIT)
-        approve(approval, deployment, ring=ring, now=now)
-
-    def _tell(self, deployment: Deployment, error: Untrusted) -> None:
-        """The plane's own deployment, refused for what only this host could see: it is told why, as `failed`."""
-        # An id of the deployment's own: the same refusal after a crash is the same report.
-        report_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{deployment.payload_sha256}:{error.code}")
+        The report's id is the deployment's own: the same refusal after a crash is the same report.
+        """
+        report_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{deployment.payload_sha256}:{code}")
+        at = rfc3339(self.clock.wall())
         report = Report(
-            str(report_id),
-            verdicts.FAILED,
-            deployment.sequence,
-            deployment.spec_hash,
-            error.code,
-            self._now(),
+            str(report_id), verdicts.FAILED, deployment.sequence, deployment.spec_hash, code, at
         )
         outcomes.put(self.layout, Outcome(deployment.deployment_id, report))
 
     def _trusted_now(self, request: Request) -> float | None:
-        """The time if this host's clock is to be believed (contract 3), else None.
+        """Return the time if this host's clock is to be believed (contract 3), else None.
 
-        The agent's word counts, if it was given since this host booted: it can only lie about a clock that is wrong, and
-        then merely be judged by that clock.
+        The agent's word counts, if it was given since this host booted: it can only lie about a
+        clock that is wrong, and then merely be judged by that clock.
         """
         now, offset, at = self.clock.wall(), request.clock_offset_s, request.written_at
         booted = now - self.clock.uptime() - CLOCK_TOLERANCE_S
@@ -320,30 +320,29 @@ class Activator:
         agrees = fresh and offset is not None and abs(offset) <= CLOCK_TOLERANCE_S
         return now if agrees or (self.layout.is_host and os.path.exists(SYNCHRONIZED)) else None
 
-    def _now(self) -> str:
-        return rfc3339(self.clock.wall())
+
+def _without_bundle(record: Record, row: Row) -> Record:
+    """Want no bundle; only what waits for room still wants its own, so that the agent keeps it."""
+    return record if row.code == verdicts.NO_ROOM else replace(record, wanted=None)
 
 
-def _again(before: verdicts.Row, blank: verdicts.Row) -> verdicts.Row:
-    """The verdict on a payload that came in another envelope, signed anew."""
-    return replace(before, envelope_sha256=blank.envelope_sha256, at=blank.at)
-
-
-def _of(blank: verdicts.Row, deployment: Deployment) -> verdicts.Row:
+def _of(row: Row, deployment: Deployment) -> Row:
     return replace(
-        blank, deployment_id=deployment.deployment_id, sequence=deployment.sequence, spec_hash=deployment.spec_hash,
+        row,
+        deployment_id=deployment.deployment_id,
+        sequence=deployment.sequence,
+        spec_hash=deployment.spec_hash,
         payload_sha256=deployment.payload_sha256,
-    )  # fmt: skip
+    )
 
 
 def link_spec(layout: Layout) -> None:
-    """The vendor's documented path, where no tmpfiles makes it; what somebody put there is never replaced."""
+    """Make the vendor's documented path, where no tmpfiles does; never replace what is there."""
     path = layout.spec
     try:
         if not os.path.lexists(path):
             files.make_directory(path.parent, 0o755)
             trees.point(path, "/var/lib/byteor/current/spec.kv")
-    except (
-        LocalFault
-    ) as error:  # a container's /etc may be read-only; what is deployed is in force all the same
+    except LocalFault as error:
+        # A container's /etc may be read-only; what is deployed is active all the same.
         log.warning(str(error))

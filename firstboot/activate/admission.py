@@ -9,6 +9,7 @@ bundle's size and digest, and the hash of its spec.kv, are its reader's to check
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Optional
@@ -17,7 +18,7 @@ from firstboot.activate import signatures
 from firstboot.activate.chain import Place as Place
 from firstboot.activate.chain import Ring
 from firstboot.base import documents
-from firstboot.base.clock import from_rfc3339
+from firstboot.base.clock import from_rfc3339, rfc3339
 from firstboot.base.documents import Digest, Identifier, Rule
 from firstboot.base.errors import ByteorError, Untrusted
 from firstboot.exchange.verdicts import Date, Wanted
@@ -28,6 +29,7 @@ AHEAD_S = 300.0  # issued_at may lie this far ahead of our clock
 POSTURES = ("dev", "staging", "prod")
 NEEDS_APPROVAL = ("staging", "prod")
 CAPABILITY = "deploy"
+EXPIRED = "expired"
 
 _Hash = Rule(lambda t: bool(re.fullmatch("sha256:[0-9a-f]{64}", t)), "sha256: and a digest")
 _Posture = Rule(lambda t: t in POSTURES, f"one of {', '.join(POSTURES)}")
@@ -60,11 +62,12 @@ class Deployment:
 
     @property
     def place(self) -> Place:
+        """Return the environment that it is for."""
         return Place(self.org_id, self.project_id, self.environment_id)
 
     @property
     def name(self) -> str:
-        """Its directory's name: the sequence has digits only, so no two deployments share one."""
+        """Return its directory's name: the sequence is digits, so no two deployments share one."""
         return f"{self.deployment_id}-{self.sequence}"
 
 
@@ -85,14 +88,13 @@ class Inadmissible(Untrusted):
 
 
 class Untimely(ByteorError):
-    """Everything is in order but the clock, which nothing vouches for: the deployment waits."""
+    """Everything is in order but the time: the deployment waits, until `due` where that is known."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        super().__init__(
-            "the clock of this host is not trusted yet: the deployment waits",
-            hint="timedatectl status",
-        )
-        self.deployment = deployment
+    def __init__(
+        self, code: str, message: str, deployment: Deployment, *, due: str | None = None
+    ) -> None:
+        super().__init__(message, hint="timedatectl status")
+        self.code, self.deployment, self.due = code, deployment, due
 
 
 def admit(
@@ -113,13 +115,18 @@ def admit(
         raise Inadmissible("wrong_environment", "the deployment is for another environment", found)
     _in_order(found, highest)
     if now is None:
-        raise Untimely(found)
-    if found.expires_at is not None and from_rfc3339(found.expires_at) <= now:
-        raise Inadmissible("expired", f"the deployment expired at {found.expires_at}", found)
-    if from_rfc3339(found.issued_at) > now + AHEAD_S:
-        raise Inadmissible(
-            "not_yet_valid", f"the deployment is issued in the future, at {found.issued_at}", found
+        raise Untimely(
+            "clock_not_trusted",
+            "the clock of this host is not trusted yet: the deployment waits",
+            found,
         )
+    if found.expires_at is not None and from_rfc3339(found.expires_at) <= now:
+        raise Inadmissible(EXPIRED, f"the deployment expired at {found.expires_at}", found)
+    early = from_rfc3339(found.issued_at) - AHEAD_S
+    if early > now:
+        said = f"the deployment is issued in the future, at {found.issued_at}: it waits"
+        # The next whole second, since dates of ours have no fraction.
+        raise Untimely("not_yet_valid", said, found, due=rfc3339(math.ceil(early)))
     return found
 
 
@@ -158,39 +165,55 @@ def _parse(payload: bytes) -> Deployment:
         raise Untrusted("malformed", f"the deployment is malformed: {error}") from None
 
 
-def approve(
-    raw_approval: bytes | None, deployment: Deployment, *, ring: Ring, now: float | None
-) -> None:
-    """Untrusted approval_* unless the bytes of ``approval.cred`` approve this deployment; needed in staging and prod.
+def approve(raw_approval: bytes | None, deployment: Deployment, *, ring: Ring, now: float) -> None:
+    """Raise Untrusted approval_* unless ``approval.cred`` approves this deployment.
 
-    In dev none is needed, and one that is there is not looked at. Without a trusted clock: Untimely.
+    Needed in staging and prod; in dev one that is there is not looked at. A retired key still
+    verifies an approval until that approval's own expiry, if it was issued before the key's end.
     """
     if deployment.environment_posture not in NEEDS_APPROVAL:
         return
+
+    def require(condition: bool, code: str, message: str) -> None:
+        if not condition:
+            raise Inadmissible(code, message, deployment)
+
+    posture = deployment.environment_posture
     if raw_approval is None:
-        why = (
-            f"a deployment to {deployment.environment_posture} needs an approval.cred in its bundle"
-        )
+        why = f"a deployment to {posture} needs an approval.cred in its bundle"
         raise Inadmissible("approval_missing", why, deployment)
     try:
-        found = signatures.read_approval(raw_approval, ring.for_approvals())
+        found, key = signatures.read_approval(raw_approval, ring.keys)
     except Untrusted as error:
         raise Inadmissible(error.code, str(error), deployment) from None
-    if found.spec_hash != deployment.spec_hash:
-        raise Inadmissible("approval_spec_hash", "the approval is for another spec.kv", deployment)
+    require(
+        found.spec_hash == deployment.spec_hash,
+        "approval_spec_hash",
+        "the approval is for another spec.kv",
+    )
     place = Place(found.org_id, found.project_id, found.environment_id)
-    if place != deployment.place or found.environment_posture != deployment.environment_posture:
-        raise Inadmissible(
-            "approval_environment", "the approval is for another environment or posture", deployment
-        )
-    if now is None:
-        raise Untimely(deployment)
-    if from_rfc3339(found.expires_at) <= now:
-        raise Inadmissible("approval_expired", "the approval has expired", deployment)
-    if CAPABILITY not in found.capabilities:
-        raise Inadmissible(
-            "approval_capability", f"the approval does not cover {CAPABILITY}", deployment
-        )
+    require(
+        place == deployment.place and found.environment_posture == posture,
+        "approval_environment",
+        "the approval is for another environment or posture",
+    )
+    issued = from_rfc3339(found.issued_at)
+    require(from_rfc3339(found.expires_at) > now, "approval_expired", "the approval has expired")
+    require(
+        issued <= now + AHEAD_S,
+        "approval_expired",
+        f"the approval is issued in the future, at {found.issued_at}",
+    )
+    require(
+        key.not_after is None or issued <= from_rfc3339(key.not_after),
+        "approval_expired",
+        f"the approval is signed with a key that ended before, at {key.not_after}",
+    )
+    require(
+        CAPABILITY in found.capabilities,
+        "approval_capability",
+        f"the approval does not cover {CAPABILITY}",
+    )
 
 
 def wanted(deployment: Deployment) -> Wanted:

@@ -57,10 +57,6 @@ class Ring:
         """The keys that may sign something new; without a trusted clock their ends are not judged."""
         return tuple(key for key in self.keys if key.signs(now))
 
-    def for_approvals(self) -> tuple[Key, ...]:
-        """A retired key still verifies an approval, until that approval's own expiry."""
-        return self.keys
-
     @property
     def seeks_pin(self) -> bool:
         """True while nothing but the pins counts: the first set must be signed with one of them."""

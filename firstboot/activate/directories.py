@@ -1,8 +1,9 @@
-"""``deployments/`` and ``current``: which directory is which deployment, which one is in force, which ones stay.
+"""``deployments/`` and ``current``: which directory is which deployment, and which ones stay.
 
-Each complete directory carries a marker of ours that names the payload it was made from, so that no name alone is ever
-believed: ids and sequences of two environments may be the same. It is written before the directory is complete, and never
-after. What is not ours in there (an operator's files, ``lost+found``) is left alone.
+Each complete directory carries a marker of ours that names the payload it was made from, so that no
+name alone is ever believed: ids and sequences of two environments may be the same. It is written
+before the directory is complete, and never after. What is not ours in there (an operator's files,
+``lost+found``) is left alone.
 """
 
 from __future__ import annotations
@@ -11,37 +12,39 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from firstboot.activate.admission import Deployment
-from firstboot.base import files, trees
+from firstboot.base import documents, files, log, trees
+from firstboot.base.documents import Digest, Identifier, Line, Rule
 from firstboot.base.errors import LocalFault
-from firstboot.base.layout import Layout
+from firstboot.base.layout import DEPLOYMENT_MARKER, Layout
 from firstboot.exchange.verdicts import Current
 
-MARKER = ".deployment.json"
 STAGING = ".incoming"
 KEPT = 3
 VERSION = 1
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})-(\d{1,16})(\.[0-9a-f]{12})?\Z")
-_HALF_DONE = re.compile(
-    r"\.incoming\Z|\..*\.gone\Z"
-)  # what a power cut leaves of ours and of `trees.remove`
+# What a power cut leaves of ours and of `trees.remove`.
+_HALF_DONE = re.compile(r"\.incoming\Z|\..*\.gone\Z")
 # Where `current` may lead: our own link is relative, an operator's may be absolute.
 _PLACES = ("deployments", "/var/lib/byteor/deployments")
+
+Name = Annotated[str, Rule(lambda name: _NAME.match(name) is not None, "a directory of ours")]
 
 
 @dataclass(frozen=True)
 class Marker:
     """What a directory was made from."""
 
-    deployment_id: str
+    deployment_id: Identifier
     sequence: int
-    spec_hash: str
-    payload_sha256: str
+    spec_hash: Line
+    payload_sha256: Digest
 
 
 def marking(deployment: Deployment) -> bytes:
-    """The marker's bytes for a directory that is being made."""
+    """Return the marker's bytes for a directory that is being made."""
     made = Marker(
         deployment.deployment_id,
         deployment.sequence,
@@ -51,39 +54,30 @@ def marking(deployment: Deployment) -> bytes:
     return json.dumps({"v": VERSION, **asdict(made)}, sort_keys=True).encode() + b"\n"
 
 
-def is_name(name: object) -> bool:
-    """True for the name of a directory of ours."""
-    return isinstance(name, str) and _NAME.match(name) is not None
-
-
-def read(layout: Layout, name: str) -> Marker | None:
-    """The marker of a complete directory; None when there is none, or no marker that can be read."""
+def read(layout: Layout, name: str | None) -> Marker | None:
+    """Return the marker of a complete directory; None when there is none that can be read."""
     try:
-        stored = files.read_json(layout.deployments / name / MARKER) or {}
-        texts = [stored.get(key) for key in ("deployment_id", "spec_hash", "payload_sha256")]
-        sequence = stored.get("sequence")
+        path = layout.deployments / name / DEPLOYMENT_MARKER if name is not None else None
+        return documents.read(path, Marker) if path is not None else None
     except LocalFault:
         return None
-    if not all(isinstance(text, str) for text in texts) or type(sequence) is not int:
-        return None
-    return Marker(str(texts[0]), sequence, str(texts[1]), str(texts[2]))
 
 
 def chosen(layout: Layout, deployment: Deployment, *, previous: str | None) -> str:
-    """The name for a deployment's directory: its id and sequence, unless another environment's of that name is still kept."""
+    """Return the name for a deployment's directory.
+
+    Its own, unless another environment's directory of that name is still kept.
+    """
     name, made = deployment.name, read(layout, deployment.name)
     taken = os.path.lexists(layout.deployments / name) and (
         made is None or made.payload_sha256 != deployment.payload_sha256
     )
-    return (
-        f"{name}.{deployment.payload_sha256[:12]}"
-        if taken and name in (named(layout), previous)
-        else name
-    )
+    kept = name in (named(layout), previous)
+    return f"{name}.{deployment.payload_sha256[:12]}" if taken and kept else name
 
 
 def named(layout: Layout) -> str | None:
-    """The directory that ``current`` names, None when it names none of ours."""
+    """Return the directory that ``current`` names, None when it names none of ours."""
     try:
         target = os.readlink(layout.current)
     except OSError:
@@ -93,39 +87,53 @@ def named(layout: Layout) -> str | None:
 
 
 def is_usable(layout: Layout, name: str | None) -> bool:
-    """True when there is such a directory."""
-    return name is not None and is_name(name) and (layout.deployments / name).is_dir()
+    """Return True when there is such a directory of ours."""
+    if name is None or _NAME.match(name) is None:
+        return False
+    return (layout.deployments / name).is_dir()
 
 
 def point(layout: Layout, name: str) -> None:
-    """Put a directory in force. Relative, so that a tree that is moved or mounted elsewhere keeps its deployment."""
+    """Make a directory the active one.
+
+    The link is relative, so that a tree that is moved or mounted elsewhere keeps its deployment.
+    """
     trees.point(layout.current, f"deployments/{name}")
 
 
 def withdraw(layout: Layout) -> None:
-    """Nothing is in force any more. A file that somebody put in the link's place is theirs."""
+    """Make nothing active. A file that somebody put in the link's place is theirs."""
     if layout.current.is_symlink():
         files.remove(layout.current)
 
 
 def in_force(layout: Layout, *, state: str) -> Current | None:
-    """Return what a heartbeat says of the deployment in force, from the directory itself."""
+    """Return what a heartbeat says of the active deployment, from the directory itself."""
     name = named(layout)
     match = _NAME.match(name) if name is not None else None
-    if name is None or match is None:
+    if match is None:
         return None
-    made = read(layout, name) or Marker(match[1], int(match[2]), "", "")
-    return Current(made.deployment_id, made.sequence, made.spec_hash or None, state)
+    made = read(layout, name)
+    if made is None:
+        return Current(match[1], int(match[2]), None, state)
+    return Current(made.deployment_id, made.sequence, made.spec_hash, state)
 
 
-def prune(layout: Layout, *, previous: str | None) -> None:
-    """Keep the three newest directories, what is in force and what was before it; remove others of ours and half-made ones."""
+def prune(layout: Layout, *, previous: str | None, newest: int = KEPT) -> None:
+    """Remove directories of ours but the `newest`, the active one and `previous`; half-made ones too.
+
+    Housekeeping: a directory that cannot be removed is a warning.
+    """
     try:
         present = [(path.lstat().st_mtime_ns, path.name) for path in layout.deployments.iterdir()]
     except OSError as error:
-        files.fail("list", layout.deployments, error)
-    ours = [name for _, name in sorted(present) if is_name(name)]
-    kept = {*ours[-KEPT:], named(layout), previous}
+        log.warning(f"{layout.deployments} cannot be listed: {error.strerror}")
+        return
+    ours = [name for _, name in sorted(present) if _NAME.match(name)]
+    kept = {*ours[max(0, len(ours) - newest) :], named(layout), previous}
     for _, name in present:
-        if _HALF_DONE.match(name) or (is_name(name) and name not in kept):
-            trees.remove(layout.deployments / name)
+        if _HALF_DONE.match(name) or (name in ours and name not in kept):
+            try:
+                trees.remove(layout.deployments / name)
+            except LocalFault as error:
+                log.warning(str(error), hint=error.hint)

@@ -1,58 +1,72 @@
-"""``activation/journal.json``: one activation in progress; whatever interrupts it, the next start finishes or undoes it.
+"""``activation/journal.json`` and ``retry.json``: what is in progress, and what is asked for again.
 
-There when something was begun, gone when it is settled. It names the ids of its reports before one is written, so that a
-repeated step repeats a report and makes no second one.
+The journal is there when an activation was begun, and gone when it is settled; whatever interrupts
+it, the next start finishes or undoes it. It names the ids of its reports before one is written, so
+that a repeated step repeats a report and makes no second one.
+
+``retry.json`` is an operator's word, in a file of root's that the agent cannot write.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Optional
 
 from firstboot.activate.admission import Deployment
-from firstboot.activate.directories import is_name
-from firstboot.base import files, log
+from firstboot.activate.directories import Name
+from firstboot.base import documents, files, log
+from firstboot.base.documents import Digest, Identifier, Line, Rule
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
+from firstboot.exchange.verdicts import sentence
 
 VERSION = 1
 RESERVED_BYTES = 256 * 1024
-# In order: the new one is switched to and judged; the old one is put back and judged; only the books are left to do.
+# In order: the new one is switched to and judged; the old one is put back and judged; what is left
+# is to report and to record.
 ACTIVATING, RESTORING, SETTLED = "activating", "restoring", "settled"
 PHASES = (ACTIVATING, RESTORING, SETTLED)
+_Phase = Annotated[str, Rule(lambda phase: phase in PHASES, "a phase")]
 
 
 @dataclass(frozen=True)
 class Target:
     """What is being activated."""
 
-    deployment_id: str
+    deployment_id: Identifier
     sequence: int
-    spec_hash: str
-    payload_sha256: str
-    envelope_sha256: str
+    spec_hash: Line
+    payload_sha256: Digest
+    envelope_sha256: Digest
     keys_version: int
-    directory: str
+    directory: Name
 
 
 @dataclass(frozen=True)
 class Journal:
-    """`tries` counts beginnings of this phase; `verdict`, `code` and `reason` are set once they are known."""
+    """`tries` counts beginnings of this phase; `verdict`, `code`, `reason` are set once known.
+
+    `previous`: the directory that was active before, None for the first deployment of all.
+    `success_id` and `failure_id` are report ids: of `active`, `rolled_back` or `rollback_failed`,
+    and of `failed`. `note`: why the way back failed too.
+    """
 
     target: Target
-    previous: (
-        str | None
-    )  # the directory that was in force before, None for the first deployment of all
-    phase: str
+    previous: Optional[Name]
+    phase: _Phase
     tries: int
-    success_id: str  # report ids: of `active`, or of `rolled_back` (or `rollback_failed`)
-    failure_id: str  # of `failed`
-    verdict: str | None = None
-    code: str | None = None
-    reason: str | None = None
-    note: str | None = None  # why the way back failed too
+    success_id: Line
+    failure_id: Line
+    verdict: Optional[Line] = None
+    code: Optional[Line] = None
+    reason: Optional[str] = None
+    note: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class _Retry:
+    payload_sha256: Optional[Digest]
 
 
 def begin(
@@ -63,27 +77,33 @@ def begin(
     directory: str,
     previous: str | None,
 ) -> Journal:
-    """A new activation; nothing is written yet."""
+    """Return a new activation; nothing is written yet."""
     target = Target(
-        deployment.deployment_id, deployment.sequence, deployment.spec_hash, deployment.payload_sha256,
-        envelope_sha256, keys_version, directory,
-    )  # fmt: skip
+        deployment.deployment_id,
+        deployment.sequence,
+        deployment.spec_hash,
+        deployment.payload_sha256,
+        envelope_sha256,
+        keys_version,
+        directory,
+    )
     return Journal(target, previous, ACTIVATING, 0, str(uuid.uuid4()), str(uuid.uuid4()))
 
 
 def load(layout: Layout) -> Journal | None:
-    """Read the journal, None when nothing is in progress; a damaged one is set aside, and `current` stays what it is."""
-    path = layout.journal
+    """Read the journal, None when nothing is in progress.
+
+    A damaged one is set aside, and `current` stays what it is.
+    """
     try:
-        stored = files.read_json(path)
-        return None if stored is None else _parse(stored)
+        return documents.read(layout.journal, Journal)
     except Corrupt as error:
-        log.warning(str(error), kept_as=files.set_aside(path))
+        log.warning(str(error), kept_as=files.set_aside(layout.journal))
         return None
 
 
 def reserve(layout: Layout) -> None:
-    """Keep some room, so that a disk which the new deployment fills cannot stand in the way back."""
+    """Keep some room, so that a disk which the new deployment fills does not prevent the way back."""
     files.write(layout.reserve, bytes(RESERVED_BYTES))
 
 
@@ -94,33 +114,36 @@ def use_reserve(layout: Layout) -> None:
 
 def save(layout: Layout, journal: Journal) -> Journal:
     """Make it durable and return it."""
-    files.write_json(layout.journal, {"v": VERSION, **asdict(journal)})
+    said = {
+        name: None if text is None else sentence(text)
+        for name, text in (("reason", journal.reason), ("note", journal.note))
+    }
+    files.write_json(layout.journal, {"v": VERSION, **asdict(journal), **said})
     return journal
 
 
 def remove(layout: Layout) -> None:
-    """Nothing is in progress any more."""
+    """Note that nothing is in progress any more."""
     use_reserve(layout)
     files.remove(layout.journal)
 
 
-def _parse(stored: Mapping[str, Any]) -> Journal:
+def ask_again(layout: Layout, payload_sha256: str) -> None:
+    """Ask for one more try of this payload."""
+    files.write_json(layout.retry, {"v": VERSION, "payload_sha256": payload_sha256})
+
+
+def asked_again(layout: Layout) -> str | None:
+    """Return the payload that is to be tried again, None when nobody asked."""
     try:
-        target, values = (
-            stored["target"],
-            {name: stored[name] for name in Journal.__dataclass_fields__ if name != "target"},
-        )
-        journal = Journal(target=Target(**target), **values)
-    except (KeyError, TypeError) as error:
-        raise Corrupt("journal.json is damaged: a member is missing") from error
-    named = journal.target
-    names = [named.directory, *([journal.previous] if journal.previous is not None else [])]
-    if (
-        journal.phase not in PHASES
-        or not isinstance(journal.tries, int)
-        or not isinstance(named.sequence, int)
-    ):
-        raise Corrupt("journal.json is damaged: no such phase")
-    if not all(map(is_name, names)):  # they are made into paths
-        raise Corrupt("journal.json is damaged: a name")
-    return journal
+        found = documents.read(layout.retry, _Retry)
+    except Corrupt as error:
+        log.warning(str(error), kept_as=files.set_aside(layout.retry))
+        return None
+    return found.payload_sha256 if found is not None else None
+
+
+def forget_asking(layout: Layout, payload_sha256: str | None) -> None:
+    """Remove the wish for this payload, which was followed; one that came meanwhile stays."""
+    if payload_sha256 is not None and asked_again(layout) == payload_sha256:
+        files.remove(layout.retry)

@@ -223,7 +223,7 @@ def _base64url(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Approval:
-    """What an approval credential v1 with a good signature says, and the key that signed it."""
+    """What an approval credential v1 with a good signature says."""
 
     org_id: str
     project_id: str
@@ -237,7 +237,7 @@ class Approval:
     approval_id: str
 
 
-def read_approval(raw: bytes, keys: Iterable[Key]) -> Approval:
+def read_approval(raw: bytes, keys: Iterable[Key]) -> tuple[Approval, Key]:
     """Verify ``<payload>.<signature>``; Untrusted approval_undecodable, approval_signature or approval_version.
 
     One line end after it is allowed: it is a text file. Not checked: what it approves, and until when.
@@ -258,7 +258,7 @@ def read_approval(raw: bytes, keys: Iterable[Key]) -> Approval:
             "approval_version", "the approval is of a version that this host does not know"
         )
     try:
-        return documents.parse(Approval, unverified)
+        return documents.parse(Approval, unverified), key
     except ValueError as error:
         raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
 

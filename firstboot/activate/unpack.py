@@ -1,8 +1,9 @@
-"""A verified bundle becomes a fresh directory, or is refused with the reason (contract 3).
+"""Unpack a verified bundle into a fresh directory, or refuse it with the reason (contract 3).
 
-A signature says who made an archive, not that it is harmless: whoever holds the signing key must still not be able to
-write outside the directory, fill the disk or the memory, or leave a name behind that two programs read differently.
-Modes are ours (0755, 0644, an executable 0755); owners, times and attributes of the archive are not taken.
+A signature says who made an archive, not that it is harmless: with the signing key alone nobody may
+write outside the directory, fill the disk or the memory, or leave a name behind that two programs
+read differently. Modes are ours (0755, 0644, an executable 0755); owners, times and attributes of
+the archive are not taken.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,14 +19,13 @@ from typing import BinaryIO
 from firstboot.activate.tarstream import Entry, entries, malformed, shown, unsafe
 from firstboot.base import files, trees
 from firstboot.base.errors import Untrusted
-
-SPEC = "spec.kv"
+from firstboot.base.layout import DEPLOYMENT_MARKER, SIGNING_KEYS, SPEC
 
 UNPACKED_LIMIT = 4 << 30  # bytes of the whole tar
 RATIO_LIMIT = 200  # times the packed size
-RATIO_FLOOR = (
-    4096  # bytes; a smaller bundle counts as this large: tar fills up to 10 KiB with zeros
-)
+# Bytes; a smaller bundle counts as this large: tar fills up to 10 KiB with zeros.
+RATIO_FLOOR = 4096
+BLOCK_BYTES = 4096  # of a file system
 ENTRY_LIMIT = 4096
 IMPLIED_LIMIT = 4096  # directories that have no entry of their own
 COMPONENT_LIMIT = 255  # bytes, as every file system of Linux has it
@@ -36,44 +36,52 @@ DEPTH_LIMIT = 32  # components
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}
 
 
-def unpack(
-    bundle: Path,
-    into: Path,
-    *,
-    packed_size: int,
-    ours: Mapping[str, bytes] | None = None,
-    unless_brought: Mapping[str, bytes] | None = None,
-) -> None:
-    """Unpack `bundle`, of `packed_size` bytes, into the new directory `into`; Untrusted says why not.
+def measure(bundle: Path, *, packed_size: int) -> int:
+    """Return the bytes on disk that `bundle` unpacks to; Untrusted when it is not to be unpacked.
 
-    Files of this host's are added: under the names of `ours`, which no archive may use, and under those of `unless_brought`,
-    where the archive's own file of that name stays.
-    Nothing is written outside `into`; after an error what is there is for the caller to remove. Not durable: that is
+    Everything that can be refused is refused here, before a byte is written.
+    """
+    total = 0
+    for _, entry, pieces in _admitted(bundle, packed_size):
+        for _ in pieces:
+            pass
+        total += -(-entry.size // BLOCK_BYTES) * BLOCK_BYTES + BLOCK_BYTES  # with its inode
+    return total
+
+
+def unpack(
+    bundle: Path, into: Path, *, packed_size: int, ours: Mapping[str, bytes] | None = None
+) -> None:
+    """Unpack `bundle`, of `packed_size` bytes, into the new directory `into`.
+
+    Untrusted says why not. `ours` are files of this host's, which are added. Nothing is written
+    outside `into`; after an error what is there is for the caller to remove. Not durable: that is
     `trees.complete`. Not checked: that the bundle is the one that was signed.
     """
-    limit = min(UNPACKED_LIMIT, RATIO_LIMIT * max(packed_size, RATIO_FLOOR))
-    names = _Names()
-    with _opened(bundle) as source, trees.filling(into) as tree:
-        for entry, pieces in entries(source, bundle, limit=limit):
-            if entry.mode & 0o7000:
-                unsafe(f"{shown(entry.name)} has set-id or sticky bits")
-            parts = names.admit(entry)
+    with trees.filling(into) as tree:
+        for parts, entry, pieces in _admitted(bundle, packed_size):
             encoded = [part.encode() for part in parts]
             if entry.is_directory:
                 tree.directory(encoded)
             else:
                 tree.file(encoded, pieces, executable=bool(entry.mode & 0o111))
-        if not names.is_file((SPEC,)):
-            malformed(f"it has no {SPEC}")
-        added = {
-            name: data
-            for name, data in (unless_brought or {}).items()
-            if not names.is_file((name,))
-        }
-        for name, data in {**added, **(ours or {})}.items():
-            if not names.is_free((name,)):
-                unsafe(f"{name} is this host's own name")
+        for name, data in (ours or {}).items():
             tree.file([name.encode()], [data], executable=False)
+
+
+def _admitted(
+    bundle: Path, packed_size: int
+) -> Iterator[tuple[tuple[str, ...], Entry, Iterator[bytes]]]:
+    """Yield the entries that may be written, with their names' components and their bytes."""
+    limit = min(UNPACKED_LIMIT, RATIO_LIMIT * max(packed_size, RATIO_FLOOR))
+    names = _Names()
+    with _opened(bundle) as source:
+        for entry, pieces in entries(source, bundle, limit=limit):
+            if entry.mode & 0o7000:
+                unsafe(f"{shown(entry.name)} has set-id or sticky bits")
+            yield names.admit(entry), entry, pieces
+    if not names.is_file((SPEC,)):
+        malformed(f"it has no {SPEC}")
 
 
 @dataclass(frozen=True)
@@ -83,19 +91,24 @@ class _Made:
 
 
 class _Names:
-    """Which names an archive has had so far; two that a file system without case would take for one are refused."""
+    """The names that an archive has had so far.
+
+    Two that a file system without case would take for one are refused.
+    """
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, ...], _Made] = {}
         self._entries = 0
 
     def admit(self, entry: Entry) -> tuple[str, ...]:
-        """The components of a name that may be made now."""
+        """Return the components of a name that may be made now."""
         self._entries += 1
         if self._entries > ENTRY_LIMIT:
             unsafe(f"more than {ENTRY_LIMIT} entries")
         parts = components(entry)
         folded = tuple(map(_fold, parts))
+        if folded[:1] in _RESERVED:
+            unsafe(f"{shown(entry.name)} is this host's own name")
         for depth in range(1, len(parts)):
             above = self._made.setdefault(folded[:depth], _Made(parts[:depth], "implied"))
             if above.kind == "file" or above.parts != parts[:depth]:
@@ -113,9 +126,6 @@ class _Names:
         if len(self._made) > ENTRY_LIMIT + IMPLIED_LIMIT:
             unsafe(f"more than {ENTRY_LIMIT + IMPLIED_LIMIT} files and directories")
         return parts
-
-    def is_free(self, parts: tuple[str, ...]) -> bool:
-        return tuple(map(_fold, parts)) not in self._made
 
     def is_file(self, parts: tuple[str, ...]) -> bool:
         return self._made.get(tuple(map(_fold, parts))) == _Made(parts, "file")
@@ -146,12 +156,18 @@ def components(entry: Entry) -> tuple[str, ...]:
 
 
 def _fold(part: str) -> str:
-    """Equal for names that differ in case or in how letters are composed (Unicode's canonical caseless matching)."""
+    """Return the same for names that differ in case or in how letters are composed.
+
+    Unicode's canonical caseless matching.
+    """
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", part).casefold())
 
 
+_RESERVED = {(_fold(name),) for name in (DEPLOYMENT_MARKER, SIGNING_KEYS)}
+
+
 def spec_hash(into: Path) -> str:
-    """``sha256:<hex>`` of the ``spec.kv`` in an unpacked directory."""
+    """Return ``sha256:<hex>`` of the ``spec.kv`` in an unpacked directory."""
     path, digest = into / SPEC, hashlib.sha256()
     with _opened(path) as stream:
         try:
@@ -163,7 +179,7 @@ def spec_hash(into: Path) -> str:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """A file in a directory of ours, for reading; a link is not followed."""
+    """Open a file in a directory of ours for reading; a link is not followed."""
     try:
         return os.fdopen(
             os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
@@ -173,7 +189,10 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def read_member(into: Path, name: str, *, limit: int) -> bytes | None:
-    """The bytes of one file of an unpacked directory; None when there is no such file, Untrusted when it is too large."""
+    """Return the bytes of one file of an unpacked directory, None when there is no such file.
+
+    Untrusted when it is too large.
+    """
     path = into / name
     if not path.is_file() or path.is_symlink():
         return None

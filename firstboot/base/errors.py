@@ -99,6 +99,14 @@ class Corrupt(LocalFault):
     advice = "restore the file, or move it away"
 
 
+class NoRoom(LocalFault):
+    """The disk is full, or would be; `needed`: the bytes that must be free, 0 if not known."""
+
+    def __init__(self, message: str, *, hint: str | None = None, needed: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.needed = needed
+
+
 class Foreign(ByteorError):
     """The identity on this disk was given to another host."""
 

@@ -20,7 +20,7 @@ from threading import Event
 from typing import Any, Callable, NoReturn
 
 from firstboot.base.clock import monotonic
-from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.errors import Corrupt, LocalFault, NoRoom
 
 JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
 LOCK_POLL_S = 0.05
@@ -47,7 +47,8 @@ def fail(doing: str, path: Path, error: OSError) -> NoReturn:
     }
     reason = os.strerror(error.errno).lower() if error.errno else "failed"
     hint = hints.get(error.errno or 0, f"check {path} and its file system (ls -ld, findmnt, dmesg)")
-    raise LocalFault(f"cannot {doing} {path}: {reason}", hint=hint) from error
+    kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else LocalFault
+    raise kind(f"cannot {doing} {path}: {reason}", hint=hint) from error
 
 
 def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | None:

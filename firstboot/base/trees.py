@@ -127,18 +127,13 @@ def copy(
     return size, digest.hexdigest()
 
 
-def require_room(directory: Path, needed: int) -> None:
-    """Raise LocalFault unless `needed` bytes are free in `directory`, before a large copy."""
+def free_bytes(directory: Path) -> int:
+    """Return the bytes that are free for us where `directory` lies."""
     try:
         facts = os.statvfs(directory)
     except OSError as error:
         files.fail("look at", directory, error)
-    free = facts.f_bavail * facts.f_frsize
-    if free < needed:
-        raise LocalFault(
-            f"{directory} has {free >> 20} MiB free, and {needed >> 20} MiB are needed",
-            hint="free some space on the disk",
-        )
+    return facts.f_bavail * facts.f_frsize
 
 
 def complete(staging: Path, final: Path) -> None:

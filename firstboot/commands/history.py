@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from firstboot.activate import directories, replay
-from firstboot.base import files, log, systemd
+from firstboot.activate import directories, journal, replay
+from firstboot.base import log, systemd
 from firstboot.base.errors import Invalid, NoToken
 from firstboot.base.layout import ENVELOPE, Layout
 from firstboot.commands.agent_status import word
@@ -144,8 +144,7 @@ def retry_deployment(layout: Layout, named: str) -> str | None:
         return None
     row = ([row for row in found if row.payload_sha256 is not None] or found)[-1]
     shown = f"{row.deployment_id}-{row.sequence}"
-    current = directories.named(layout)
-    made = directories.read(layout, current) if current is not None else None
+    made = directories.read(layout, directories.named(layout))
     is_active = made is not None and made.payload_sha256 == row.payload_sha256
     if row.verdict == verdicts.ACTIVE and is_active:
         raise Invalid(
@@ -161,5 +160,5 @@ def retry_deployment(layout: Layout, named: str) -> str | None:
             f"deployment {shown} is not assigned to this host any more",
             hint="assign it again at the control plane",
         )
-    files.write_json(layout.retry, {"v": 1, "payload_sha256": row.payload_sha256})
+    journal.ask_again(layout, str(row.payload_sha256))
     return shown

@@ -27,4 +27,4 @@ def activate_command(arguments: argparse.Namespace) -> int:
     from firstboot.activate.activator import run
     from firstboot.provision.sources import in_force
 
-    return run(arguments.layout, in_force(arguments.layout, config=arguments.config))
+    return run(arguments.layout, lambda: in_force(arguments.layout, config=arguments.config))

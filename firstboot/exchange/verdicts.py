@@ -34,6 +34,7 @@ ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = (
     "rolled_back",
     "waiting",
 )
+NO_ROOM = "no_room"
 ED25519, RETIRED = "Ed25519", "retired"  # the status of a key is ACTIVE or RETIRED
 _SHOWN = ("deployment_id", "sequence", "verdict", "code", "reason", "at")
 _Stamp = tuple[int, int, int, int]
@@ -57,10 +58,12 @@ class Row:
     reason: Optional[str] = None
     keys_version: Optional[int] = None
     report_id: Optional[Line] = None  # of the last report of an activation
+    due: Optional[documents.Time] = None  # of what waits: when it is to be judged again
+    needed: Optional[int] = None  # of `no_room`: bytes that must be free
+    tries: Optional[int] = None
 
-    def same_as(self, other: Row) -> bool:
-        """Return True when both say the same, whenever it was said."""
-        return replace(self, at="", reason=None) == replace(other, at="", reason=None)
+    def _said(self) -> Row:
+        return replace(self, at="", reason=None, due=None, tries=None)
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,10 @@ class Record:
     def with_row(self, row: Row) -> Record:
         """Return the record with one more verdict, unless the newest says just that."""
         row = replace(row, reason=None if row.reason is None else sentence(row.reason))
-        if self.history and self.history[-1].same_as(row):
-            return self
         rows = [*self.history, row]
+        if self.history and self.history[-1]._said() == row._said():
+            # When it is due again, and how often it was tried, stands in the newest.
+            rows = [*self.history[:-1], replace(row, at=self.history[-1].at)]
         while len(rows) > KEPT_ROWS:
             # What nobody signed goes first: an agent could bring any number of such envelopes to
             # make us forget what was tried.

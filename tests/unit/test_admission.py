@@ -76,6 +76,9 @@ def test_the_golden_envelopes(case: dict[str, Any]) -> None:
     raw = json.dumps(case["envelope"]).encode()
     if case["verdict"] == "ok":
         assert admit(raw, ring=ring, place=PLACE, highest=highest, now=NOW).name == "dep_golden-7"
+    elif case["verdict"] == "not_yet_valid":
+        with pytest.raises(Untimely, match="in the future"):
+            admit(raw, ring=ring, place=PLACE, highest=highest, now=NOW)
     else:
         assert (
             refused(lambda: admit(raw, ring=ring, place=PLACE, highest=highest, now=NOW)).code
@@ -180,7 +183,6 @@ HOSTILE = [
             {**GOOD, "expires_at": "2020-01-01T00:00:00Z", "issued_at": "2030-01-01T00:00:00Z"}
         ),
     ),
-    ("not_yet_valid", envelope({**GOOD, "issued_at": "2026-06-01T12:05:01Z"})),
 ]
 
 
@@ -200,6 +202,23 @@ def test_what_is_refused_has_its_code(code: str, raw: bytes) -> None:
 def test_what_is_in_time_is_admitted(issued_at: str) -> None:
     """Five minutes ahead is still now, and an old envelope has no end but its own."""
     assert made(issued_at=issued_at, expires_at="2026-06-01T12:00:01Z").issued_at == issued_at
+
+
+@pytest.mark.parametrize(
+    ("issued_at", "due"),
+    [
+        ("2026-06-01T12:05:01Z", "2026-06-01T12:00:01Z"),
+        ("2026-06-01T12:05:00.25Z", "2026-06-01T12:00:01Z"),
+        ("2026-06-02T14:00:00+02:00", "2026-06-02T11:55:00Z"),
+    ],
+)
+def test_what_is_issued_ahead_waits_until_it_is_due(issued_at: str, due: str) -> None:
+    """A verdict that time changes is none on the content: at `due` it is admitted."""
+    raw = envelope({**GOOD, "issued_at": issued_at})
+    with pytest.raises(Untimely) as caught:
+        admitted(raw)
+    assert (caught.value.code, caught.value.due) == ("not_yet_valid", due)
+    assert admitted(raw, now=from_rfc3339(due)).name == "dep_golden-7"
 
 
 def test_sequences_only_grow_and_never_fork() -> None:
@@ -238,7 +257,7 @@ def test_without_a_trusted_clock_a_good_deployment_waits() -> None:
             admitted(envelope(payload, by=by), now=None)
         assert caught.value.deployment.name == "dep_golden-7"
     for code, raw in HOSTILE:
-        if code not in ("expired", "not_yet_valid") and raw != envelope(GOOD, by=ENDED):
+        if code != "expired" and raw != envelope(GOOD, by=ENDED):
             assert refused(lambda: admitted(raw, now=None)).code == code  # noqa: B023
     error = refused(lambda: admitted(envelope(GOOD), now=None, highest=Highest(8, "")))
     assert error.code == "rolled_back_sequence"
@@ -307,9 +326,24 @@ def test_approvals_that_are_refused(code: str, raw: bytes | None) -> None:
 
 
 def test_retired_and_ended_keys_still_verify_an_approval() -> None:
-    """Until that approval's own expiry."""
+    """Until that approval's own expiry, if the key had not ended when it was issued."""
     for by in (SIGNER, RETIRED, ENDED):
         approve(approval(by, capabilities=["observe", "deploy"]), PROD, ring=RING, now=NOW)
+    approve(approval(ENDED, issued_at="2026-06-01T12:00:00Z"), PROD, ring=RING, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        approval(issued_at="2026-06-01T12:05:01Z"),
+        approval(issued_at="2099-01-01T00:00:00Z", expires_at="2100-01-01T00:00:00Z"),
+        approval(ENDED, issued_at="2026-06-01T12:00:01Z"),
+        approval(ENDED, issued_at="2026-06-01T12:04:59Z"),
+    ],
+)
+def test_an_approval_is_issued_before_now_and_before_its_keys_end(raw: bytes) -> None:
+    """A key that ended signs nothing new, whatever date its holder writes into the future."""
+    assert refused(lambda: approve(raw, PROD, ring=RING, now=NOW)).code == "approval_expired"
 
 
 def test_only_staging_and_prod_need_an_approval() -> None:
@@ -318,12 +352,6 @@ def test_only_staging_and_prod_need_an_approval() -> None:
     approve(b"nonsense", made(), ring=RING, now=NOW)
     staging = made(environment_posture="staging")
     assert refused(lambda: approve(None, staging, ring=RING, now=NOW)).code == "approval_missing"
-
-
-def test_an_approvals_expiry_waits_for_the_clock_too() -> None:
-    """Nothing is activated by a clock that nobody vouches for."""
-    with pytest.raises(Untimely):
-        approve(approval(), PROD, ring=RING, now=None)
 
 
 # -- whatever the bytes are

@@ -112,14 +112,11 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_room_is_asked_for_before_a_copy(tmp_path: Path) -> None:
-    """By the file system's own count: nothing is written, and no memory is taken, to find out."""
-    trees.require_room(tmp_path, 1)
-    with pytest.raises(LocalFault, match="MiB are needed") as caught:
-        trees.require_room(tmp_path, 1 << 60)
-    assert caught.value.hint
+def test_free_bytes_are_the_file_systems_own_count(tmp_path: Path) -> None:
+    """Nothing is written, and no memory is taken, to find out."""
+    assert 0 < trees.free_bytes(tmp_path) < 1 << 60
     with pytest.raises(LocalFault):
-        trees.require_room(tmp_path / "absent", 1)
+        trees.free_bytes(tmp_path / "absent")
 
 
 def test_a_filled_directory_is_readable_by_all_only_when_it_is_whole(tmp_path: Path) -> None:

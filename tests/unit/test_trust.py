@@ -170,7 +170,7 @@ def test_keys_that_a_set_no_longer_lists_are_kept_as_retired() -> None:
     ring = adopt(NOTHING, [ONE, TWO, THREE, FOUR], at=AT)
     assert state(ring) == {"kid-2": "retired", "kid-3": "active", "kid-1": "retired"}
     assert [one.kid for one in ring.for_deployments(None)] == ["kid-3"]
-    assert {one.kid for one in ring.for_approvals()} == {"kid-1", "kid-2", "kid-3"}
+    assert {one.kid for one in ring.keys} == {"kid-1", "kid-2", "kid-3"}
 
 
 def test_the_ring_stays_bounded() -> None:

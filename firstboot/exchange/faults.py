@@ -1,0 +1,85 @@
+"""``activation/fault.json``: why the activator could not do its work, until it does it again.
+
+Written by the activator; the agent, `status` and the heartbeat show it. What is refused is no
+fault. Whoever starts the activator keeps the pauses between its tries, which grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Optional
+
+from firstboot.base import documents, files, log
+from firstboot.base.clock import Clock, from_rfc3339, rfc3339
+from firstboot.base.documents import Time
+from firstboot.base.errors import ByteorError, LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.exchange.verdicts import sentence
+
+VERSION = 1
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 3600.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The sentence that the activator ended with, the tries so far, and when the next is due."""
+
+    message: str
+    hint: Optional[str]
+    at: Time
+    due: Time
+    tries: int
+
+
+def read(layout: Layout) -> Fault | None:
+    """Return the fault that stands, None when there is none; LocalFault when it cannot be read."""
+    return documents.read(layout.fault, Fault)
+
+
+def pause_s(layout: Layout, now: float) -> float:
+    """Return the seconds until the next try is due, 0 where nothing stands in its way."""
+    try:
+        fault = read(layout)
+    except LocalFault:
+        return 0.0
+    left = from_rfc3339(fault.due) - now if fault is not None else 0.0
+    return left if 0 < left <= LONGEST_PAUSE_S else 0.0  # longer: the clock was set back
+
+
+def next_pause(tries: int) -> float:
+    """Return the pause after so many tries that failed, in seconds."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(tries - 1, 16))
+
+
+@contextmanager
+def noted(layout: Layout, clock: Clock) -> Iterator[None]:
+    """Note an error that the block ends with; forget the former one when it ends well."""
+    try:
+        yield
+    except TryAgain:
+        raise  # another activator is at work
+    except ByteorError as error:
+        try:
+            _note(layout, error, clock.wall())
+        except LocalFault as second:
+            log.warning(f"the fault is not noted: {second}")
+        raise
+    else:
+        try:
+            files.remove(layout.fault)
+        except LocalFault as error:
+            log.warning(str(error))
+
+
+def _note(layout: Layout, error: ByteorError, now: float) -> None:
+    try:
+        before = read(layout)
+    except LocalFault:
+        before = None
+    tries = before.tries + 1 if before is not None else 1
+    hint = sentence(error.hint) if error.hint is not None else None
+    due = rfc3339(now + next_pause(tries))
+    fault = Fault(sentence(str(error)), hint, rfc3339(now), due, tries)
+    files.write_json(layout.fault, {"v": VERSION, **asdict(fault)}, mode=0o644)
