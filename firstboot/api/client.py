@@ -1,4 +1,7 @@
-"""One method per request of contract section 2: the only place with URL paths and header names. No policy, no retry."""
+"""One method per request of contract section 2: the only place with URL paths and header names.
+
+No policy and no retry: see `answers` for what an answer means.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Callable
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from firstboot.api import bundles, messages
 from firstboot.api.bundles import Coming
 from firstboot.api.multipart import ArtifactMetadata, ArtifactReply, Multipart
-from firstboot.api.stream import deadline_for
+from firstboot.api.stream import Body, deadline_for, media_type
 from firstboot.api.transport import CEILING_BYTES, DEADLINE_S, Reply, Transport
 from firstboot.base import documents
 from firstboot.base.clock import Clock
@@ -20,13 +23,16 @@ from firstboot.base.errors import Refused, TryAgain
 from firstboot.base.secret import Secret
 
 LONGEST_LISTING_PAGES = 1000
+PROBLEM_TYPE = "application/problem+json"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, parsed as far as it goes. `complaint` says why a 2xx could not be read as what it should be.
+    """One answer, parsed as far as it goes.
 
-    `body` is kept where somebody else is to judge it (a signed envelope, key sets), with its `tag` to ask with next time.
+    `complaint` says why a 2xx could not be read as what it should be. `body` is for those who judge
+    it themselves (a signed envelope, key sets); `tag` is what to ask with next time. `target` is
+    where a redirect points, without its query.
     """
 
     status: int
@@ -40,16 +46,31 @@ class Answer:
     heartbeat: messages.HeartbeatReply | None = None
     key_sets: int | None = None
     artifact: ArtifactReply | None = None
+    page: tuple[tuple[messages.ListedAgent, ...], str | None] | None = None
     tag: str | None = None
     body: bytes = b""
     complaint: str | None = None
+    target: str | None = None
+    host: str = ""
+
+    @property
+    def is_problem(self) -> bool:
+        """Return True for an error document that may be the control plane's (contract 2.1).
+
+        Gateways have JSON errors of their own, which say nothing about a token.
+        """
+        if self.problem is None:
+            return False
+        members = (self.problem.type, self.problem.title, self.problem.detail)
+        named = self.problem.code is not None or sum(one is not None for one in members) > 1
+        return named or self.media_type == PROBLEM_TYPE
 
 
 class PlaneApi:
     """The control plane at `base_url` (an origin without trailing slash).
 
     Each request ends within `deadline_s`, name resolution and all addresses included, or within its
-    own where it is given one; bundles and artifacts have more, by their size.
+    own where it is given one. Bundles and artifacts have more, by their size.
     """
 
     def __init__(
@@ -72,7 +93,7 @@ class PlaneApi:
         self._transport.close()
 
     def reconnect(self, transport: Transport) -> None:
-        """Use another transport from the next request on; one that is under way ends with the old one."""
+        """Use another transport from the next request on."""
         self._transport = transport
 
     def rest(self) -> None:
@@ -91,48 +112,45 @@ class PlaneApi:
         deadline_s: float | None = None,
     ) -> Answer:
         """Request 1: present the token. Safe to repeat with the same key and body."""
-        reply = self._send(
+        return self._ask(
             "POST",
             _agents(org_id, project_id, environment_id),
             bearer=token,
             body=body,
             headers={"Idempotency-Key": idempotency_key},
             deadline_s=deadline_s,
+            enrolled=messages.EnrollmentReply.parse,
         )
-        answer, value = self._answer(reply)
-        if reply.status not in (200, 201) or not answer.is_json:
-            return answer
-        try:
-            return replace(answer, enrolled=messages.EnrollmentReply.parse(value))
-        except ValueError as error:
-            return replace(answer, complaint=str(error))
 
     def list_agents(
         self, operator_token: Secret, *, org_id: str, project_id: str, environment_id: str
     ) -> list[messages.ListedAgent]:
-        """Request 2: every agent of an environment; TryAgain or Refused when the list cannot be had."""
-        path, cursor = _agents(org_id, project_id, environment_id), None
+        """Request 2: every agent of an environment; TryAgain or Refused when there is no list."""
+        path, query = _agents(org_id, project_id, environment_id), ""
         rows: list[messages.ListedAgent] = []
         for _ in range(LONGEST_LISTING_PAGES):
-            suffix = f"?next={quote(cursor, safe='')}" if cursor else ""
-            answer, value = self._answer(self._send("GET", path + suffix, bearer=operator_token))
+            answer = self._ask("GET", path + query, bearer=operator_token, page=messages.agent_page)
             if answer.status in (401, 403) and (answer.is_json or answer.is_empty):
                 raise Refused(
-                    f"the plane does not accept the operator token: {answer.status}",
-                    hint="is it an operator's?",
+                    f"the control plane rejected the operator token: {answer.status}",
+                    hint="use the token of an operator of this environment",
                 )
-            try:
-                page, cursor = messages.agent_page(value if answer.status == 200 else None)
-            except ValueError as error:
-                page_came = "a proxy or a captive portal stands between this host and the plane"
-                hint = None if answer.is_json or answer.is_empty else page_came
+            if answer.page is None:
                 raise TryAgain(
-                    f"the agent list could not be had: {answer.status}", hint=hint
-                ) from error
+                    f"the control plane gave no agent list: {answer.status}",
+                    hint="retry later"
+                    if answer.is_json or answer.is_empty
+                    else "a proxy or a captive portal answers in place of the control plane",
+                )
+            page, cursor = answer.page
             rows.extend(page)
             if cursor is None:
                 return rows
-        raise TryAgain(f"the agent list does not end within {LONGEST_LISTING_PAGES} pages")
+            query = f"?next={quote(cursor, safe='')}"
+        raise TryAgain(
+            f"the agent list does not end within {LONGEST_LISTING_PAGES} pages",
+            hint="look for the agent at the control plane itself",
+        )
 
     def heartbeat(
         self,
@@ -143,30 +161,22 @@ class PlaneApi:
         deadline_s: float | None = None,
     ) -> Answer:
         """Request 3."""
-        path = f"/api/v1/agents/{_id(agent_id)}/heartbeat"
-        answer, value = self._answer(
-            self._send("POST", path, bearer=key, body=beat.to_bytes(), deadline_s=deadline_s)
+        return self._ask(
+            "POST",
+            f"/api/v1/agents/{_id(agent_id)}/heartbeat",
+            bearer=key,
+            body=beat.to_bytes(),
+            deadline_s=deadline_s,
+            heartbeat=messages.HeartbeatReply.parse,
         )
-        if answer.status == 200 and answer.is_json:
-            return replace(answer, heartbeat=messages.HeartbeatReply.parse(value))
-        return answer
 
-    def latest(
-        self, agent_id: str, key: Secret, *, tag: str | None, deadline_s: float | None = None
-    ) -> Answer:
-        """Request 4: the envelope of what is assigned, unjudged; 304 where it is the one that `tag` came with."""
-        headers = {"If-None-Match": tag} if tag is not None else {}
-        reply = self._send(
+    def latest(self, agent_id: str, key: Secret, *, tag: str | None) -> Answer:
+        """Request 4: the assigned envelope, unjudged; 304 where it is the one that has `tag`."""
+        return self._ask(
             "GET",
             f"/api/v1/agents/{_id(agent_id)}/deployments/latest",
             bearer=key,
-            headers=headers,
-            deadline_s=deadline_s,
-        )
-        return replace(
-            self._answer(reply)[0],
-            tag=messages.entity_tag(reply.headers.get("etag")),
-            body=reply.body,
+            headers={"If-None-Match": tag} if tag is not None else {},
         )
 
     @contextmanager
@@ -180,52 +190,33 @@ class PlaneApi:
         tag: str | None,
         size: int,
     ) -> Iterator[Answer | Coming]:
-        """Request 5: what follows the first `have` of `size` bytes, or the plane's answer in its place.
+        """Request 5: what follows the first `have` of `size` bytes, or the answer in its place.
 
-        `tag` came with these bytes; without it the whole is asked for. StartOver where they cannot be continued.
+        `tag` came with these bytes; without it the whole is asked for. StartOver where they cannot
+        be continued.
         """
         url = f"{self._base}/api/v1/agents/{_id(agent_id)}/deployments/{_id(deployment_id)}/bundle"
         deadline_s = DEADLINE_S + deadline_for(size - have)
         with bundles.answered(
             self._transport, url, bearer=key, have=have, tag=tag, deadline_s=deadline_s
         ) as stream:
-            reply = Reply(stream.status, stream.headers, b"", stream.date)
-            words = reply.media_type.startswith("text/") or reply.media_type.endswith("json")
-            if stream.status in (bundles.WHOLE, bundles.PART) and not words:
+            if bundles.is_bundle(stream):
                 yield bundles.coming(stream, have=have, tag=tag)
             elif stream.status == bundles.NO_SUCH_RANGE:
-                raise bundles.StartOver("the plane has no such part of the bundle")
+                raise bundles.StartOver("the control plane has no such part of the bundle")
             else:
-                yield self._answer(replace(reply, body=stream.whole(CEILING_BYTES)))[0]
+                body = stream.whole(CEILING_BYTES)
+                yield self._answer(Reply(stream.status, stream.headers, body, stream.date))
 
-    def report(
-        self,
-        agent_id: str,
-        key: Secret,
-        deployment_id: str,
-        body: bytes,
-        *,
-        deadline_s: float | None = None,
-    ) -> Answer:
-        """Request 6: what became of a deployment; `body` is `wire.report_body`'s. Safe to repeat."""
+    def report(self, agent_id: str, key: Secret, deployment_id: str, body: bytes) -> Answer:
+        """Request 6: the outcome of a deployment. Safe to repeat."""
         path = f"/api/v1/agents/{_id(agent_id)}/deployments/{_id(deployment_id)}/status"
-        return self._answer(self._send("POST", path, bearer=key, body=body, deadline_s=deadline_s))[
-            0
-        ]
+        return self._ask("POST", path, bearer=key, body=body)
 
-    def signing_keys(
-        self, agent_id: str, key: Secret, *, since: int, deadline_s: float | None = None
-    ) -> Answer:
+    def signing_keys(self, agent_id: str, key: Secret, *, since: int) -> Answer:
         """Request 7: the key sets that are newer than `since`, unjudged."""
         path = f"/api/v1/agents/{_id(agent_id)}/signing-keys?since={since:d}"
-        reply = self._send("GET", path, bearer=key, deadline_s=deadline_s)
-        answer, value = self._answer(reply)
-        if answer.status != 200 or not answer.is_json:
-            return answer
-        try:
-            return replace(answer, key_sets=messages.key_sets(value), body=reply.body)
-        except ValueError as error:
-            return replace(answer, complaint=str(error))
+        return self._ask("GET", path, bearer=key, key_sets=messages.key_sets)
 
     def upload_artifact(
         self,
@@ -236,73 +227,86 @@ class PlaneApi:
         *,
         each: Callable[[int], None] | None = None,
     ) -> Answer:
-        """Request 8: the artifact that is open as `file`. Safe to repeat: the plane knows it by its content.
+        """Request 8: the artifact open as `file`. Safe to repeat: it is known by its content.
 
-        `each` hears how many of its bytes are on their way. WrongContent when they are not what `metadata` says.
+        `each` is called with how many of its bytes are on their way. WrongContent when they are not
+        what `metadata` says.
         """
         body = Multipart(metadata, file, each=each)
-        reply = self._transport.request(
+        return self._ask(
             "POST",
-            f"{self._base}/api/v1/agents/{_id(agent_id)}/artifacts",
+            f"/api/v1/agents/{_id(agent_id)}/artifacts",
             bearer=key,
             body=body,
             headers={"Content-Type": body.content_type},
             deadline_s=DEADLINE_S + deadline_for(len(body)),
+            artifact=ArtifactReply.parse,
         )
-        answer, value = self._answer(reply)
-        if answer.status not in (200, 201) or not answer.is_json:
-            return answer
-        try:
-            return replace(answer, artifact=ArtifactReply.parse(value))
-        except ValueError as error:
-            return replace(answer, complaint=str(error))
 
-    def health(self, *, deadline_s: float | None = None) -> Answer:
+    def health(self) -> Answer:
         """Request 9: advisory."""
-        return self._answer(self._send("GET", "/healthz", deadline_s=deadline_s))[0]
+        return self._ask("GET", "/healthz")
 
-    def _send(
+    def _ask(
         self,
         method: str,
         path: str,
         *,
         bearer: Secret | None = None,
-        body: bytes | None = None,
+        body: bytes | Body | None = None,
         headers: Mapping[str, str] | None = None,
         deadline_s: float | None = None,
-    ) -> Reply:
-        sent = dict(headers or {})
-        if body is not None:
-            sent["Content-Type"] = "application/json"
-        return self._transport.request(
+        **reads: Callable[[Any], Any],
+    ) -> Answer:
+        """Send one request; `reads` names the member for a success, and what parses it."""
+        sent = {"Content-Type": "application/json"} if isinstance(body, bytes) else {}
+        reply = self._transport.request(
             method,
             self._base + path,
             bearer=bearer,
             body=body,
-            headers=sent,
+            headers={**sent, **(headers or {})},
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
         )
+        answer = self._answer(reply)
+        if answer.status not in (200, 201) or not answer.is_json:
+            return answer
+        value = documents.load(reply.body)
+        try:
+            return replace(answer, **{name: parse(value) for name, parse in reads.items()})
+        except ValueError as error:
+            return replace(answer, complaint=str(error))
 
-    def _answer(self, reply: Reply) -> tuple[Answer, Any]:
+    def _answer(self, reply: Reply) -> Answer:
         try:
             value, is_json = documents.load(reply.body), True
         except ValueError:
             value, is_json = None, False
-        # A date is the plane's: its own clock judges it, for a host's may be years off at first boot.
+        # A date is the server's: its own clock judges it, for a host's may be years off at first
+        # boot.
         now = reply.date if reply.date is not None else self._clock.wall()
-        asked = messages.retry_after(reply.headers.get("retry-after"), now=now)
-        problem = messages.Problem.parse(value) if reply.status >= 400 else None
         return Answer(
-            reply.status, is_json, not reply.body, reply.media_type, problem, asked, reply.date
-        ), value
+            reply.status,
+            is_json,
+            not reply.body,
+            media_type(reply.headers),
+            messages.Problem.parse(value) if reply.status >= 400 else None,
+            messages.retry_after(reply.headers.get("retry-after"), now=now),
+            reply.date,
+            tag=messages.entity_tag(reply.headers.get("etag")),
+            body=reply.body,
+            target=messages.target(reply.headers.get("location")),
+            host=urlsplit(self._base).netloc,
+        )
 
 
 def _agents(org_id: str, project_id: str, environment_id: str) -> str:
-    return f"/api/v1/orgs/{_id(org_id)}/projects/{_id(project_id)}/environments/{_id(environment_id)}/agents"
+    path = f"/api/v1/orgs/{_id(org_id)}/projects/{_id(project_id)}"
+    return f"{path}/environments/{_id(environment_id)}/agents"
 
 
 def _id(text: str) -> str:
-    """An id of contract 2 as a path segment; a value of another shape never reaches a URL."""
+    """Return an id of contract 2 as a path segment; one of another shape never reaches a URL."""
     if not IDENTIFIER.match(text):
         raise ValueError("not an id")
     return quote(text, safe="")

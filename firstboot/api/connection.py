@@ -20,14 +20,19 @@ from firstboot.base.errors import TryAgain
 
 CONNECT_S = 10.0  # the longest wait for one address
 READ_S = 20.0  # the longest silence while sending or within an answer
+ON_THE_WAY = "retried automatically; if it persists, check the network and any proxy on the way"
 FRESH_S = 60.0  # how long an answer of the resolver that came too late may still be used
 
 
 class Unreachable(TryAgain):
     """No TLS session with the control plane: the request certainly never arrived."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str = ON_THE_WAY) -> None:
         super().__init__(message, hint=hint, maybe_arrived=False)
+
+
+class ProxyRefused(Unreachable):
+    """A proxy does not accept our credentials: each further attempt may lock an account."""
 
 
 def _timed(method: Callable[..., Any]) -> Any:
@@ -88,7 +93,7 @@ class Resolver:
         self._lookup: _Lookup | None = None
 
     def addresses(self, host: str, port: int) -> list[Any]:
-        """Return what `getaddrinfo` does; Unreachable when there is no answer within the deadline."""
+        """Return what `getaddrinfo` does; Unreachable without an answer within the deadline."""
         try:  # an address needs no resolver
             return socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
@@ -128,6 +133,7 @@ class _Current(threading.local):
     sent = False  # True when a byte of it may be out
     peer = ""  # whom we connect to, for people to read
     expected: str | None = None  # whose certificate is asked for
+    at_proxy = False  # True while that is an https proxy
     response: Any = None  # the latest one begun
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Every message as a frozen dataclass: read tolerantly, written strictly (contract 2).
+"""The messages of contract 2 as frozen dataclasses: read tolerantly, written strictly.
 
-Parsers take bytes of a server that may lie and return a value, None where the message is not there, or raise
-``ValueError`` with a sentence; they never raise anything else.
+Parsers take what a server that may lie has sent and return a value, None where the message is not
+there, or raise ``ValueError`` with a sentence; they never raise anything else.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Optional
+from urllib.parse import urlsplit
 
-from firstboot.base.clock import LONGEST_RETRY_AFTER_S, from_http_date, from_rfc3339
+from firstboot.base import documents
+from firstboot.base.clock import LONGEST_RETRY_AFTER_S, from_http_date
 from firstboot.base.documents import (
     IDENTIFIER,
-    LARGEST_COUNT,
     LONGEST_INTERVAL_S,
     SHORTEST_INTERVAL_S,
-    envelopes,
+    Identifier,
+    Rule,
+    Time,
+    lenient,
 )
 from firstboot.base.secret import Secret, redacted
 
@@ -29,46 +33,46 @@ LONGEST_DETAIL, MOST_PROBLEMS = 1000, 64  # what one heartbeat says of its probl
 KEY_LENGTHS = range(8, 4097)
 
 
-def _text(value: Mapping[str, Any], *names: str) -> str | None:
-    for name in names:
-        found = value.get(name)
-        if isinstance(found, str) and found:
-            return found
-    return None
+def _is_plain(value: object) -> bool:
+    short = isinstance(value, str) and 0 < len(value) <= LONGEST_SAID
+    return short and all(" " <= c <= "~" for c in str(value))
+
+
+# An optional text that is sealed and shown to people; one of another shape counts as absent.
+_Plain = Annotated[str, Rule(_is_plain, "short visible ASCII")]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An RFC 9457 error document with the extension member `code`; prose is shortened and printable.
+    """An RFC 9457 error document with the extension member `code`.
 
-    It is shown to everybody (status, heartbeat, reasons): a plane that echoes our credential must not publish it.
+    It is shown to everybody (status, heartbeat, reasons): a control plane that echoes our
+    credential must not publish it, so known secrets are taken out.
     """
 
-    code: str | None
-    title: str | None
-    detail: str | None
+    code: str | None = None
+    title: str | None = None
+    detail: str | None = None
+    type: str | None = None
 
     @classmethod
     def parse(cls, value: Any) -> Problem | None:
+        """Return what an error document says, None when `value` is no object."""
         if not isinstance(value, dict):
             return None
-        said = {name: _text(value, name) for name in ("code", "title", "detail")}
-        return cls(
-            **{name: redacted(text) if text is not None else None for name, text in said.items()}
-        )
+        texts = {name: value.get(name) for name in cls.__dataclass_fields__}
+        return cls(**{n: redacted(t) for n, t in texts.items() if isinstance(t, str) and t})
 
     def said(self) -> str:
-        """One line of what the plane said."""
+        """Return one line of what the control plane said."""
         words = ": ".join(word for word in (self.code, self.detail or self.title) if word)
-        return (
-            "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID].strip()
-            or "no reason given"
-        )
+        line = "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID].strip()
+        return line or "no reason given"
 
 
 @dataclass(frozen=True)
 class EnrollmentReply:
-    """What enrollment gives (contract 2.1). `signing_keys` are envelopes that nobody vouches for yet."""
+    """What enrollment gives (contract 2.1); nobody has vouched for its `signing_keys` yet."""
 
     agent_id: str
     api_key: Secret
@@ -80,52 +84,49 @@ class EnrollmentReply:
 
     @classmethod
     def parse(cls, value: Any) -> EnrollmentReply:
-        """ValueError naming what is missing or malformed, never its value."""
+        """Return the reply; ValueError naming what is missing or malformed, never its value."""
         if not isinstance(value, dict):
             raise ValueError("the answer is not a JSON object")
-        agent_id = _text(value, "agent_id", "id")
-        if agent_id is None or not IDENTIFIER.match(agent_id):
+        agent_id = value.get("agent_id") or value.get("id")
+        if not isinstance(agent_id, str) or not IDENTIFIER.match(agent_id):
             raise ValueError("the answer has no well-formed agent_id")
-        key = _text(value, "api_key", "runtime_api_key", "agent_api_key")
-        if key is None or len(key) not in KEY_LENGTHS or not all("!" <= c <= "~" for c in key):
+        names = ("api_key", "runtime_api_key", "agent_api_key")
+        key = next((value[name] for name in names if value.get(name)), None)
+        if (
+            not isinstance(key, str)
+            or len(key) not in KEY_LENGTHS
+            or not all("!" <= c <= "~" for c in key)
+        ):
             raise ValueError("the answer has no well-formed api_key")
         scopes = value.get("scopes")
+        kept = scopes[:LONGEST_LIST] if isinstance(scopes, list) else ()
+        optional = documents.parse(_Optional, value)
         return cls(
             agent_id=agent_id,
             api_key=Secret(key),
-            name=_plain(value.get("name")),
-            scopes=tuple(filter(None, map(_plain, scopes[:LONGEST_LIST])))
-            if isinstance(scopes, list)
-            else (),
-            expires_at=_date(value.get("expires_at")),
+            name=optional.name,
+            scopes=tuple(scope for scope in kept if _is_plain(scope)),
+            expires_at=optional.expires_at,
             heartbeat_interval_s=interval(value.get("heartbeat_interval_s")),
-            signing_keys=envelopes(value.get("signing_keys")),
+            signing_keys=documents.envelopes(value.get("signing_keys")),
         )
 
 
-def _plain(value: Any) -> str | None:
-    """An optional text that is sealed and shown to people: short visible ASCII, or as if it were not there."""
-    short = isinstance(value, str) and 0 < len(value) <= LONGEST_SAID
-    return value if short and all(" " <= c <= "~" for c in value) else None
-
-
-def _date(value: Any) -> str | None:
-    try:
-        from_rfc3339(value if isinstance(value, str) else "")
-    except (ValueError, OverflowError):
-        return None
-    return _plain(value)
+@dataclass(frozen=True)
+class _Optional:
+    name: Optional[_Plain] = lenient()
+    expires_at: Optional[Annotated[Time, Rule(_is_plain, "short")]] = lenient()
 
 
 def interval(value: Any) -> float | None:
-    """A heartbeat period from the plane, clamped to 5..3600 s; None for anything that is not a number."""
+    """Return a heartbeat period, clamped to 5..3600 s; None for anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return None
     return float(min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, value)))
 
 
 def enrollment_body(*, name: str | None = None, hostname: str | None = None) -> dict[str, str]:
-    """The body of request 1: a configured name, else a host name for the backend to derive one from, else nothing."""
+    """Return the body of request 1: a configured name, else a host name, else nothing."""
     if name is not None:
         return {"name": name}
     return {"hostname": hostname} if hostname is not None else {}
@@ -148,53 +149,32 @@ class Heartbeat:
     deployment: Mapping[str, Any] | None = None  # deployment_id, sequence, spec_hash, state
 
     def to_bytes(self) -> bytes:
-        problems = [
+        """Return it as JSON; long details and problems beyond the first 64 are cut."""
+        members = dict(vars(self))
+        members["spool"] = {name: members.pop(name) for name in ("pending", "quarantined")}
+        members["problems"] = [
             {"code": code, "detail": detail[:LONGEST_DETAIL]}
             for code, detail in self.problems[:MOST_PROBLEMS]
         ]
-        return json.dumps(
-            {
-                "status": self.status,
-                "agent_version": self.agent_version,
-                "boot_id": self.boot_id,
-                "sequence": self.sequence,
-                "uptime_s": self.uptime_s,
-                "sent_at": self.sent_at,
-                "deployment": self.deployment,
-                "signing_keys_version": self.signing_keys_version,
-                "spool": {"pending": self.pending, "quarantined": self.quarantined},
-                "problems": problems,
-            }
-        ).encode()
+        return json.dumps(members).encode()
 
 
 @dataclass(frozen=True)
 class HeartbeatReply:
     """What a 200 to a heartbeat may hint: each is None where it is absent or of another shape."""
 
-    heartbeat_interval_s: float | None = None
-    deployment_id: str | None = None
-    deployment_sequence: int | None = None
-    signing_keys_version: int | None = None
+    heartbeat_interval_s: Optional[float] = lenient()
+    deployment_id: Optional[Identifier] = lenient()
+    deployment_sequence: Optional[int] = lenient()
+    signing_keys_version: Optional[int] = lenient()
 
     @classmethod
     def parse(cls, value: Any) -> HeartbeatReply:
-        said = value if isinstance(value, dict) else {}
-        named = _text(said, "deployment_id")
-        return cls(
-            heartbeat_interval_s=interval(said.get("heartbeat_interval_s")),
-            deployment_id=named if named is not None and IDENTIFIER.match(named) else None,
-            deployment_sequence=_count(said.get("deployment_sequence")),
-            signing_keys_version=_count(said.get("signing_keys_version")),
-        )
-
-
-def _count(value: Any) -> int | None:
-    return (
-        value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
-        else None
-    )
+        """Return the hints of an answer that may be anything."""
+        if not isinstance(value, dict):
+            return cls()
+        period_s = interval(value.get("heartbeat_interval_s"))
+        return replace(documents.parse(cls, value), heartbeat_interval_s=period_s)
 
 
 @dataclass(frozen=True)
@@ -202,74 +182,81 @@ class ListedAgent:
     """One row of the environment's agent list."""
 
     agent_id: str
-    name: str | None
-    last_heartbeat_at: str | None
+    name: Optional[_Plain] = lenient()
+    last_heartbeat_at: Optional[_Plain] = lenient()
 
 
 def agent_page(value: Any) -> tuple[tuple[ListedAgent, ...], str | None]:
-    """Return the agents of one page and the token of the next; ValueError when it is not a page."""
-    if not isinstance(value, dict) or not isinstance(value.get("agents"), list):
+    """Return the agents of one page and the token of the next; ValueError when it is no page."""
+    listed = value.get("agents") if isinstance(value, dict) else None
+    if not isinstance(listed, list):
         raise ValueError("the answer is not an agent list")
-    rows = tuple(
-        ListedAgent(row["agent_id"], _plain(row.get("name")), _plain(row.get("last_heartbeat_at")))
-        for row in value["agents"]
-        if isinstance(row, dict) and isinstance(row.get("agent_id"), str)
-    )
-    cursor = _text(value, "next")
-    if cursor is not None and (
-        len(cursor) > LONGEST_CURSOR or any("\ud800" <= c <= "\udfff" for c in cursor)
-    ):
+    rows = []
+    for row in listed:
+        try:
+            rows.append(documents.parse(ListedAgent, row))
+        except ValueError:
+            continue
+    cursor = value.get("next")
+    if not isinstance(cursor, str) or not cursor:
+        return tuple(rows), None
+    if len(cursor) > LONGEST_CURSOR or any("\ud800" <= c <= "\udfff" for c in cursor):
         raise ValueError("the answer's next page has no name that a URL can carry")
-    return rows, cursor
+    return tuple(rows), cursor
+
+
+def key_sets(value: Any) -> int:
+    """Return how many key sets an answer to request 7 holds; ValueError when it is none."""
+    found = value.get("key_sets") if isinstance(value, dict) else None
+    if not isinstance(found, list):
+        raise ValueError("the answer has no key_sets")
+    return len(found)
 
 
 _TAG = re.compile(r'"[!#-~]{1,128}"\Z')
 _RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)\Z")
+_SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,10})?")
 
 
 def entity_tag(header: str | None) -> str | None:
-    """A strong ``ETag`` that can be sent back; None for a weak one (no byte is sure under it) and for garbage."""
+    """Return a strong ``ETag`` that can be sent back; None for a weak one and for garbage."""
     return header if header is not None and _TAG.match(header) else None
 
 
 def content_range(header: str | None) -> tuple[int, int | None] | None:
-    """Where a part begins and how long the whole is (None: not said); None for garbage."""
+    """Return where a part begins and how long the whole is, if it says; None for garbage."""
     found = _RANGE.match(header or "")
-    return (
-        (int(found[1]), None if found[2] == "*" else int(found[2])) if found is not None else None
-    )
+    if found is None:
+        return None
+    return int(found[1]), None if found[2] == "*" else int(found[2])
 
 
-def key_sets(value: Any) -> int:
-    """How many key sets an answer to request 7 holds, unjudged; ValueError when it is no such answer."""
-    if not isinstance(value, dict) or not isinstance(value.get("key_sets"), list):
-        raise ValueError("the answer has no key_sets")
-    return len(value["key_sets"])
-
-
-_REPORT = {"report_id": str, "status": str, "sequence": int, "spec_hash": str, "occurred_at": str}
-
-
-def report_body(value: Any) -> bytes:
-    """The body of request 6 out of what was kept for it; ValueError when that is no report."""
-    if not isinstance(value, dict) or set(value) != {*_REPORT, "reason"}:
-        raise ValueError("it has not the members of a report")
-    if not all(type(value[name]) is kind for name, kind in _REPORT.items()):
-        raise ValueError("a member of the report has another shape")
-    if not isinstance(value["reason"], (str, type(None))):
-        raise ValueError("the reason is not a text")
-    return json.dumps(value, sort_keys=True).encode()
+def target(location: str | None) -> str | None:
+    """Return where a redirect points, for people to read: its query and user may be secret."""
+    try:
+        parts = urlsplit(location or "")
+    except ValueError:
+        return None
+    place = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+    shown = redacted(f"{parts.scheme}://{place}" if parts.scheme else place)
+    return shown[:LONGEST_SAID] if shown.isascii() and shown.isprintable() and shown else None
 
 
 def retry_after(header: str | None, *, now: float) -> float | None:
-    """Seconds that ``Retry-After`` asks for, as a number or a date; None when absent, negative, absurd or garbage."""
+    """Return the seconds that ``Retry-After`` asks for, None for no pause that makes sense.
+
+    That is: absent, negative, over an hour, or garbage. A number may have a fraction (Sentry and
+    Microsoft Graph send them); of several, joined by commas where a proxy added its own, the
+    largest counts. A date is judged against `now`.
+    """
     if header is None:
         return None
-    text = header.strip()
-    try:
-        seconds = (
-            float(int(text)) if text.isascii() and text.isdigit() else from_http_date(text) - now
-        )
-    except (ValueError, OverflowError):
-        return None
+    numbers = [number.strip() for number in header.split(",")]
+    if all(_SECONDS.fullmatch(number) for number in numbers):
+        seconds = max(map(float, numbers))
+    else:
+        try:
+            seconds = from_http_date(header.strip()) - now
+        except (ValueError, OverflowError):
+            return None
     return seconds if 0 <= seconds <= LONGEST_RETRY_AFTER_S else None

@@ -1,4 +1,4 @@
-"""Which proxy a request goes through: settings first, else ``HTTPS_PROXY``/``NO_PROXY``; the only reader of those."""
+"""Which proxy a request goes through: settings first, else the environment's, read only here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ METADATA = tuple(
 )
 
 
+def from_environment(environ: Mapping[str, str]) -> tuple[Secret | None, tuple[str, ...]]:
+    """Return the proxy and the exceptions that variables name, in upper or lower case."""
+    proxy, no_proxy = (
+        environ.get(name, "").strip() or environ.get(name.lower(), "").strip()
+        for name in ("HTTPS_PROXY", "NO_PROXY")
+    )
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"  # as curl reads it
+    return Secret(proxy) if proxy else None, tuple(no_proxy.replace(",", " ").split())
+
+
 def proxy_for(
     host: str,
     port: int,
@@ -24,22 +35,15 @@ def proxy_for(
     environ: Mapping[str, str],
 ) -> Secret | None:
     """Return the proxy for ``host:port``, or None for a direct connection."""
-    found = environ.get("HTTPS_PROXY", "").strip()
-    if found and "://" not in found:
-        found = f"http://{found}"  # as curl reads it
-    chosen = proxy or (Secret(found) if found else None)
-    excluded = no_proxy or environ.get("NO_PROXY", "").replace(",", " ").split()
-    if (
-        chosen is None
-        or _is_metadata(host)
-        or any(_matches(entry, host, port) for entry in excluded)
-    ):
+    named, excepted = from_environment(environ)
+    chosen = proxy or named
+    if chosen is None or is_link_local(host):
         return None
-    return chosen
+    return None if any(_matches(e, host, port) for e in no_proxy or excepted) else chosen
 
 
 def usable(proxy: Secret) -> bool:
-    """Whether it is the URL of an HTTP proxy; libraries quote one that is not, password included."""
+    """Return True for the URL of an HTTP proxy; libraries quote any other, password included."""
     text = proxy.reveal()
     try:
         parts = urlsplit(text)
@@ -50,16 +54,17 @@ def usable(proxy: Secret) -> bool:
 
 
 def place(proxy: Secret) -> str:
-    """Host and port of a usable proxy for people to read: never its user or password."""
+    """Return host and port of a usable proxy for people to read: never its user or password."""
     parts = urlsplit(proxy.reveal())
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def _is_metadata(host: str) -> bool:
+def is_link_local(host: str) -> bool:
+    """Return True for an address of this link or of metadata, however it is written."""
     try:
-        address = _address(host) or ipaddress.IPv4Address(
-            socket.inet_aton(host)
-        )  # 0xa9fea9fe, as a resolver reads it
+        address = _address(host.partition("%")[0]) or ipaddress.IPv4Address(
+            socket.inet_aton(host)  # 0xa9fea9fe
+        )
     except (OSError, ValueError):
         return False
     address = getattr(address, "ipv4_mapped", None) or address
@@ -74,7 +79,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _matches(entry: str, host: str, port: int) -> bool:
-    """One NO_PROXY entry: ``*``, a name or suffix with or without a leading dot, an address, a CIDR net, ``:port``."""
+    """Judge one exception: ``*``, a name or suffix, an address, a CIDR net, each with ``:port``."""
     entry = entry.strip().lower()
     name, colon, wanted = entry.rpartition(":")
     if colon and wanted.isdigit() and (":" not in name or name.endswith("]")):

@@ -1,7 +1,12 @@
-"""Which certificates are trusted: the operating system's store, or exactly the configured ones; TLS 1.2 or newer."""
+"""The certificates that are trusted, and TLS 1.2 or newer.
+
+Trust is the operating system's store, or exactly the configured certificates instead.
+"""
 
 from __future__ import annotations
 
+import base64
+import re
 import socket
 import ssl
 import weakref
@@ -11,11 +16,17 @@ from typing import Any
 from firstboot.api.connection import TlsSocket, current
 from firstboot.base.errors import LocalFault
 
-# The compiled-in place of OpenSSL comes first; a Python built elsewhere points at nothing, so then where systems keep it.
+# The compiled-in place of OpenSSL comes first; a Python built elsewhere points at nothing, so then
+# where systems keep it.
 OS_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",  # RHEL family
     "/etc/ssl/ca-bundle.pem",  # SUSE
+)
+PARTIAL_CHAIN = 0x80000  # of OpenSSL; Python 3.9 has no name for it
+_BLOCK = re.compile(
+    r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([A-Za-z0-9+/=\s]+)"
+    r"-----END (?:X509 |TRUSTED )?CERTIFICATE-----"
 )
 
 
@@ -35,39 +46,64 @@ class NamedContext(ssl.SSLContext):
         )
 
 
-# The system's store costs 55 ms and 2 MiB: the loops of one process share it for as long as one of them uses it.
+# The system's store costs 55 ms and 2 MiB: the workers of one process share it while one uses it.
 _shared: weakref.WeakValueDictionary[str | None, NamedContext] = weakref.WeakValueDictionary()
 
 
 def tls_context(ca_certificates: str | None) -> NamedContext:
-    """Names are checked; trust is `ca_certificates` (PEM) alone, else the operating system's store, or LocalFault.
+    """Return the context for `ca_certificates` (PEM), else for the system's store; LocalFault.
 
-    Transports of several threads with the same trust get the same context. Not `ssl.create_default_context`, which
-    honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
+    Transports of several threads with the same trust get the same context. Not
+    `ssl.create_default_context`, which honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
     """
     context = _shared.get(ca_certificates)
     if context is None:
-        _shared[ca_certificates] = context = _new_context(ca_certificates)
+        context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if ca_certificates is None:
+            _trust_the_system(context)
+        else:
+            try:
+                context.load_verify_locations(cadata=certificates(ca_certificates))
+            except (ssl.SSLError, ValueError) as error:
+                raise LocalFault(
+                    "ca_certificates does not hold certificates in PEM form",
+                    hint="give BEGIN CERTIFICATE blocks, as the authority publishes them",
+                ) from error
+            # An intermediate or a leaf is an anchor too, as with curl --cacert.
+            context.verify_flags |= PARTIAL_CHAIN
+        _shared[ca_certificates] = context
     return context
 
 
-def _new_context(ca_certificates: str | None) -> NamedContext:
-    context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_certificates is not None:
-        try:
-            context.load_verify_locations(cadata=ca_certificates)
-        except (ssl.SSLError, ValueError) as error:
-            raise LocalFault("ca_certificates does not hold certificates in PEM form") from error
-        return context
+def certificates(text: str) -> bytes:
+    """Return the DER of all certificates in a text; ValueError when there is none.
+
+    What stands outside of BEGIN and END (a BOM, comments in any encoding) is not looked at.
+    ``TRUSTED CERTIFICATE`` is OpenSSL's form: the certificate, then its own notes, cut off here.
+    """
+    blocks = [base64.b64decode(found) for found in _BLOCK.findall(text)]
+    if not blocks:
+        raise ValueError("no certificate")
+    return b"".join(block[: _length(block)] for block in blocks)
+
+
+def _length(der: bytes) -> int:
+    """Return how many bytes the first element of `der` takes, its head included."""
+    if len(der) < 2 or der[1] < 0x80:
+        raise ValueError("no certificate is that short")
+    end = 2 + (der[1] & 0x7F)
+    return end + int.from_bytes(der[2:end], "big")
+
+
+def _trust_the_system(context: ssl.SSLContext) -> None:
     compiled = ssl.get_default_verify_paths()
     for bundle in (compiled.openssl_cafile, *OS_BUNDLES):
         if Path(bundle).is_file():
             context.load_verify_locations(cafile=bundle)
-            return context
-    if Path(compiled.openssl_capath).is_dir():
-        context.load_verify_locations(capath=compiled.openssl_capath)
-        return context
-    raise LocalFault(
-        "this system has no trust store", hint="install ca-certificates, or set ca_certificates"
-    )
+            return
+    if not Path(compiled.openssl_capath).is_dir():
+        raise LocalFault(
+            "this system has no trust store", hint="install ca-certificates, or set ca_certificates"
+        )
+    context.load_verify_locations(capath=compiled.openssl_capath)

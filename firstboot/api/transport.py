@@ -1,18 +1,22 @@
-"""The only HTTP of this package: one request, one answer or one error. No retry, no paths, no policy.
+"""The only HTTP of this package: one request, one answer or one error. No retry, no policy.
 
-Nothing comes from the caller's environment behind our back: no ``.netrc``, ``REQUESTS_CA_BUNDLE``, ``SSL_CERT_FILE``,
-``SSLKEYLOGFILE`` or implicit proxy. Trust is the operating system's store or exactly the configured certificates, never
-the bundle that a wheel ships. Every request has time-outs on connect and read, a deadline over the whole, which a
-server that drips a byte a second cannot stretch, and a ceiling of bytes. Redirects are answers like any other.
+Nothing comes from the caller's environment behind our back: no ``.netrc``, ``REQUESTS_CA_BUNDLE``,
+``SSL_CERT_FILE``, ``SSLKEYLOGFILE`` or implicit proxy. Trust is the operating system's store or
+exactly the configured certificates, never the bundle that a wheel ships. Every request has one
+deadline (see `connection`) and a ceiling of bytes. Redirects are answers like any other.
 """
 
 from __future__ import annotations
 
 import functools
 import http.client
+import importlib.util
 import os
+import re
 import socket
 import ssl
+import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,19 +24,49 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from firstboot.api import lean  # noqa: F401 - before requests  # isort: skip
-import requests.adapters
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
 from firstboot import __version__
-from firstboot.api.connection import READ_S, Unreachable, connect, current
+from firstboot.api.connection import READ_S, ProxyRefused, Unreachable, connect, current
 from firstboot.api.proxies import place, proxy_for, usable
 from firstboot.api.stream import BLOCK_BYTES, Body, NoAnswer, Stream
 from firstboot.api.tls import NamedContext, tls_context
 from firstboot.base.clock import monotonic
 from firstboot.base.secret import Secret
+
+_DETECTORS = ("chardet", "charset_normalizer")
+
+
+def _detect(data: bytes) -> dict[str, Any]:
+    name = next(filter(importlib.util.find_spec, _DETECTORS))
+    found: dict[str, Any] = importlib.import_module(name).detect(data)
+    return found
+
+
+def _import_requests() -> None:
+    """Import it without the character detection that nothing here asks for.
+
+    These are 2.9 MiB of tables in a resident process (Debian 12, measured) and 10 ms of each
+    command's start; requests loads them to guess the encoding of a text, and our answers are bytes.
+    What asks for a guess all the same gets the real library, loaded then.
+    """
+    modules: dict[str, Any] = sys.modules
+    if any(name in modules for name in ("requests", *_DETECTORS)):
+        return  # somebody else's process: it has what it has
+    modules["chardet"] = stand_in = types.ModuleType("chardet")
+    # In the range of every requests from 2.25 on, which compares it and warns.
+    vars(stand_in).update(__version__="3.0.4", detect=_detect)
+    modules["charset_normalizer"] = None
+    try:
+        importlib.import_module("requests")
+    finally:
+        for name in _DETECTORS:
+            del modules[name]
+
+
+_import_requests()
+import requests.adapters  # noqa: E402
+import urllib3  # noqa: E402
+from urllib3.connection import HTTPConnection, HTTPSConnection  # noqa: E402
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool  # noqa: E402
 
 CEILING_BYTES = 1 << 20  # of JSON replies (contract 2)
 DEADLINE_S = 60.0  # of a request that names no other
@@ -48,15 +82,19 @@ class Reply:
     body: bytes
     date: float | None
 
-    @property
-    def media_type(self) -> str:
-        return self.headers.get("content-type", "").split(";")[0].strip().lower()
-
 
 class _Response(http.client.HTTPResponse):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         current.response = self
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Skip what is no answer yet: http.client skips 100 alone, and not 103 (Early Hints)."""
+        while True:
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            if not 101 < found[1] < 200:
+                return found
+            http.client.parse_headers(self.fp)
 
 
 class _PlainConnection(HTTPConnection):
@@ -73,9 +111,9 @@ class _PlainConnection(HTTPConnection):
 class _TlsConnection(_PlainConnection, HTTPSConnection):
     def _connect_tls_proxy(self, hostname: str, *arguments: Any) -> Any:
         """Expect an https proxy's own name, also where that is an address."""
-        plane, current.expected = current.expected, hostname
+        control_plane, current.expected, current.at_proxy = current.expected, hostname, True
         connected = super()._connect_tls_proxy(hostname, *arguments)
-        current.expected = plane
+        current.expected, current.at_proxy = control_plane, False
         return connected
 
 
@@ -100,33 +138,18 @@ class _Adapter(requests.adapters.HTTPAdapter):
     """requests' adapter with our TLS context and connections, without certifi's bundle."""
 
     def __init__(self, context: NamedContext) -> None:
-        self._context = context
-        self._pools: dict[str, Any] = {
-            "http": _PlainPool,
-            "https": functools.partial(_TlsPool, context),
-        }
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
-
-    def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
-        super().init_poolmanager(*arguments, ssl_context=self._context, **keywords)
+        self._context = context
+        self._pools = {"http": _PlainPool, "https": functools.partial(_TlsPool, context)}
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
-        manager = super().proxy_manager_for(
-            proxy, ssl_context=self._context, proxy_ssl_context=self._context, **keywords
-        )
+        manager = super().proxy_manager_for(proxy, proxy_ssl_context=self._context, **keywords)
         manager.pool_classes_by_scheme = self._pools
         return manager
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         conn.cert_reqs, conn.ca_certs, conn.ca_cert_dir = "CERT_REQUIRED", None, None
-
-    def build_connection_pool_key_attributes(
-        self, request: Any, verify: Any, cert: Any = None
-    ) -> Any:
-        parts = urlsplit(request.url)
-        host = {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}
-        return host, {"cert_reqs": "CERT_REQUIRED", "ssl_context": self._context}
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         """Build it without Content-Type's parameters: requests crashes on a bare ``charset``."""
@@ -136,7 +159,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 class _Session(requests.Session):
-    """requests' session that sees no redirect: else it would read one's body whole to learn where it leads."""
+    """requests' session that sees no redirect: it would read one's body whole to follow it."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         return None
@@ -156,35 +179,18 @@ class Transport:
         self._proxy, self._no_proxy, self._environ = proxy, tuple(no_proxy), environ
         self._session = _Session()
         self._session.trust_env = False
-        self._session.cookies.set_policy(
-            DefaultCookiePolicy(allowed_domains=[])
-        )  # none is kept, none is sent
-        self._context = tls_context(ca_certificates)
-        adapter = _Adapter(self._context)
+        # No cookie is kept, none is sent.
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        adapter = _Adapter(tls_context(ca_certificates))
         self._session.mount("https://", adapter)
         self._session.mount("http://", adapter)
 
     def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        bearer: Secret | None = None,
-        headers: Mapping[str, str] | None = None,
-        body: bytes | Body | None = None,
-        ceiling: int = CEILING_BYTES,
-        deadline_s: float = DEADLINE_S,
+        self, method: str, url: str, *, ceiling: int = CEILING_BYTES, **keywords: Any
     ) -> Reply:
-        """Send one request and read its whole answer of at most `ceiling` bytes; Unreachable or NoAnswer."""
-        with self.stream(
-            method, url, bearer=bearer, headers=headers, body=body, deadline_s=deadline_s
-        ) as answer:
-            return Reply(
-                status=answer.status,
-                headers=answer.headers,
-                body=answer.whole(ceiling),
-                date=answer.date,
-            )
+        """Do as `stream`, and read the whole answer of at most `ceiling` bytes."""
+        with self.stream(method, url, **keywords) as answer:
+            return Reply(answer.status, answer.headers, answer.whole(ceiling), answer.date)
 
     @contextmanager
     def stream(
@@ -197,36 +203,28 @@ class Transport:
         body: bytes | Body | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> Iterator[Stream]:
-        """Send one request and hand out its answer, whose body comes as it is read; Unreachable or NoAnswer.
+        """Send one request and yield its answer, whose body comes as it is read.
 
-        A `body` with ``read`` and ``__len__`` is sent in blocks. `deadline_s` is for all of it, also for what is read inside
-        the ``with``; an OSError that something else raises there would be taken for the network's.
+        Unreachable or NoAnswer. A `body` with ``read`` and ``__len__`` is sent in blocks.
+        `deadline_s` is for all of it, also for what is read inside the ``with``; an OSError that
+        something else raises there would be taken for the network's.
         """
-        sent = {
-            "User-Agent": USER_AGENT,
-            "Accept": "application/json, application/problem+json",
-            "Accept-Encoding": "identity",
-            **(headers or {}),
-        }
-        if bearer is not None:
-            if not all("!" <= c <= "~" for c in bearer.reveal()):  # requests would quote it
-                raise Unreachable("the credential holds characters that no header can carry")
-            sent["Authorization"] = f"Bearer {bearer.reveal()}"
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         # Never for http, which goes to loopback only: a proxy would read the credential.
         proxy = self._proxy_for(host, port) if parts.scheme == "https" else None
         where, way = f"{host}:{port}", place(proxy) if proxy is not None else None
         until = monotonic() + deadline_s
-        current.sent, current.response, current.expected = False, None, host
+        current.sent, current.response = False, None
+        current.expected, current.at_proxy = host, False
         current.peer = f"the proxy {way}" if way is not None else where
-        # What takes long is a body, theirs or ours: an answer to none begins as soon as a short one.
+        # What takes long is a body, theirs or ours: an answer to none begins soon.
         current.limit = until if body is not None else min(until, monotonic() + DEADLINE_S)
         try:
             with self._session.request(
                 method,
                 url,
-                headers=sent,
+                headers={**_headers(bearer), **(headers or {})},
                 data=body,
                 proxies={"https": proxy.reveal()} if proxy is not None else {},
                 timeout=READ_S,
@@ -245,7 +243,7 @@ class Transport:
             _translate(error, where, proxy=way)
         except ValueError as error:
             if not current.sent:
-                raise Unreachable(f"the address of {where} is not usable") from error
+                raise _unusable(where) from error
             raise NoAnswer(f"{host} answered something that is not HTTP") from error
         finally:
             # Python 3.9 leaves a refusing proxy's, which holds the socket open.
@@ -268,22 +266,31 @@ class Transport:
         self._session.close()
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error with everything inside it: requests wraps urllib3, which wraps ssl and socket errors."""
-    found, todo = [], [error]
-    while todo:
-        one = todo.pop()
-        if one in found:
-            continue
-        found.append(one)
-        inner = [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
-        todo.extend(item for item in inner if isinstance(item, BaseException))
+def _headers(bearer: Secret | None) -> dict[str, str]:
+    found = {
+        "User-Agent": USER_AGENT,
+        "Accept": "application/json, application/problem+json",
+        "Accept-Encoding": "identity",
+    }
+    if bearer is not None:
+        if not all("!" <= c <= "~" for c in bearer.reveal()):  # requests would quote it
+            raise Unreachable(
+                "the credential holds characters that no header can carry",
+                hint="give the token or key exactly as it was issued",
+            )
+        found["Authorization"] = f"Bearer {bearer.reveal()}"
     return found
 
 
+def _unusable(where: str) -> Unreachable:
+    return Unreachable(f"the address of {where} is not usable", hint="check api_base_url")
+
+
 def _translate(error: BaseException, where: str, *, proxy: str | None) -> NoReturn:
-    """Raise what a person needs to know; library messages are not quoted: they may hold a proxy's password."""
-    causes = _causes(error)
+    """Raise what a person needs to know; library messages may hold a proxy's password."""
+    causes = [error]  # requests wraps urllib3, which wraps ssl and sockets
+    while causes[-1].__context__ is not None:
+        causes.append(causes[-1].__context__)
 
     def has(*kinds: type) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
@@ -291,25 +298,53 @@ def _translate(error: BaseException, where: str, *, proxy: str | None) -> NoRetu
     way = f"{where} (through the proxy {proxy})" if proxy else where
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            raise Unreachable(
-                f"the certificate of {where} is not accepted: {cause.verify_message}",
-                hint="check the host's clock, api_base_url and ca_certificates",
-            ) from error
-    if any(
-        str(cause).startswith("Tunnel connection failed: 407") for cause in causes
-    ):  # http.client's sentence
-        raise Unreachable(
-            f"{current.peer} does not accept our credentials: 407",
-            hint="check proxy and its password",
-        ) from error
-    if has(urllib3.exceptions.ProxyError) and not current.sent:
-        raise Unreachable(
-            f"{current.peer} did not connect us to {where}", hint="check proxy and its password"
-        ) from error
+            raise _distrusted(cause, where, proxy) from error
+        refused = re.match(r"Tunnel connection failed: (\d{3})", str(cause))  # http.client's words
+        if refused is not None:
+            raise _no_tunnel(int(refused[1]), where) from error
     if has(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
-        raise Unreachable(f"the address of {where} is not usable") from error
+        raise _unusable(where) from error
     if not current.sent and has(ssl.SSLError, OSError, urllib3.exceptions.HTTPError):
-        raise Unreachable(f"no TLS session with {way}") from error
+        raise Unreachable(
+            f"no TLS session with {way}",
+            hint="something else may answer there: check the host, port and scheme of "
+            + ("proxy" if proxy else "api_base_url"),
+        ) from error
     if has(socket.timeout, requests.Timeout, urllib3.exceptions.TimeoutError):
         raise NoAnswer(f"no answer from {way} in time") from error
     raise NoAnswer(f"the connection with {way} ended before the answer was whole") from error
+
+
+def _distrusted(cause: ssl.SSLCertVerificationError, where: str, proxy: str | None) -> Unreachable:
+    """Blame whose certificate it is: an https proxy's, or that of the answering server."""
+    if current.at_proxy:
+        return Unreachable(
+            f"the certificate of the proxy {proxy} itself is not accepted: {cause.verify_message}",
+            hint="check proxy, and add its authority to ca_certificates",
+        )
+    if proxy is not None:
+        return Unreachable(
+            f"the certificate for {where}, seen through the proxy {proxy}, is not accepted: "
+            f"{cause.verify_message}",
+            hint="if the proxy inspects TLS, add its authority to ca_certificates; else check the "
+            "host's clock, api_base_url and ca_certificates",
+        )
+    return Unreachable(
+        f"the certificate of {where} is not accepted: {cause.verify_message}",
+        hint="check the host's clock, api_base_url and ca_certificates; if a proxy on the way "
+        "inspects TLS, add its authority to ca_certificates",
+    )
+
+
+def _no_tunnel(status: int, where: str) -> Unreachable:
+    if status == 407:
+        return ProxyRefused(
+            f"{current.peer} does not accept our credentials: 407",
+            hint="check proxy and its password",
+        )
+    return Unreachable(
+        f"{current.peer} refused to connect us to {where}: {status}",
+        hint="check that the proxy allows this host and port"
+        if status in (403, 405)
+        else "check that the proxy can resolve and reach it",
+    )

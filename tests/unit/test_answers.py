@@ -4,6 +4,7 @@ somebody else's page.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,50 @@ def test_every_status_has_the_meaning_of_contract_2_1(status: int) -> None:
     assert (meaning(answer(status, {"code": "x"}), HOSTNAME) is Meaning.ASK_WITHOUT_NAME) == (
         status in (400, 422)
     )
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "expected"),
+    [
+        ("application/json", {"message": "no Route matched with those values"}, False),
+        ("application/json", {"message": "Forbidden", "title": "x"}, False),
+        ("application/json", {}, False),
+        ("application/json", {"code": 403, "title": "x", "detail": 7}, False),
+        ("application/json", [], False),
+        ("application/problem+json", {}, True),
+        ("application/json", {"code": "token_used"}, True),
+        ("application/json", {"type": "about:blank", "title": "Forbidden"}, True),
+        ("text/html", {"title": "Forbidden", "detail": "no"}, True),
+    ],
+    ids=str,
+)
+def test_what_may_be_a_refusal_is_a_problem_document(media: str, body: Any, expected: bool) -> None:
+    """A gateway's own JSON says nothing about a token (contract 2.1)."""
+    found = answer(403, body)
+    assert replace(found, media_type=media).is_problem is expected
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("https://user:pw@other.example:8443/path?token=x#y", "https://other.example:8443/path"),
+        ("/login?next=%2F", "/login"),
+        ("//other.example/x", "other.example/x"),
+        ("https://" + "x" * 300, "https://" + "x" * 192),
+        ("https://[", None),
+        ("https://other.example/\x1b[2J", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_redirect_is_said_with_its_target(location: str | None, target: str | None) -> None:
+    """Without what may be secret in it, and without what no terminal should see."""
+    assert messages.target(location) == target
+    found = replace(answer(301, text=b"x"), target=target, host="plane.example")
+    with pytest.raises(NotThePlane) as caught:
+        check(found, doing="heartbeat")
+    said = f" to {target}" if target else ""
+    assert str(caught.value) == f"heartbeat: plane.example answered 301, a redirect{said}"
 
 
 @pytest.mark.parametrize("code", ["token_used", "name_taken", "in_progress", None])

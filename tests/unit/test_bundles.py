@@ -135,6 +135,17 @@ def test_words_in_place_of_bytes_are_an_answer(media: str) -> None:
     assert isinstance(found, Answer) and not found.is_json
 
 
+@pytest.mark.parametrize("media", ["text/plain", "text/html", "application/json", "image/png", ""])
+def test_a_bundle_may_have_any_media_type(media: str) -> None:
+    """Stores give files any: bytes that begin as gzip does are judged by their digest."""
+    whole = b"\x1f\x8b" + bytes(range(200))
+    for answers in (
+        [(200, {"content-type": media}, whole)],
+        [(302, {"location": SIGNED}, b""), (200, {"content-type": media}, whole)],
+    ):
+        assert ask(*answers)[0][3] == whole
+
+
 @pytest.mark.parametrize("status", bundles.REDIRECTS)
 def test_elsewhere_gets_the_range_and_no_credential(status: int) -> None:
     """Another host, another port, another scheme: another origin."""
