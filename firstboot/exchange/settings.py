@@ -41,6 +41,10 @@ class Settings:
     key_sets: tuple[Mapping[str, Any], ...] = ()
     # Keys that a source above the image's defaults gave: a later boot does not take them from there.
     pinned: tuple[str, ...] = field(default=(), compare=False)
+    # Keys that the image's defaults gave, None in a file of version 0.1.0; those that went back to
+    # their default at the last `run`, because the file no longer names them.
+    from_image: Optional[tuple[str, ...]] = field(default=None, compare=False)
+    reverted: tuple[str, ...] = field(default=(), compare=False)
 
 
 def has_password(proxy: Secret | None) -> bool:

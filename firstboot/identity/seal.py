@@ -25,7 +25,7 @@ from firstboot.base.errors import Corrupt
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-SEALED_LIMIT = 1 << 18  # bytes of a sealed file; an identity takes about 2 KiB
+SEALED_LIMIT = 1 << 21  # bytes of a sealed file; without certificates about 2 KiB
 
 # ASCII on purpose: json.dumps escapes the rest, and a line end inside a header cannot be forged.
 _FORMAT = re.compile(

@@ -55,6 +55,7 @@ MOVED = (
 
 Text = Annotated[str, Rule(bool, "a text that is not empty")]
 Key = Annotated[Secret, Rule(bool, "a key")]
+Pem = Annotated[Any, Rule(lambda value: isinstance(value, str), "a text")]  # of any length
 
 
 class State(enum.Enum):
@@ -81,6 +82,9 @@ class Identity:
     scopes: tuple[Text, ...] = ()
     expires_at: Optional[Text] = None
     proxy: Optional[Secret] = None
+    ca_certificates: Optional[Pem] = None
+    no_proxy: tuple[str, ...] = ()
+    routed: bool = False  # the last two are sealed; version 0.1.0 did not
     idempotency_key: Optional[Text] = None  # of the intent that this is the answer to
     moved_in: Optional[Text] = None  # the boot in which the product UUID was another than before
 
@@ -151,23 +155,20 @@ def save(layout: Layout, identity: Identity, *, seal: str) -> None:
     files.write(layout.credentials, sealed, mode=0o600)
 
 
-def rebind(layout: Layout, seen: Look, *, boot_id: str) -> None:
-    """Seal again, bound to this host, what was sealed before its facts were what they are now.
+def rebind(layout: Layout, seen: Look, wanted: Identity, *, boot_id: str) -> None:
+    """Seal `wanted`, bound to this host as it is now, where the identity that was seen is not so.
 
-    That is a machine-id that was not committed yet, or another product UUID: told in this boot,
-    then recorded anew. A sealed file that others could read is tightened.
+    It was sealed under a machine-id that was not committed yet, or under another product UUID: that
+    is told in this boot, then recorded anew. A sealed file that others could read is tightened.
     """
-    here = seen.identity
-    if here is None:
-        return
-    if private.tighten(layout.credentials, owner=layout.owner, if_unwritten=False):
+    if private.tighten(layout.credentials):
         log.warning("the sealed identity could be read by others: its mode is 0600 again")
     if seen.moved:
-        here = replace(here, moved_in=boot_id)
+        wanted = replace(wanted, moved_in=boot_id)
         log.notice(MOVED)
-    if seen.unbound or seen.moved:
-        save(layout, here, seal=seen.provider)
-        log.info("the identity is bound to this host as it is now")
+    if seen.unbound or wanted != seen.identity:
+        save(layout, wanted, seal=seen.provider)
+        log.info("the identity is sealed anew, bound to this host as it is now")
 
 
 def drop_unused_key(layout: Layout) -> None:

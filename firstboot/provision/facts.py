@@ -65,13 +65,14 @@ def look(
     tried: frozenset[Secret] | None = None,
     tolerant: bool = False,
     read_only: bool = False,
+    tighten: bool = False,
 ) -> View:
     """Read identity, marks, intent and sources, and draw the facts.
 
     Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that
     needs none: the sources that are not broken count then. `reached` is the address that this run
     had a TLS session with, `tried` the tokens that it has erased (None when it has not erased yet).
-    A `read_only` look leaves a damaged file where it is. LocalFault when the identity could not be
+    A `read_only` look leaves a damaged file where it is; `tighten` as for `gather`. LocalFault when the identity could not be
     looked at.
     """
     seen = _identity(layout, reenrolling=reenrolling)
@@ -89,7 +90,7 @@ def look(
         faults.append(error)
     known = not faults  # else nothing can be said about a token
     strict = not tolerant and state is not State.HERE
-    found = gather(layout, inputs, classify=marks.classify, strict=strict)
+    found = gather(layout, inputs, classify=marks.classify, strict=strict, tighten=tighten)
     faults += [found.fault] if found.fault is not None else []
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
     finished = cloud_init_finished(layout)

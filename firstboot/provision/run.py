@@ -20,7 +20,7 @@ from firstboot.api.client import Answer
 from firstboot.api.messages import enrollment_body
 from firstboot.base import files, log, systemd
 from firstboot.base.clock import Backoff, Clock, rfc3339, rng
-from firstboot.base.errors import Corrupt, LocalFault, NotErased, Refused, TryAgain
+from firstboot.base.errors import LocalFault, NotErased, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
@@ -31,8 +31,9 @@ from firstboot.provision.decision import IntentState, Step, next_step
 from firstboot.provision.enrollment import Meaning
 from firstboot.provision.erase.receipt import Receipt
 from firstboot.provision.facts import View, look, stop_error
+from firstboot.provision.freezing import freeze_again
 from firstboot.provision.schema import require_complete
-from firstboot.provision.sources import Inputs, refreeze
+from firstboot.provision.sources import Inputs
 from firstboot.provision.tokens import Intent, TokenClass
 
 BACKOFF_S = (1.0, 60.0)  # base and cap of the pauses after a transient failure
@@ -139,6 +140,7 @@ class FirstBoot:
                 handed_off=self._handed_off,
                 reached=self._reached,
                 tried=self._tried,
+                tighten=True,
             )
             step = next_step(view.facts)
             log.debug("next step", step=step.value)
@@ -256,6 +258,9 @@ class FirstBoot:
             expires_at=reply.expires_at,
             enrolled_at=rfc3339(self._clock.wall()),
             proxy=found.proxy,
+            ca_certificates=found.ca_certificates,
+            no_proxy=found.no_proxy,
+            routed=True,
             idempotency_key=intent.key,
         )
         # The reply's key sets replace those of an enrollment before: they are this environment's.
@@ -306,8 +311,7 @@ class FirstBoot:
         """
         fault: LocalFault | None = None
         try:
-            self._refreeze(view)
-            store.rebind(self._layout, view.seen, boot_id=view.boot_id)
+            freeze_again(self._layout, view.seen, view.found.image, boot_id=view.boot_id)
         except LocalFault as error:
             fault = error
         # An identity that is not settled is new: an agent that runs has the old one.
@@ -322,24 +326,6 @@ class FirstBoot:
         else:
             log.info("handed off; there is no systemd here: start byteor-agent run")
         self._handed_off = True
-
-    def _refreeze(self, view: View) -> None:
-        here = view.seen.identity
-        assert here is not None  # noqa: S101 - only called with an identity
-        base, stored = None, None
-        try:
-            stored = files.read_json(self._layout.settings)
-            base = frozen.thaw(stored) if stored is not None else None
-        except Corrupt as error:
-            log.warning(str(error), kept_as=files.set_aside(self._layout.settings))
-            stored = None
-        if base is None:
-            base = frozen.Settings(
-                here.api_base_url, here.org_id, here.project_id, here.environment_id
-            )
-        fresh = frozen.freeze(refreeze(base, view.found.image))
-        if fresh != stored:
-            files.write_json(self._layout.settings, fresh, mode=0o644)
 
     def _settle(self, view: View) -> None:
         """Mark the token spent and wipe the intent, which has done its work."""

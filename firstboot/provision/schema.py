@@ -26,7 +26,7 @@ YAML_LIMIT = 1 << 20  # bytes
 DEPTH_LIMIT = 32
 NODE_LIMIT = 20_000
 LONGEST_NUMBER = 64  # characters; a longer one takes quadratic time
-LONGEST_UNIT = 255  # characters; systemd's own limit
+LONGEST_PEM = 512 << 10  # characters; every process reads it, and it is sealed
 WINDOW_LIMIT_S = 3600.0
 
 COLLECTIONS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
@@ -195,6 +195,8 @@ def _pem(value: Any) -> str:
         raise ValueError(
             "must be certificates alone, without a private key: everybody can read settings.json"
         )
+    if len(text) > LONGEST_PEM:
+        raise ValueError(f"must be at most {LONGEST_PEM} characters")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError, TypeError):  # TypeError: not ASCII
@@ -297,6 +299,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "activation": _activation,
 }
 IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation"})
+CLEARABLE = frozenset({"ca_certificates", "signing_keys", "proxy"})  # by `null`, in the image's
 PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
 ROUTING = frozenset({*PLACE, "ca_certificates", "proxy", "no_proxy"})
 
@@ -328,6 +331,9 @@ def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
                 f"{where}: a token never stands in the image's defaults",
                 hint="put it into user data, or into /etc/byteor/enrollment-token",
             )
+        if value is None and key in CLEARABLE and rank is Rank.IMAGE:
+            found[key] = () if key == "signing_keys" else None
+            continue
         try:
             found[key] = CHECKS[key](value)
         except ValueError as error:
@@ -335,7 +341,7 @@ def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
             raise Invalid(
                 f"{where}: {key}{'' if inner else ' '}{error}", hint=f"correct {key} in {where}"
             ) from None
-    if rank is Rank.IMAGE and has_password(found.get("proxy")):
+    if rank is Rank.IMAGE and has_password(found.get("proxy") or None):
         raise Invalid(
             f"{where}: proxy must not hold a password here: the file is readable by everybody",
             hint="give a proxy with a password beside the token",

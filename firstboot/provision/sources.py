@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -24,12 +24,13 @@ from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.provision import userdata
-from firstboot.provision.schema import PLACE, ROUTING, Rank, load_yaml, parse
+from firstboot.provision.schema import ROUTING, Rank, load_yaml, parse
 from firstboot.provision.tokens import TokenClass
 
 TOKEN_LIMIT = 8192  # bytes
 YAML_LIMIT = 1 << 20
 USER_DATA_LIMIT = 32 << 20
+WRITE_FILES = "in write_files: permissions: '0600', and no owner other than root"
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,21 @@ class Found:
 
 
 def gather(
-    layout: Layout, inputs: Inputs, *, classify: Callable[[Secret], TokenClass], strict: bool = True
+    layout: Layout,
+    inputs: Inputs,
+    *,
+    classify: Callable[[Secret], TokenClass],
+    strict: bool = True,
+    tighten: bool = False,
 ) -> Found:
     """Read every source; Invalid or LocalFault for a broken one that could redirect the token.
 
-    Not `strict`: that fault is part of what was found, for a host that has its identity.
+    Not `strict`: that fault is part of what was found, for a host that has its identity. `tighten`
+    what others could read in the drop place: for `run` alone, whoever looks writes nothing.
     """
     sources: list[Source] = []
     broken: list[tuple[Rank, ByteorError]] = []
-    for rank, read in _readers(layout, inputs):
+    for rank, read in _readers(layout, inputs, tighten):
         try:
             source = read()
         except (Invalid, LocalFault) as error:
@@ -125,13 +132,13 @@ def _choose(sources: Sequence[Source], classify: Callable[[Secret], TokenClass])
 Reader = Callable[[], Optional[Source]]
 
 
-def _readers(layout: Layout, inputs: Inputs) -> Iterator[tuple[Rank, Reader]]:
+def _readers(layout: Layout, inputs: Inputs, tighten: bool) -> Iterator[tuple[Rank, Reader]]:
     yield Rank.TOKEN_FILE, lambda: _token_file(inputs)
     for name, kind in (("byteor.enrollment-token", _bare), ("byteor.firstboot", _mapping)):
         if inputs.credentials is not None:
             path = inputs.credentials / name
             yield Rank.CREDENTIAL, _reader(kind, Rank.CREDENTIAL, f"credential {name}", path)
-    yield Rank.DROP_PLACE, lambda: _drop_place(layout)
+    yield Rank.DROP_PLACE, lambda: _drop_place(layout, tighten)
     if not layout.is_host or _cloud_init_ran(layout):
         # Vendor data in cloud-init's own order of precedence.
         for rank, where, names in (
@@ -194,11 +201,19 @@ def _token_file(inputs: Inputs) -> Source | None:
     return found
 
 
-def _drop_place(layout: Layout) -> Source | None:
+def _drop_place(layout: Layout, tighten: bool) -> Source | None:
+    """Read the file that write_files makes, 0644 unless told otherwise.
+
+    One that others could write, that is somebody's or has a second name is never used.
+    """
     path = layout.drop_place
-    if not private.check_directory(path.parent, owner=layout.owner):
+    if not private.check_directory(path.parent, owner=layout.owner, tighten=tighten):
         return None
-    return _reader(_mapping, Rank.DROP_PLACE, layout.shown(path), path, layout.owner)()
+    shown = layout.shown(path)
+    private.check_unwritten(path, owner=layout.owner, one_link=True, hint=WRITE_FILES)
+    if tighten and private.tighten(path):
+        log.warning(f"others could read the token in {shown}: it is private now", hint=WRITE_FILES)
+    return _reader(_mapping, Rank.DROP_PLACE, shown, path)()
 
 
 def _cloud_init_ran(layout: Layout) -> bool:
@@ -238,6 +253,8 @@ def image(layout: Layout, inputs: Inputs) -> Source | None:
     # realpath and not resolve(): before Python 3.13 the latter raises an error of its own for a
     # loop of links.
     target = Path(os.path.realpath(path)) if inputs.config or layout.is_host else path
+    # It names what root runs, and where a token goes.
+    private.check_unwritten(target, owner=layout.owner)
     data = files.read(target, limit=YAML_LIMIT)
     if data is None and inputs.config is not None:
         raise Invalid(f"there is no file {path}", hint="--config names the file to read")
@@ -268,18 +285,9 @@ def merge(sources: Sequence[Source], *, chosen: Source | None) -> tuple[Settings
         for key, source in ignored
         if source.values[key] != values.get(key)
     )
-    pinned = sorted(key for key, rank in given.items() if rank is not Rank.IMAGE)
-    return Settings(**values, pinned=tuple(pinned)), warnings
-
-
-def refreeze(frozen: Settings, image: Mapping[str, Any]) -> Settings:
-    """Take from the image's own file what a later boot may change of `frozen`.
-
-    Never where an enrolled host reports to, nor what a source above the image gave: else the first
-    hand-off would undo it. A key that the file no longer names stays.
-    """
-    kept = {*PLACE, *frozen.pinned}
-    return replace(frozen, **{key: value for key, value in image.items() if key not in kept})
+    from_image = sorted(key for key, rank in given.items() if rank is Rank.IMAGE)
+    pinned = sorted(set(given) - set(from_image))
+    return Settings(**values, pinned=tuple(pinned), from_image=tuple(from_image)), warnings
 
 
 def settings_of(layout: Layout, *, config: Path | None) -> Settings:

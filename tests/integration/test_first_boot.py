@@ -497,3 +497,46 @@ def test_a_good_identity_is_never_set_aside_for_its_keys_mode(host: Host, how: s
     assert not host.path("var/lib/byteor/identity/set-aside").exists()
     assert host.call("byteor-firstboot", "reenroll").code == 0, "the operator's way out"
     assert len(host.plane.agents()) == 2
+
+
+@pytest.mark.parametrize("how", ["gone", "{", "[]", '{"v": 1}', "other"])
+def test_lost_settings_never_widen_trust(host: Host, how: str) -> None:
+    """Certificates, proxy and its exceptions are sealed with the identity, and come from there."""
+    proxy = "http://user:secret0123@127.0.0.1:9"
+    where = host.settings()
+    excepted = [where["api_base_url"].split("//")[1].split(":")[0]]
+    host.user_data(host.comment_block(host.mint(), proxy=proxy, no_proxy=excepted))
+    assert host.run().code == 0
+    path = host.path("var/lib/byteor/settings.json")
+    before = json.loads(path.read_text())
+    assert before["ca_certificates"] and before["proxy"] is None
+    host.user_data(host.comment_block(host.mint()).replace(where["api_base_url"], "https://evil"))
+    path.unlink()
+    if how != "gone":
+        path.write_text(json.dumps({**before, "no_proxy": 7}) if how == "other" else how)
+    done = host.run()
+    assert done.code == 0 and "from the sealed identity" in done.err, done
+    after = json.loads(path.read_text())
+    for key in ("api_base_url", "org_id", "ca_certificates", "proxy", "no_proxy"):
+        assert after[key] == before[key], key
+    assert host.call("byteor-firstboot", "unseal").code == 0
+    assert json.loads(host.path("run/byteor-agent/handover.json").read_text())["proxy"] == proxy
+
+
+def test_the_sealed_routing_follows_the_images_defaults(host: Host) -> None:
+    """A new proxy of the operator's is sealed as well; a password that enrollment gave stays."""
+    host.defaults()
+    host.token(host.mint())
+    assert host.run().code == 0
+    layout = Layout(host.root)
+    host.defaults(proxy="http://127.0.0.1:9", no_proxy=["x.example"])
+    assert host.run().code == 0
+    here = store.required(layout)
+    assert here.proxy is not None and here.proxy.reveal() == "http://127.0.0.1:9"
+    assert here.no_proxy == ("x.example",) and here.ca_certificates == host.plane.ca_pem
+    host.defaults()
+    done = host.run()
+    assert done.code == 0 and "no_proxy is back at its default" in done.err, done
+    assert store.required(layout).no_proxy == ()
+    sealed = host.sealed()
+    assert host.run().code == 0 and host.sealed() == sealed

@@ -312,7 +312,7 @@ def test_what_keeps_a_good_identity_from_being_opened_is_a_local_fault(layout: L
     twice(sealed)
     sealed.chmod(0o644)
     assert look(layout).identity == FULL, "a sealed file that opens is here, whatever its links"
-    store.rebind(layout, look(layout), boot_id="b")
+    store.rebind(layout, look(layout), FULL, boot_id="b")
     assert stat.S_IMODE(sealed.stat().st_mode) == 0o600
 
 
@@ -323,12 +323,12 @@ def test_another_product_uuid_is_recorded_once_in_the_boot_that_saw_it(
     store.save(layout, FULL, seal="auto")
     put(layout, "/sys/class/dmi/id/product_uuid", "4c4c4544-0042-3510-8051-b4c04f4b5899\n")
     assert look(layout).moved and look(layout).state is State.HERE
-    store.rebind(layout, look(layout), boot_id="boot-1")
+    store.rebind(layout, look(layout), FULL, boot_id="boot-1")
     assert "product UUID" in capsys.readouterr().err
     seen = look(layout)
     assert not seen.moved and seen.identity == replace(FULL, moved_in="boot-1")
     before = layout.credentials.read_bytes()
-    store.rebind(layout, seen, boot_id="boot-2")
+    store.rebind(layout, seen, replace(FULL, moved_in="boot-1"), boot_id="boot-2")
     assert layout.credentials.read_bytes() == before
 
 

@@ -16,8 +16,9 @@ from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
+from firstboot.provision.freezing import refreeze
 from firstboot.provision.schema import CHECKS, Rank, load_yaml, parse, require_complete
-from firstboot.provision.sources import Source, merge, refreeze
+from firstboot.provision.sources import Source, merge
 
 SOON_S = 5.0
 TOKEN = "bet_canary0123456789abcdef"
@@ -444,6 +445,78 @@ def test_a_later_boot_keeps_what_a_source_above_the_image_gave() -> None:
         "ca_certificates",
         "heartbeat_interval_s",
     ]
+
+
+def enrolled(image: dict[str, Any], **user: Any) -> Settings:
+    """Settings as an enrollment froze them, through the file."""
+    source = Source(Rank.USER_DATA, "user data", user, Secret(TOKEN))
+    given = parse(image, where="image", rank=Rank.IMAGE)
+    merged, _ = merge([source, Source(Rank.IMAGE, "image", given)], chosen=source)
+    return frozen.thaw(json.loads(json.dumps(frozen.freeze(merged))))
+
+
+IMAGE_VALUES = {
+    "name": "edge-1",
+    "no_proxy": ["a.example"],
+    "heartbeat_interval_s": 60,
+    "seal": "file",
+    "signing_keys_trust": "tls",
+    "activation": {"command": ["/bin/true"]},
+    "proxy": "http://proxy.example:3128",
+    "ca_certificates": PEM,
+    "signing_keys": [{"kid": "k", "public_key": "A" * 43}],
+}
+
+
+@pytest.mark.parametrize("key", IMAGE_VALUES)
+def test_a_key_that_the_file_no_longer_names_goes_back_to_its_default(key: str) -> None:
+    """But what guards trust only ever changes to another value, or by an explicit null."""
+    old = enrolled(IMAGE_VALUES)
+    rest = {name: value for name, value in IMAGE_VALUES.items() if name != key}
+    later = refreeze(old, parse(rest, where="image", rank=Rank.IMAGE))
+    stays = key in ("proxy", "ca_certificates", "signing_keys")
+    assert getattr(later, key) == (getattr(old, key) if stays else getattr(Settings(), key))
+    assert later.reverted == (() if stays else (key,))
+    again = refreeze(later, parse(rest, where="image", rank=Rank.IMAGE))
+    assert again == later and again.reverted == ()
+    if stays:
+        null = parse({**rest, key: None}, where="image", rank=Rank.IMAGE)
+        assert getattr(refreeze(later, null), key) == getattr(Settings(), key)
+    for other in IMAGE_VALUES:
+        before, after = (json.dumps(frozen.freeze(one)[other]) for one in (old, later))
+        assert other == key or before == after
+
+
+def test_a_file_that_says_nothing_changes_nothing() -> None:
+    """Absent, empty, unreadable or no mapping: a typo must not clear a fleet's settings."""
+    old = enrolled(IMAGE_VALUES)
+    assert refreeze(old, {}) == old
+
+
+def test_what_user_data_gave_does_not_revert() -> None:
+    """It was never the file's to take back."""
+    old = enrolled({"seal": "file"}, name="edge-9", heartbeat_interval_s=7.0)
+    later = refreeze(old, {"signing_keys_trust": "tls"})
+    assert (later.name, later.heartbeat_interval_s, later.seal) == ("edge-9", 7.0, "auto")
+
+
+def test_settings_of_version_0_1_0_revert_what_only_the_file_can_have_given() -> None:
+    """It did not note which keys the file gave; an interval may be the enrollment reply's."""
+    stored = frozen.freeze(enrolled(IMAGE_VALUES))
+    del stored["from_image"], stored["reverted"]
+    later = refreeze(frozen.thaw(stored), {"name": "edge-1"})
+    assert later.activation is None and later.seal == "auto"
+    assert later.heartbeat_interval_s == 60.0 and later.ca_certificates == PEM
+
+
+@pytest.mark.parametrize("key", ["name", "seal", "activation", "no_proxy", "api_base_url"])
+def test_null_is_a_value_of_few_keys(key: str) -> None:
+    """And of the image's defaults alone: in user data it is a slip."""
+    for rank in (Rank.IMAGE, Rank.USER_DATA):
+        with pytest.raises(Invalid):
+            check(key, None, rank)
+    with pytest.raises(Invalid):
+        check("proxy", None, Rank.USER_DATA)
 
 
 @given(st.binary(max_size=400))

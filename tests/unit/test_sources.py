@@ -95,11 +95,13 @@ class Tree:
                 0o644,
             )
 
-    def gather(self, layout: Layout | None = None) -> Found:
+    def gather(self, layout: Layout | None = None, *, tighten: bool = False) -> Found:
         def classify(token: Secret) -> TokenClass:
             return self.classes.get(token.reveal(), TokenClass.FRESH)
 
-        return gather(layout or self.layout, Inputs(**self.inputs), classify=classify)
+        return gather(
+            layout or self.layout, Inputs(**self.inputs), classify=classify, tighten=tighten
+        )
 
 
 @pytest.fixture
@@ -339,7 +341,9 @@ SPOIL: dict[str, Callable[[Path], object]] = {
 def test_a_secret_is_read_from_a_private_regular_file_with_one_name(
     tree: Tree, place: str, spoil: str
 ) -> None:
-    """Anything else is said, with the path, and is not used."""
+    """Anything else is said, with the path, and is not used; but write_files makes a file 0644."""
+    if place == DROP_PLACE and spoil.startswith("readable"):
+        pytest.skip("see test_a_drop_file_that_others_could_only_read_is_tightened")
     ranks = {
         "/given/token": Rank.TOKEN_FILE,
         DROP_PLACE: Rank.DROP_PLACE,
@@ -375,10 +379,49 @@ def test_the_drop_place_is_tightened_and_never_shared(tree: Tree) -> None:
     directory = tree.layout.drop_place.parent
     directory.chmod(0o755)
     assert tree.gather().token is not None
+    assert directory.stat().st_mode & 0o777 == 0o755, "whoever only looks writes nothing"
+    assert tree.gather(tighten=True).token is not None
     assert directory.stat().st_mode & 0o777 == 0o700
     directory.chmod(0o777)
     with pytest.raises(LocalFault, match="written by others"):
+        tree.gather(tighten=True)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o444])
+def test_a_drop_file_that_others_could_only_read_is_tightened(
+    tree: Tree, mode: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As write_files makes it without `permissions`: used, made private by `run`, and said."""
+    tree.put(Rank.DROP_PLACE)
+    path = tree.layout.drop_place
+    path.chmod(mode)
+    assert tree.gather().token is not None
+    assert path.stat().st_mode & 0o777 == mode
+    assert tree.gather(tighten=True).token is not None
+    assert path.stat().st_mode & 0o077 == 0
+    said = capsys.readouterr().err
+    assert "could read the token" in said and TOKENS[Rank.DROP_PLACE] not in said
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_drop_file_that_others_could_write_is_never_used(tree: Tree, mode: int) -> None:
+    """They could have chosen where the host enrolls: the hint names what to write in user data."""
+    tree.put(Rank.DROP_PLACE)
+    tree.layout.drop_place.chmod(mode)
+    with pytest.raises(LocalFault, match="written by others") as caught:
+        tree.gather(tighten=True)
+    assert "permissions: '0600'" in str(caught.value.hint)
+    assert tree.layout.drop_place.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
+def test_defaults_that_others_may_write_are_refused(tree: Tree, mode: int) -> None:
+    """As sshd and sudo do: they name what root runs, and where a token goes."""
+    tree.put(Rank.IMAGE)
+    tree.layout.image_defaults.chmod(mode)
+    with pytest.raises(LocalFault, match="written by others") as caught:
         tree.gather()
+    assert caught.value.hint
 
 
 # -- user data as cloud-init stored it

@@ -1,0 +1,93 @@
+"""Freeze anew what the image's defaults may change of an enrolled host; the sealed routing follows.
+
+``settings.json`` is frozen at enrollment. Later boots take from ``/etc/byteor/firstboot.yaml`` alone,
+so that changed user data cannot re-route an enrolled host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from firstboot.base import files, log
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import Layout
+from firstboot.exchange import settings as frozen
+from firstboot.exchange.settings import Settings
+from firstboot.identity import store
+from firstboot.identity.store import Identity, Look
+from firstboot.provision.schema import CLEARABLE, PLACE
+
+IMAGE = "/etc/byteor/firstboot.yaml"
+
+
+def refreeze(settings: Settings, image: Mapping[str, Any]) -> Settings:
+    """Return `settings` with what the image's own file may change of them.
+
+    Never where an enrolled host reports to, nor what a source above the image gave: else the first
+    hand-off would undo it. A key that the file gave and no longer names goes back to its default;
+    but certificates, signing keys and a proxy change to another value only, or to null. A file that
+    says nothing (absent, empty, broken) changes nothing.
+    """
+    if not image:
+        return replace(settings, reverted=())
+    kept = {*PLACE, *settings.pinned}
+    given = settings.from_image
+    if given is None:  # version 0.1.0 did not say; an interval may be the enrollment reply's
+        keys = ("name", "no_proxy", "seal", "signing_keys_trust", "activation")
+        given = tuple(key for key in keys if getattr(settings, key) != getattr(Settings, key))
+    named = set(image) - kept
+    gone = tuple(key for key in given if key not in {*named, *kept, *CLEARABLE})
+    changed = {key: getattr(Settings, key) for key in gone}
+    changed.update((key, value) for key, value in image.items() if key in named)
+    return replace(settings, **changed, from_image=tuple(sorted(named)), reverted=gone)
+
+
+def freeze_again(layout: Layout, seen: Look, image: Mapping[str, Any], *, boot_id: str) -> None:
+    """Write settings.json and the identity that opens here, where they are not as they should be."""
+    here = seen.identity
+    assert here is not None  # noqa: S101 - only called with an identity
+    stored, base = _frozen(layout, here)
+    fresh = refreeze(base, image)
+    for key in fresh.reverted:
+        log.notice(f"{key} is back at its default: {IMAGE} no longer names it")
+    if not image and base.from_image:
+        log.warning(f"{IMAGE} says nothing: what it said before stays", hint=f"look at {IMAGE}")
+    written = frozen.freeze(fresh)
+    if written != stored:
+        files.write_json(layout.settings, written, mode=0o644)
+    routed = replace(
+        here,
+        proxy=fresh.proxy,
+        ca_certificates=fresh.ca_certificates,
+        no_proxy=fresh.no_proxy,
+        routed=True,
+    )
+    store.rebind(layout, seen, routed, boot_id=boot_id)
+
+
+def _frozen(layout: Layout, here: Identity) -> tuple[dict[str, Any] | None, Settings]:
+    """Return settings.json as it is stored, and as settings.
+
+    What routes comes from the identity where the file is lost: never a wider trust.
+    """
+    stored, found = None, None
+    try:
+        stored = files.read_json(layout.settings)
+        found = frozen.thaw(stored) if stored is not None else None
+    except Corrupt as error:
+        log.warning(str(error), kept_as=files.set_aside(layout.settings))
+        stored = None
+    if found is not None:
+        # A proxy with a password is in the sealed identity alone.
+        proxy = here.proxy if frozen.has_password(here.proxy) else found.proxy
+        return stored, replace(found, proxy=proxy)
+    if not here.routed:
+        raise LocalFault(
+            "settings.json is lost, and with it the certificates that version 0.1.0 kept there",
+            hint="restore /var/lib/byteor/settings.json, or run byteor-firstboot reenroll",
+        )
+    log.warning("settings.json was lost: what routes comes from the sealed identity")
+    names = (*PLACE, "name", "ca_certificates", "proxy", "no_proxy")
+    return None, Settings(**{name: getattr(here, name) for name in names})
