@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,14 @@ from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_status
 from firstboot.commands.enroll import inputs
+from firstboot.exchange import settings
 from firstboot.exchange.handover import ENVIRONMENT, REENROLL, key_ends
+from firstboot.identity import store
 from firstboot.identity.store import State
 from firstboot.provision.decision import Step, next_step
 from firstboot.provision.erase.receipt import Copy
-from firstboot.provision.facts import look, stop_error
+from firstboot.provision.facts import View, look, stop_error
+from firstboot.provision.freezing import IMAGE
 from firstboot.provision.sources import Inputs
 
 # Step -> (the stable word of the JSON, the sentence for people)
@@ -70,6 +74,8 @@ def status_command(arguments: argparse.Namespace) -> int:
     for key in SHOWN:
         if document.get(key):
             print(f"{key.replace('plane', 'control plane'):<14} {document[key]}")
+    for notice in document["notices"]:
+        print(f"{'notice':<14} {notice}")
     if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
         print("\n".join(agent_status.summary(agent, now=clock.wall())))
     return 0
@@ -77,7 +83,7 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 def describe(layout: Layout, given: Inputs) -> dict[str, Any]:
     """Return the document of ``--json``, without the agent's part."""
-    document: dict[str, Any] = {"v": 1, **dict.fromkeys(SHOWN)}
+    document: dict[str, Any] = {"v": 1, **dict.fromkeys(SHOWN), "notices": []}
     try:
         view = look(layout, given, handed_off=True, read_only=True)
     except ByteorError as error:
@@ -103,7 +109,22 @@ def describe(layout: Layout, given: Inputs) -> dict[str, Any]:
     if stop is not None:
         document.update(_problem(stop))
     document["erasure"] = PENDING if view.pending else _erasure(layout)
+    document["notices"] = _notices(layout, view)
     return document
+
+
+def _notices(layout: Layout, view: View) -> list[str]:
+    """Return what needs nobody now: a moved machine, reverted settings, what is set aside."""
+    here, found = view.seen.identity, []
+    if here is not None and here.moved_in == view.boot_id:
+        found.append(store.MOVED)
+    with suppress(LocalFault):
+        for key in settings.load(layout).reverted:
+            found.append(f"{key} is back at its default: {IMAGE} no longer names it")
+    with suppress(OSError):  # not there, or not for this user
+        for path in sorted(layout.set_aside.iterdir()):
+            found.append(f"an earlier identity or key is kept as {layout.shown(path)}")
+    return found
 
 
 def _problem(error: ByteorError) -> dict[str, str | None]:

@@ -540,3 +540,49 @@ def test_the_sealed_routing_follows_the_images_defaults(host: Host) -> None:
     assert store.required(layout).no_proxy == ()
     sealed = host.sealed()
     assert host.run().code == 0 and host.sealed() == sealed
+
+
+def test_status_names_what_changed_and_what_is_set_aside(host: Host) -> None:
+    """A key back at its default, another product UUID, an identity set aside; then it is quiet."""
+    host.write("sys/class/dmi/id/product_uuid", "4c4c4544-0042-3510-8051-b4c04f4b5831\n")
+    host.defaults(heartbeat_interval_s=7)
+    host.token(host.mint())
+    assert host.run().code == 0
+
+    def notices() -> list[str]:
+        shown = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+        assert shown["state"] == "enrolled" and shown["problem"] is None
+        found: list[str] = shown["notices"]
+        return found
+
+    assert notices() == []
+    host.write("sys/class/dmi/id/product_uuid", "4c4c4544-0042-3510-8051-b4c04f4b5899\n")
+    host.defaults()
+    host.path("var/lib/byteor/identity/set-aside/1").mkdir(parents=True)
+    assert host.run().code == 0
+    found = notices()
+    assert "product UUID" in found[0] and "heartbeat_interval_s" in found[1] and len(found) == 3
+    assert found[2].endswith("/var/lib/byteor/identity/set-aside/1")
+    assert host.run().code == 0
+    assert len(notices()) == 2 and "product UUID" in notices()[0]
+
+
+def test_a_look_changes_nothing(host: Host) -> None:
+    """`status` and `preflight` leave modes, times and files as they are, but for the probed key."""
+    host.defaults()
+    drop = json.dumps({"enrollment_token": host.mint()})
+    host.write("run/byteor-firstboot/settings.yaml", drop, 0o644)
+    host.path("run/byteor-firstboot").chmod(0o755)
+    host.write("var/lib/byteor/identity/marks.json", "{", 0o600)
+    host.path("var/lib/byteor/identity").chmod(0o700)
+
+    def tree() -> dict[str, tuple[int, int]]:
+        facts = {str(p): p.lstat() for p in host.root.rglob("*") if "identity" not in p.name}
+        return {name: (f.st_mode, f.st_mtime_ns) for name, f in facts.items()}
+
+    before = tree()
+    shown = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+    assert shown["state"] == "token_waiting" and tree() == before
+    assert host.call("byteor-firstboot", "preflight").code == 0
+    after = tree()
+    assert {name: after[name] for name in before} == before
