@@ -109,7 +109,7 @@ class Stream:
             wish = min(PIECE_BYTES, wish * 2) if quick else max(SMALLEST_PIECE_BYTES, wish // 2)
             size += len(piece)
             yield piece
-        # A body cut short raises for a read without a size only (performance.md, section 3): count.
+        # A body cut short raises for a read without a size only: count.
         announced = self.headers.get("content-length", "")
         if announced.isdigit() and int(announced) != size and self.status not in BODILESS:
             raise NoAnswer(f"the answer of {self.host} was cut after {size} of {announced} bytes")

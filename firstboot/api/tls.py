@@ -24,10 +24,8 @@ OS_BUNDLES = (
     "/etc/ssl/ca-bundle.pem",  # SUSE
 )
 PARTIAL_CHAIN = 0x80000  # of OpenSSL; Python 3.9 has no name for it
-_BLOCK = re.compile(
-    r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([A-Za-z0-9+/=\s]+)"
-    r"-----END (?:X509 |TRUSTED )?CERTIFICATE-----"
-)
+_BEGIN = r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----"
+_BLOCK = re.compile(_BEGIN + r"([A-Za-z0-9+/=\s]+)-----END (?:X509 |TRUSTED )?CERTIFICATE-----")
 
 
 class NamedContext(ssl.SSLContext):
@@ -77,14 +75,14 @@ def tls_context(ca_certificates: str | None) -> NamedContext:
 
 
 def certificates(text: str) -> bytes:
-    """Return the DER of all certificates in a text; ValueError when there is none.
+    """Return the DER of all certificates in a text; ValueError when there is none, or one is cut.
 
     What stands outside of BEGIN and END (a BOM, comments in any encoding) is not looked at.
     ``TRUSTED CERTIFICATE`` is OpenSSL's form: the certificate, then its own notes, cut off here.
     """
     blocks = [base64.b64decode(found) for found in _BLOCK.findall(text)]
-    if not blocks:
-        raise ValueError("no certificate")
+    if not blocks or len(blocks) != len(re.findall(_BEGIN, text)):
+        raise ValueError("no certificate, or not whole")
     return b"".join(block[: _length(block)] for block in blocks)
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-import ssl
 from collections.abc import Mapping
 from typing import Any, Callable
-from urllib.parse import urlsplit
 
 import yaml
 
+from firstboot.api.proxies import usable
+from firstboot.api.tls import tls_context
 from firstboot.base import documents, systemd
 from firstboot.base.documents import IDENTIFIER, LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
-from firstboot.base.errors import Invalid
+from firstboot.base.errors import Invalid, LocalFault
 from firstboot.base.secret import Secret
 from firstboot.exchange.settings import Settings, has_password
 
@@ -198,22 +198,17 @@ def _pem(value: Any) -> str:
     if len(text) > LONGEST_PEM:
         raise ValueError(f"must be at most {LONGEST_PEM} characters")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
-    except (ssl.SSLError, ValueError, TypeError):  # TypeError: not ASCII
+        tls_context(text)
+    except LocalFault:
         raise ValueError("must be certificates in PEM form") from None
     return text
 
 
 def _proxy(value: Any) -> Secret:
-    try:
-        parts = urlsplit(_text(value))
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    # urlsplit drops line ends without a word.
-    if not usable or not re.fullmatch(r"[!-~]+", value):
+    proxy = Secret(_text(value))
+    if not usable(proxy):
         raise ValueError("must be a URL such as http://proxy.example:3128")
-    return Secret(value)
+    return proxy
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -93,6 +93,15 @@ def test_plain_http_is_refused_under_systemd(monkeypatch: pytest.MonkeyPatch) ->
         check("api_base_url", "http://127.0.0.1:1")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [PEM, f"\ufeff# Főtanúsítvány\n{PEM}", f"Subject: x\n{PEM}end", PEM.replace("\n", "\r\n")],
+)
+def test_certificates_are_taken_out_of_any_text(text: str) -> None:
+    """Comments in any encoding, a BOM, what openssl x509 -text writes around them."""
+    assert check("ca_certificates", text) == text
+
+
 WRONG = [
     ("enrollment_token", "short"),
     ("enrollment_token", "with space in the middle of it"),
