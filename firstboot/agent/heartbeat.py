@@ -1,27 +1,33 @@
-"""One heartbeat: say how this host is, and take the plane's hints (contract 2.2)."""
+"""One heartbeat: report this host's state, and take the control plane's hints (contract 2.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Annotated, Any, Callable
 
 from firstboot import __version__
-from firstboot.agent.loop import Schedule
-from firstboot.agent.state import Sequence
+from firstboot.agent.schedule import Schedule
+from firstboot.agent.worker import Work
 from firstboot.api.answers import check
 from firstboot.api.client import PlaneApi
 from firstboot.api.messages import Heartbeat as Beat
 from firstboot.api.messages import HeartbeatReply
-from firstboot.base import files
+from firstboot.base import documents, files, log
 from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.documents import Rule
+from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.exchange.handover import Handover
+
+BLOCK = 4096  # contract 2.2
+LARGEST = 2**52  # JSON numbers are exact up to 2^53: what is above was never ours
+SHORTEST_DEADLINE_S, LONGEST_DEADLINE_S = 10.0, 30.0
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a beat says of this host beside itself; `problems` are (code, detail), never a secret."""
+    """What a beat says beside itself; `problems` are (code, detail), never a secret."""
 
     problems: tuple[tuple[str, str], ...] = ()
     deployment: Mapping[str, Any] | None = None
@@ -30,11 +36,11 @@ class Facts:
     quarantined: int = 0
 
 
-class HeartbeatLoop:
-    """`run_once` sends one beat; `schedule.period_s` follows what the plane asks for.
+class Heartbeat(Work):
+    """Send beats; `schedule.period_s` follows what the control plane asks for.
 
-    `answered` gets the plane's hints and the skew of this host's clock in seconds (positive: it is ahead), None where
-    the reply has no date.
+    `answered` gets the hints of the reply and the skew of this host's clock in seconds (positive:
+    it is ahead), None where the reply has no date.
     """
 
     def __init__(
@@ -73,10 +79,61 @@ class HeartbeatLoop:
             deployment=facts.deployment,
             signing_keys_version=facts.signing_keys_version,
         )
-        answer = self._api.heartbeat(self._handed.agent_id, self._handed.api_key, beat)
+        answer = self._api.heartbeat(
+            self._handed.agent_id,
+            self._handed.api_key,
+            beat,
+            deadline_s=max(SHORTEST_DEADLINE_S, min(LONGEST_DEADLINE_S, self.schedule.period_s)),
+        )
         skew = self._clock.wall() - answer.date if answer.date is not None else None
         check(answer, doing="heartbeat")
         hints = answer.heartbeat or HeartbeatReply()
         if hints.heartbeat_interval_s is not None:
             self.schedule.period_s = hints.heartbeat_interval_s
         self._answered(hints, skew)
+
+
+_Number = Annotated[int, Rule(lambda n: n <= LARGEST, "a sequence number")]
+
+
+@dataclass(frozen=True)
+class _State:
+    sequence_reserved: _Number
+
+
+class Sequence:
+    """Heartbeat numbers that strictly increase across restarts and crashes; gaps are allowed.
+
+    Reserved on disk in blocks, so that a beat costs no fsync.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._path = layout.agent_state
+        self._next = 0
+        self._reserved = 0
+
+    def next(self) -> int:
+        """Return the next number, reserving another block durably when the last is used up."""
+        if self._next >= self._reserved:
+            start = max(self._reserved, self._stored())
+            try:
+                files.write_json(self._path, {"v": 1, "sequence_reserved": start + BLOCK})
+            except LocalFault as error:
+                # A beat is to report a full disk: until there is room it is numbered by the clock,
+                # which is far above.
+                log.warning(str(error), hint=error.hint)
+                self._next = self._reserved = max(self._next, start, int(Clock().wall())) + 1
+                return self._next
+            self._next, self._reserved = start, start + BLOCK
+        self._next += 1
+        return self._next
+
+    def _stored(self) -> int:
+        try:
+            state = documents.read(self._path, _State)
+        except Corrupt as error:
+            log.warning(str(error), kept_as=files.set_aside(self._path))
+            # Far above any number that was used, and the control plane only asks that it grows:
+            # one beat per 5 s, the shortest period, since 1970 is fewer than the seconds since then.
+            return int(Clock().wall())
+        return state.sequence_reserved if state is not None else 0

@@ -1,102 +1,215 @@
-"""Who runs the activator once we have asked: systemd's path unit on a host, else a child of ours."""
+"""Hand the activator what it is to judge, and ask it to look (contract 5).
+
+On a host systemd's path unit starts it when the request is renamed into place; elsewhere a child of
+ours does its work. Its answer is the request's id in ``deployments.json``; a request that stays
+unanswered is repeated, at most once a minute, and is a problem after some minutes.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import threading
+import uuid
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Protocol
 
-from firstboot.base import log, systemd
+from firstboot.agent.problems import Problem
+from firstboot.base import files, log, systemd
+from firstboot.base.clock import Clock
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
+from firstboot.exchange.inbox import Request, newest_request, write_request
+from firstboot.exchange.verdicts import Record
 
-# A bundle of gigabytes on a slow disk, then two activations with their health gates: as the unit's own limit.
-LONGEST_S = 3 * 3600.0
+AGAIN_S = 60.0
+SILENT_S = 300.0
+# An activation with a health gate answers its own request at its beginning; what comes meanwhile
+# waits for its end.
+SILENT_IN_ACTIVATION_S = 3 * 3600.0
 
 
 class Activator(Protocol):
-    """Root's side of the conversation, or whoever plays it under ``--root``."""
+    """Root's side of the conversation, or what stands in for it under ``--root``."""
 
-    finishes: bool  # whether somebody else finishes an activation that was interrupted
+    finishes: bool  # True when an interrupted activation is finished without us
 
-    def start(self, alive: Callable[[float], None]) -> None:
-        """It has been asked; return when it has answered, or at once where it will call us."""
+    def start(self, *, anew: bool) -> None:
+        """Run it soon; `anew`: since its last start something new was asked."""
+
+    def reap(self) -> bool:
+        """Return True when one that we started has ended."""
 
     def end(self) -> None:
-        """The agent stops."""
+        """Stop it: the agent stops."""
 
 
 class PathUnit:
-    """``byteor-activate.path`` has seen the request already; SIGUSR1 comes when the activator is done."""
+    """``byteor-activate.path`` has seen the request; SIGUSR1 comes when the activator is done."""
 
     finishes = True
 
-    def start(self, alive: Callable[[float], None]) -> None:
+    def start(self, *, anew: bool) -> None:
         pass
+
+    def reap(self) -> bool:
+        return False
 
     def end(self) -> None:
         pass
 
 
 class Child:
-    """``python -m firstboot agent activate``, for trees and containers: one at a time, whichever loop asks."""
+    """``byteor-agent activate``, for trees and containers: one at a time, for any thread.
+
+    Nobody waits for it: the main thread reaps it when SIGCHLD says so.
+    """
 
     finishes = False
 
-    def __init__(
-        self, layout: Layout, *, config: Path | None, finished: Callable[[], None]
-    ) -> None:
+    def __init__(self, layout: Layout, *, config: Path | None) -> None:
         self._command = [sys.executable, "-m", "firstboot", "agent", "activate"]
         self._command += ["--root", str(layout.root)]
         if config is not None:
             self._command += ["--config", str(config)]
-        self._finished = finished
-        self._running = threading.Lock()
-        self._starting = threading.Lock()
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._ended = False
+        self._again = self._ended = False
 
-    def start(self, alive: Callable[[float], None]) -> None:
-        alive(2 * LONGEST_S)  # our turn may come after the other loop's
-        with self._running:
-            process = self._begin()
-            if process is None:
-                return
-            code = process.wait()
-        if code and not self._ended:
-            log.warning("the activator did not do its part", exit_code=code)
-        self._finished()
+    def start(self, *, anew: bool) -> None:
+        """Start it, or start it again once it has ended, for what it may have missed."""
+        with self._lock:
+            if self._process is not None:
+                self._again = self._again or anew
+            elif not self._ended:
+                self._begin()
 
-    def _begin(self) -> subprocess.Popen[bytes] | None:
-        with self._starting:
-            if self._ended:
-                return None
-            try:
-                # What it says on stderr is ours; no identity is in our environment any more (`arrival`).
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-                )
-            except OSError as error:
-                raise LocalFault(f"cannot run the activator: {type(error).__name__}") from error
-            return self._process
+    def _begin(self) -> None:
+        try:
+            # What it says on stderr is ours; no identity is in our environment any more.
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        except OSError as error:
+            raise LocalFault(f"cannot run the activator: {type(error).__name__}") from error
+
+    def reap(self) -> bool:
+        """Return True when it has ended; start it once more where that was asked meanwhile."""
+        with self._lock:
+            code = self._process.poll() if self._process is not None else None
+            if code is None:
+                return False
+            if code and not self._ended:
+                log.warning("the activator failed", exit_code=code)
+            self._process = None
+            if self._again and not self._ended:
+                self._again = False
+                try:
+                    self._begin()
+                except LocalFault as error:
+                    log.warning(str(error))  # the request stays unanswered, and is repeated
+            return True
 
     def end(self) -> None:
         """Stop it wherever it is: its journal says where to go on."""
-        with self._starting:
+        with self._lock:
             self._ended = True
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()
 
 
-def choose(layout: Layout, *, config: Path | None, finished: Callable[[], None]) -> Activator:
-    """The one for this tree; `finished` is called each time a child of ours has ended.
+def choose(layout: Layout, *, config: Path | None) -> Activator:
+    """Return the one for this tree; `config` is the settings file where first boot froze none."""
+    if layout.is_host and systemd.booted():
+        return PathUnit()
+    return Child(layout, config=config)
 
-    `config`: the file of the settings where no first boot has frozen any.
+
+class Inbox:
+    """What the activator was asked, and whether it answered; for the control thread.
+
+    One request is answered when the newest one is. Other threads may ask for `problems`.
     """
-    return (
-        PathUnit()
-        if layout.is_host and systemd.booted()
-        else Child(layout, config=config, finished=finished)
-    )
+
+    def __init__(
+        self, layout: Layout, activator: Activator, *, clock: Clock, over_tls: bool = True
+    ) -> None:
+        self._layout = layout
+        self._activator = activator
+        self._clock = clock
+        self._over_tls = over_tls
+        self._plane_ahead_of_monotonic: float | None = None
+        self._newest: str | None = None
+        self._looked = False
+        self._unanswered_since: float | None = None
+        self.asked_at = float("-inf")  # monotonic
+        self.asked_with: float | None = None  # the offset of the clock then
+
+    def heard(self, date: float | None) -> None:
+        """Note the control plane's time; without verified TLS it is no evidence."""
+        if date is not None and self._over_tls:
+            self._plane_ahead_of_monotonic = date - self._clock.monotonic()
+
+    @property
+    def clock_offset_s(self) -> float | None:
+        """Seconds by which the control plane's clock is ahead of this host's now."""
+        if self._plane_ahead_of_monotonic is None:
+            return None
+        return round(
+            self._plane_ahead_of_monotonic + self._clock.monotonic() - self._clock.wall(), 1
+        )
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file into the inbox, durably."""
+        files.make_directory(self._layout.inbox, 0o700)
+        files.write(self._layout.inbox / name, data)
+
+    def request(self) -> None:
+        """Ask the activator to look; it answers later."""
+        files.make_directory(self._layout.inbox, 0o700)
+        self.asked_at, self.asked_with = self._clock.monotonic(), self.clock_offset_s
+        newest = str(uuid.uuid4())
+        write_request(self._layout, Request(newest, self.asked_with))
+        self._newest, self._looked = newest, True
+        if self._unanswered_since is None:
+            self._unanswered_since = self.asked_at
+        self._activator.start(anew=True)
+
+    def pending(self, decided: Record) -> bool:
+        """Return True while the newest request, perhaps of an earlier process, is unanswered."""
+        if not self._looked:
+            self._newest, self._looked = newest_request(self._layout), True
+        if self._newest in (None, decided.request):
+            self._unanswered_since = None
+            return False
+        if self._unanswered_since is None:
+            self._unanswered_since = self._clock.monotonic()
+        return True
+
+    def may_repeat(self) -> bool:
+        """Return True when asking once more is not too often."""
+        return self._clock.monotonic() - self.asked_at >= AGAIN_S
+
+    def finish(self) -> None:
+        """Have an interrupted activation finished, where nobody else does it."""
+        if not self._activator.finishes and self.interrupted() and self.may_repeat():
+            self.asked_at = self._clock.monotonic()
+            self._activator.start(anew=False)
+
+    def problems(self) -> list[Problem]:
+        """Return the problem of an activator that does not answer."""
+        since = self._unanswered_since
+        limit = SILENT_IN_ACTIVATION_S if self.interrupted() else SILENT_S
+        if since is None or self._clock.monotonic() - since < limit:
+            return []
+        return [
+            Problem(
+                "activator_silent",
+                f"the activator has not answered for over {limit / 60:.0f} min",
+                "systemctl status byteor-activate, or journalctl -u byteor-activate",
+            )
+        ]
+
+    def interrupted(self) -> bool:
+        """Return True while an activation is under way or was cut."""
+        return self._layout.journal.exists()

@@ -17,13 +17,14 @@ from tests.bench.interpreters import Interpreter
 from tests.bench.processes import Cost, alternating, whole
 from tests.controlplane import tls
 
-# What the deployments loop does with a bundle that the activator wants: to the hash, to the file,
+# What the transfer worker does with a bundle that the activator wants: to the hash, to the file,
 # durable, renamed.
 _DOWNLOAD = """
 import json, sys, time
 from pathlib import Path
 from firstboot.exchange.verdicts import Wanted
 from firstboot.agent.download import Download
+from firstboot.agent.schedule import Schedule
 from firstboot.api.client import PlaneApi
 from firstboot.base.clock import Clock
 from firstboot.exchange.handover import Handover
@@ -35,8 +36,10 @@ peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0
 before, wall, cpu = peak(), time.perf_counter(), time.process_time()
 handed = Handover(base, "agt_1", Secret("key_1"), None, None, None, None, None, None, None, ())
 with PlaneApi(base, Transport(ca_certificates=open(ca).read())) as api:
-    download = Download(Layout(Path(root)), handed, api, alive=lambda: None, changed=lambda: None, clock=Clock())
-    download.bring(Wanted("dep_1", 1, sha256, SIZE))
+    download = Download(Layout(Path(root)), handed, api, schedule=Schedule(60.0), alive=lambda: None, changed=lambda: None,
+                        wake=lambda by: None, brought=lambda: None, clock=Clock())
+    download.want(Wanted("dep_1", 1, sha256, SIZE))
+    download.run_once()
 with open(report, "w") as out:
     json.dump([time.perf_counter() - wall, time.process_time() - cpu, peak() - before], out)
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Callable
 
 from tests.fleet import figures, host
 from tests.fleet.fleet import PERIOD_S, Run
@@ -47,19 +48,17 @@ def row(trouble: Trouble, run: Run) -> list[str]:
 
 
 def refused(seed: int, *, hosts: int = 200, hours: float = 6.0) -> str:
-    """The most requests in any minute after the first, of hosts with all loops whose key is refused
-    for good.
-    """
+    """Return the most requests in any minute after the first, of hosts whose key is refused."""
 
-    def most(paced: bool) -> int:
-        runs = (
-            host.refused_attempts(seed=seed + n, until_s=hours * 3600.0, paced=paced)
-            for n in range(hosts)
-        )
+    def most(attempts: Callable[..., list[float]]) -> int:
+        runs = (attempts(seed=seed + n, until_s=hours * 3600.0) for n in range(hosts))
         return max(figures.most_in_a_minute(attempts, after_s=60.0) for attempts in runs)
 
-    paced, loose = most(True), most(False)
-    return f"key refused for good, all loops, the fullest minute after the first: {paced} requests (without the pace: {loose})"
+    turns, loose = most(host.refused_attempts), most(host.loose_attempts)
+    return (
+        f"key refused permanently, all tasks, the fullest minute after the first: {turns} requests"
+        f" (without turns: {loose})"
+    )
 
 
 def main() -> int:

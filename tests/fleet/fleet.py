@@ -7,7 +7,7 @@ import random
 from array import array
 from dataclasses import dataclass, field
 
-from firstboot.agent.loop import Outcome, Schedule
+from firstboot.agent.schedule import Outcome, Schedule
 from firstboot.api import messages
 from tests.fleet.planes import WALL_AT_ZERO, Plane
 

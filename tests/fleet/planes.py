@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Callable
 
-from firstboot.agent.loop import Outcome
+from firstboot.agent.schedule import Outcome
 from firstboot.api.connection import CONNECT_S
 
 WALL_AT_ZERO = 1_800_000_000.0  # the virtual clock's second 0, for Retry-After as a date

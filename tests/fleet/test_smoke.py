@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from firstboot.agent import loop as runner
-from firstboot.agent.heartbeat import Facts, HeartbeatLoop
-from firstboot.agent.loop import Loop, Schedule
+from firstboot.agent import schedule as pauses
+from firstboot.agent.heartbeat import Facts, Heartbeat
+from firstboot.agent.schedule import Schedule
+from firstboot.agent.worker import Shared, Worker
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base.clock import Clock
@@ -57,21 +58,21 @@ def enrolled(plane: Any, number: int) -> Handover:
 
 
 @contextlib.contextmanager
-def fleet(plane: Any, directory: Path) -> Iterator[list[Loop]]:
-    """All loops, begun at once, as after a power cut of the whole site."""
+def fleet(plane: Any, directory: Path) -> Iterator[list[Worker]]:
+    """All workers, begun at once, as after a power cut of the whole site."""
     handed = [enrolled(plane, number) for number in range(AGENTS)]
-    stop, crashes, loops = threading.Event(), [], []  # type: ignore[var-annotated]
-    apis = []
+    stop, crashes, workers = threading.Event(), [], []  # type: ignore[var-annotated]
     for number, one in enumerate(handed):
-        root = directory / str(number)
-        (root / "var/lib/byteor/agent").mkdir(parents=True)
+        layout = Layout(directory / str(number))
+        layout.agent.mkdir(parents=True)
         schedule, api = (
             Schedule(SCALED_S),
             PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem)),
         )
-        apis.append(api)
-        beat = HeartbeatLoop(
-            Layout(root),
+        shared = Shared(layout, one, Clock(), stop, crashes.append, lambda: None)
+        worker = Worker(f"agent-{number}", shared, api)
+        beat = Heartbeat(
+            layout,
             one,
             api,
             schedule=schedule,
@@ -79,28 +80,19 @@ def fleet(plane: Any, directory: Path) -> Iterator[list[Loop]]:
             answered=lambda hints, skew: None,
             clock=Clock(),
         )
-        loops.append(
-            Loop(
-                f"agent-{number}",
-                beat.run_once,
-                schedule=schedule,
-                stop=stop,
-                crashed=crashes.append,
-                changed=lambda: None,
-            )
-        )
-    for each in loops:
+        worker.add("heartbeat", beat, schedule, schedule.first_delay(shared.chance), first=True)
+        workers.append(worker)
+    for each in workers:
         each.start()
     try:
-        yield loops
+        yield workers
     finally:
         stop.set()
-        for each in loops:
+        for each in workers:
             each.wake()
-        for each in loops:
+        for each in workers:
             each.join(30)
-        for api in apis:
-            api.__exit__()
+            each.api.rest()
     assert not crashes
 
 
@@ -111,8 +103,8 @@ def test_two_hundred_agents_spread_and_come_back(
     """At a mass boot and after an outage no quarter of a period sees a herd; everybody is back
     within two periods.
     """
-    monkeypatch.setattr(runner, "BACKOFF_BASE_S", runner.BACKOFF_BASE_S * SCALED_S / PERIOD_S)
-    with fleet(control_plane, tmp_path) as loops:
+    monkeypatch.setattr(pauses, "BACKOFF_BASE_S", pauses.BACKOFF_BASE_S * SCALED_S / PERIOD_S)
+    with fleet(control_plane, tmp_path) as workers:
         pause = threading.Event()
         assert not pause.wait(2 * SCALED_S)
         boot = [request["at"] for request in control_plane.requests("heartbeat")]
@@ -135,6 +127,6 @@ def test_two_hundred_agents_spread_and_come_back(
             )
 
         control_plane.wait_for(back, limit_s=2 * SCALED_S + 4)
-        assert all(each.is_alive() for each in loops)
+        assert all(each.is_alive() for each in workers)
     during = [request for request in control_plane.requests("heartbeat") if request["faults"]]
     assert len(during) >= AGENTS

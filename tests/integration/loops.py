@@ -12,12 +12,13 @@ from typing import Any, Callable
 
 from firstboot.agent.artifacts import spool
 from firstboot.agent.artifacts.sender import ArtifactsLoop
-from firstboot.agent.deployments import DeploymentsLoop
-from firstboot.agent.heartbeat import Facts, HeartbeatLoop
-from firstboot.agent.inbox import Inbox
-from firstboot.agent.keysets import KeySetsLoop
-from firstboot.agent.loop import Schedule
-from firstboot.agent.reports import ReportsLoop
+from firstboot.agent.deployments import Deployments
+from firstboot.agent.download import Download
+from firstboot.agent.heartbeat import Facts, Heartbeat
+from firstboot.agent.keysets import KeySets
+from firstboot.agent.reports import Reports
+from firstboot.agent.schedule import Ask, Schedule
+from firstboot.agent.submit import Inbox
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base.clock import Clock
@@ -57,7 +58,7 @@ class Decides:
         self.offset: float | None = None
         self.forgetful = False
 
-    def start(self, alive: Callable[[float], None]) -> None:
+    def start(self, *, anew: bool) -> None:
         self.asked += 1
         if not self.silent:
             self.answer()
@@ -80,8 +81,39 @@ class Decides:
         self.layout.activation.mkdir(exist_ok=True)
         (self.layout.activation / "deployments.json").write_text(json.dumps(document))
 
+    def reap(self) -> bool:
+        return False
+
     def end(self) -> None:
         pass
+
+
+class Fetch:
+    """Both tasks of a deployment, run as the two workers do: what is asked for is done next."""
+
+    def __init__(self, make: Callable[..., Deployments], **made: Any) -> None:
+        self.asked: list[Ask] = []
+        self.schedule = Schedule(60.0)
+        self.download = Download(
+            schedule=self.schedule,
+            alive=lambda: None,
+            changed=lambda: None,
+            wake=self.asked.append,
+            brought=lambda: None,
+            **made,
+        )
+        self.deployments = make(download=self.download)
+
+    def run_once(self) -> None:
+        """Look, bring what is wanted, and have it looked at; raise what stops it."""
+        self.deployments.run_once()
+        while self.asked:
+            self.asked.clear()
+            if self.download.run_once():
+                self.deployments.run_once()
+
+    def shown(self) -> dict[str, Any]:
+        return self.deployments.shown()
 
 
 class Agent:
@@ -139,7 +171,7 @@ class Agent:
         }[request](self.api(base_url))
 
     def _heartbeat(self, api: PlaneApi) -> Callable[[], Any]:
-        return HeartbeatLoop(
+        return Heartbeat(
             self.layout,
             self.handed,
             api,
@@ -149,17 +181,19 @@ class Agent:
             answered=lambda hints, skew: self.answered.append(hints),
         ).run_once
 
-    def deployments(self, api: PlaneApi) -> DeploymentsLoop:
-        return DeploymentsLoop(
-            self.layout,
-            self.handed,
-            api,
-            schedule=Schedule(60.0),
-            inbox=self.inbox,
-            alive=lambda *_: None,
-            changed=lambda: None,
-            keys_wanted=lambda: None,
-            clock=self.clock,
+    def deployments(self, api: PlaneApi) -> Fetch:
+        made = {"layout": self.layout, "handed": self.handed, "api": api, "clock": self.clock}
+        return Fetch(
+            lambda download: Deployments(
+                self.layout,
+                self.handed,
+                api,
+                inbox=self.inbox,
+                download=download,
+                keys_wanted=lambda: None,
+                clock=self.clock,
+            ),
+            **made,
         )
 
     def _latest(self, api: PlaneApi) -> Callable[[], Any]:
@@ -190,19 +224,23 @@ class Agent:
         }
         document = {"v": 1, "deployment_id": made["deployment_id"], "report": report}
         (self.layout.outcomes / "00000001.json").write_text(json.dumps(document))
-        self.reports = ReportsLoop(
-            self.layout, self.handed, api, spooled=lambda: None, clock=self.clock
+        self.reports = Reports(
+            self.layout,
+            self.handed,
+            api,
+            spooled=lambda: None,
+            more=lambda: None,
+            clock=self.clock,
         )
         return self.reports.run_once
 
     def _signing_keys(self, api: PlaneApi) -> Callable[[], Any]:
-        return KeySetsLoop(
+        return KeySets(
             self.layout,
             self.handed,
             api,
             schedule=Schedule(86400.0),
             inbox=self.inbox,
-            alive=lambda *_: None,
             clock=self.clock,
         ).run_once
 

@@ -136,7 +136,7 @@ def test_what_is_active_stays_active(edge: Edge) -> None:
     """Past the end of its key, with the plane away, across restarts of the agent: nothing takes it
     out of force.
     """
-    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=6)
+    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=12)
     rotated = edge.plane.rotate(not_after=end.strftime("%Y-%m-%dT%H:%M:%SZ"))
     newest = rotated["active"][-1]
     edge.wait_for_report(edge.deploy("a = 1\n", kid=newest), "active")

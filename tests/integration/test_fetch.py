@@ -5,6 +5,7 @@ stopped in the middle.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -18,14 +19,13 @@ from typing import Any
 
 import pytest
 
-from firstboot.agent import download, partial
-from firstboot.agent.deployments import DeploymentsLoop
+from firstboot.agent import download
+from firstboot.agent.schedule import Ask
 from firstboot.api.answers import RequestRefused
-from firstboot.api.messages import HeartbeatReply
 from firstboot.api.stream import PIECE_BYTES
 from firstboot.base.errors import LocalFault, TryAgain
 from tests.integration.host import Host
-from tests.integration.loops import Agent, raised
+from tests.integration.loops import Agent, Fetch, raised
 
 MIB = 1 << 20
 
@@ -33,7 +33,7 @@ MIB = 1 << 20
 class Fetching(Agent):
     """An agent that is to fetch one bundle of about `size` random bytes."""
 
-    def begin(self, size: int, **options: Any) -> DeploymentsLoop:
+    def begin(self, size: int, **options: Any) -> Fetch:
         self.made = self.plane.deploy(
             {"spec.kv": b"name = big\n", "data.bin": os.urandom(size)}, **options
         )
@@ -262,7 +262,7 @@ def test_wrong_bytes_are_fetched_once_more_and_then_handed_on(agent: Fetching) -
     loop.run_once()
     assert agent.is_whole()
     agent.activator.wanted = None
-    agent.inbox.request(lambda *_: None)
+    agent.inbox.request()
     loop.run_once()
     assert not list(agent.layout.inbox.glob("*.bundle*"))
 
@@ -293,7 +293,7 @@ def test_a_disk_that_fills_up_keeps_what_came(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(fd, data, offset)
 
-    monkeypatch.setattr(partial.os, "pwrite", full)
+    monkeypatch.setattr(download.os, "pwrite", full)
     error = raised(loop.run_once)
     assert type(error) is LocalFault and "no space left" in str(error) and error.hint
     monkeypatch.undo()
@@ -318,31 +318,31 @@ def test_what_nobody_wants_any_more_is_removed(agent: Fetching) -> None:
 
 
 def test_a_long_download_gives_way_to_what_is_newer(agent: Fetching) -> None:
-    """Once for each hint, so that a plane that hints ahead of what it gives lets it come to its
-    end.
+    """It ends within a piece once the control thread wants another bundle, or none; what came is
+    kept where the same bytes are wanted again.
     """
     loop = agent.begin(2 * MIB)
-    named = (agent.made["deployment_id"], agent.made["sequence"])
+    loop.deployments.run_once()
+    wanted = loop.download._wanted
+    assert wanted is not None
+    same = dataclasses.replace(wanted, deployment_id="dep_new")
     pieces = 0
 
-    def hint(*_: Any) -> None:
+    def alive() -> None:
         nonlocal pieces
         pieces += 1
-        assert not loop.hinted(HeartbeatReply(deployment_id=named[0], deployment_sequence=named[1]))
-        assert not loop.hinted(
-            HeartbeatReply(deployment_id="dep_old", deployment_sequence=named[1] - 1)
-        )
         if pieces == 3:
-            assert loop.hinted(
-                HeartbeatReply(deployment_id="dep_new", deployment_sequence=named[1] + 1)
-            )
+            loop.download.want(same)
 
-    loop._download._alive = hint
-    loop.run_once()
+    loop.download._alive = alive
+    loop.asked.clear()
+    assert loop.download.run_once() is True and loop.asked == [Ask.ANEW]
     have = agent.part.stat().st_size
     assert pieces == 3 and 0 < have < MIB
-    loop.run_once()  # nothing newer is there
+    loop.run_once()
     assert agent.is_whole() and agent.asked()[-1]["headers"]["range"] == f"bytes={have}-"
+    loop.download.want(None)
+    assert loop.download.run_once() is False and not list(agent.layout.inbox.glob("*.bundle*"))
 
 
 def test_the_same_bundle_under_another_deployment_goes_on(agent: Fetching) -> None:
@@ -402,7 +402,7 @@ def test_an_agent_that_is_stopped_in_the_middle_goes_on_there(host: Host, number
     with running(host) as process:
         host.plane.wait_for(lambda: part.exists() and part.stat().st_size > MIB // 4, limit_s=30)
         shown = host.call("byteor-agent", "status")
-        assert "fetching" in shown.out and f"{made['deployment_id']}, " in shown.out
+        assert "downloading" in shown.out and f"{made['deployment_id']}, " in shown.out
         began = time.monotonic()
         process.send_signal(number)
         process.communicate(timeout=20)

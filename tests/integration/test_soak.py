@@ -28,17 +28,18 @@ SCALE = 60.0
 # The resident process as installed, but for its clockwork.
 _SCALED = f"""
 import sys
-from firstboot.agent import deployments, inbox, keysets, loop, pace, reports, supervisor
+from firstboot.agent import deployments, download, keysets, reports, schedule, submit, supervisor
 supervisor.DEFAULT_PERIOD_S /= {SCALE}
 deployments.PERIOD_S /= {SCALE}
 keysets.RETRY_S /= {SCALE}
 keysets.URGENT_S /= {SCALE}
 reports.PERIOD_S /= {SCALE}
-inbox.AGAIN_S /= {SCALE}
-loop.BACKOFF_BASE_S /= {SCALE}
-loop.REFUSED_CAP_S /= {SCALE}
-loop.WOKEN_EVERY_S /= {SCALE}
-pace.APART_S /= {SCALE}
+download.PERIOD_S /= {SCALE}
+submit.AGAIN_S /= {SCALE}
+schedule.BACKOFF_BASE_S /= {SCALE}
+schedule.REFUSED_CAP_S /= {SCALE}
+schedule.ASKED_EVERY_S /= {SCALE}
+schedule.APART_S /= {SCALE}
 from firstboot.cli import agent_main
 sys.exit(agent_main())
 """

@@ -14,7 +14,6 @@ import pytest
 from firstboot.agent.artifacts import spool, stock
 from firstboot.agent.artifacts.sender import ArtifactsLoop
 from firstboot.agent.artifacts.spool import About
-from firstboot.agent.pace import Pace, PaceIfAsking
 from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply, Problem
@@ -375,20 +374,6 @@ def test_progress_is_shown_and_a_full_run_does_not_matter(bench: Bench) -> None:
     bench.put(b"3" * (1 << 20))
     assert bench.run() is None
     assert len(bench.plane.sent) == 3
-
-
-def test_a_loop_without_a_question_takes_no_turn_from_the_others() -> None:
-    """With a refused key each request waits for its turn; an attempt that asks nothing neither
-    waits nor takes one.
-    """
-    shared, asks = Pace(), [True]
-    own = PaceIfAsking(shared, lambda: asks[0])
-    own.slow()
-    assert own.wait_s(1000.0) == 0 and shared.wait_s(1010.0) == 20.0 and own.wait_s(1010.0) == 20.0
-    asks[0] = False
-    assert own.wait_s(1011.0) == 0 and shared.wait_s(1030.0) == 0
-    own.free()
-    assert shared.wait_s(1031.0) == 0
 
 
 def test_a_spool_that_is_full_is_a_problem(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from firstboot.agent.deployments import DeploymentsLoop
-from firstboot.agent.inbox import SILENT_S, Inbox
-from firstboot.agent.loop import Schedule
+from firstboot.agent.deployments import Deployments
+from firstboot.agent.download import Download
+from firstboot.agent.schedule import Ask, Schedule
+from firstboot.agent.submit import SILENT_S, Inbox
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply
 from firstboot.api.messages import Problem as Said
@@ -86,10 +87,27 @@ class Scene:
     def start(self) -> None:
         """Another process on the same disk."""
         self.inbox = Inbox(self.layout, self.activator, clock=self.clock)
-        self.loop = DeploymentsLoop(
-            self.layout, HANDED, self.plane, schedule=Schedule(60.0), inbox=self.inbox, alive=lambda *_: None,  # type: ignore[arg-type]
-            changed=lambda: None, keys_wanted=lambda: self.keys_wanted.append(self.clock.now), clock=self.clock,
-        )  # fmt: skip
+        self.wakes: list[Ask] = []
+        self.download = Download(
+            self.layout,
+            HANDED,
+            self.plane,  # type: ignore[arg-type]
+            schedule=Schedule(60.0),
+            alive=lambda: None,
+            changed=lambda: None,
+            wake=self.wakes.append,
+            brought=lambda: None,
+            clock=self.clock,
+        )
+        self.loop = Deployments(
+            self.layout,
+            HANDED,
+            self.plane,  # type: ignore[arg-type]
+            inbox=self.inbox,
+            download=self.download,
+            keys_wanted=lambda: self.keys_wanted.append(self.clock.now),
+            clock=self.clock,
+        )
 
     def run(self, *, minutes: float = 0.0) -> None:
         """Each minute, as the loop's runner does."""
@@ -343,6 +361,6 @@ def test_no_clock_is_vouched_for_without_tls(scene: Scene) -> None:
     scene.inbox = Inbox(scene.layout, scene.activator, clock=scene.clock, over_tls=False)
     scene.inbox.heard(scene.clock.wall())
     documents: dict[str, Any] = {}
-    scene.inbox.request(lambda *_: None)
+    scene.inbox.request()
     documents.update(json.loads((scene.layout.inbox / "request.json").read_text()))
     assert documents["clock_offset_s"] is None

@@ -7,13 +7,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from firstboot.agent.inbox import Inbox
-from firstboot.agent.keysets import PERIOD_S, RETRY_S, SPREAD_S, URGENT_S, KeySetsLoop
-from firstboot.agent.loop import Schedule
+from firstboot.agent.keysets import PERIOD_S, RETRY_S, SPREAD_S, URGENT_S, KeySets
+from firstboot.agent.schedule import Schedule
+from firstboot.agent.submit import Inbox
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply
 from firstboot.base.clock import rfc3339
@@ -26,7 +25,7 @@ from tests.unit.test_deployments_loop import HANDED, Moment
 
 class Plane:
     def __init__(self) -> None:
-        self.sets, self.status, self.asked, self.rested = 1, 200, [], 0  # type: ignore[var-annotated]
+        self.sets, self.status, self.asked = 1, 200, []  # type: ignore[var-annotated]
 
     def signing_keys(self, agent_id: str, key: Secret, *, since: int) -> Answer:
         self.asked.append(since)
@@ -36,17 +35,14 @@ class Plane:
             self.status, True, False, "application/json", None, None, None, key_sets=sets, body=body
         )
 
-    def rest(self) -> None:
-        self.rested += 1
-
 
 class Adopts(Decides):
     """An activator that takes what it is offered, and then has `version`."""
 
     version: int | None = None
 
-    def start(self, alive: Any) -> None:
-        super().start(alive)
+    def start(self, *, anew: bool) -> None:
+        super().start(anew=anew)
         if self.version is not None:
             ring(self.layout, self.version)
 
@@ -57,9 +53,14 @@ class Scene:
         (root / "var/lib/byteor/agent").mkdir(parents=True)
         self.activator, self.schedule = Adopts(self.layout), Schedule(PERIOD_S)
         inbox = Inbox(self.layout, self.activator, clock=self.clock)
-        self.loop = KeySetsLoop(
-            self.layout, HANDED, self.plane, schedule=self.schedule, inbox=inbox, alive=lambda *_: None, clock=self.clock,  # type: ignore[arg-type]
-        )  # fmt: skip
+        self.loop = KeySets(
+            self.layout,
+            HANDED,
+            self.plane,  # type: ignore[arg-type]
+            schedule=self.schedule,
+            inbox=inbox,
+            clock=self.clock,
+        )
 
     def delays(self) -> list[float]:
         return [self.loop.first_delay(random.Random(seed), splay_s=7.0) for seed in range(50)]
@@ -71,13 +72,11 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_new_sets_go_to_the_activator_and_none_go_nowhere(scene: Scene) -> None:
-    """The bytes as they came; an empty list starts no activator; the connection is not kept for a
-    day.
-    """
+    """The bytes as they came; an empty list starts no activator."""
     scene.activator.version = 1
     scene.loop.run_once()
     assert json.loads((scene.layout.inbox / "keysets.json").read_text()) == {"key_sets": [{}]}
-    assert scene.activator.asked == 1 and scene.plane.asked == [0] and scene.plane.rested == 1
+    assert scene.activator.asked == 1 and scene.plane.asked == [0]
     scene.plane.sets = 0
     scene.loop.run_once()
     assert scene.activator.asked == 1 and scene.plane.asked == [0, 1]

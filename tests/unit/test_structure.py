@@ -114,7 +114,6 @@ def test_imports_point_down(folder: str) -> None:
 def test_no_module_name_occurs_twice() -> None:
     """A name says which module is meant, without its folder."""
     stems = [path.stem for path in SOURCES if not path.stem.startswith("__")]
-    stems.remove("inbox")  # exchange's and, until it is folded into `submit`, the agent's
     assert sorted(stems) == sorted(set(stems))
 
 
@@ -128,7 +127,7 @@ def test_each_dangerous_library_has_one_door(path: Path) -> None:
         assert door is None or name_of(path) in door, f"{name_of(path)} imports {imported}"
 
 
-WRITERS = ("base.files", "base.private", "base.trees", "agent.partial")
+WRITERS = ("base.files", "base.private", "base.trees", "agent.download")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from firstboot.agent.state import Sequence
-from firstboot.agent.supervisor import RESTART_S, Supervisor
+from firstboot.agent.heartbeat import Sequence
+from firstboot.agent.supervisor import RESTART_S, Signals, Supervisor
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
@@ -49,7 +49,7 @@ def test_the_first_beat_after(
     if before is not None:
         layout.agent_status.write_text(json.dumps({"v": 1, **before}))
     seen = [
-        Supervisor(layout, HANDED, Settings(heartbeat_interval_s=PERIOD_S))._splay_s
+        Supervisor(layout, HANDED, Settings(heartbeat_interval_s=PERIOD_S), Signals())._splay_s
         for _ in range(20)
     ]
     assert least <= min(seen) and max(seen) <= most
