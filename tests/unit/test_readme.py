@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from firstboot import cli
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 COMMANDS = ("byteor-firstboot", "byteor-agent")
@@ -48,6 +51,30 @@ def test_every_exit_code_of_the_readme_is_in_the_help() -> None:
     text = help_of("byteor-firstboot")
     assert [int(row) for row in rows] == list(range(11))
     assert all(re.search(rf"\b{row}\b", text) for row in rows)
+
+
+def helps(program: str) -> dict[str, str]:
+    """Return the help text of every command, by its word."""
+    whole = cli.parser(program, whole=True)
+    below = [a for a in whole._actions if isinstance(a, argparse._SubParsersAction)]
+    return {word: parser.format_help() for word, parser in below[0].choices.items()}
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+def test_help_speaks_of_the_control_plane_in_full(program: str) -> None:
+    """No option's help says less."""
+    for word, text in helps(program).items():
+        words = " ".join(text.split())
+        assert not re.findall(r".{20}(?<!control )\bplane\b", words), word
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+def test_the_contract_names_every_command(program: str) -> None:
+    """Section 8 has a row for each, under its program."""
+    contract = (README.parent / ".github/CONTRACT.md").read_text().split("## 8. Commands")[1]
+    table = contract.split(f"| `{program}` |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([a-z-]+)[ `]", table))
+    assert set(helps(program)) <= named
 
 
 if __name__ == "__main__":
