@@ -59,8 +59,10 @@ def test_no_beat_is_late_whatever_else_hangs(host: Host, report: None, tmp_path:
     process = host.start("byteor-agent", "run")
     try:
         host.plane.wait_for(
-            lambda: {fault["operation"] for fault in host.plane.faults() if fault["hits"]}
-            == set(hanging),
+            lambda: (
+                {fault["operation"] for fault in host.plane.faults() if fault["hits"]}
+                == set(hanging)
+            ),
             limit_s=60,
         )
         host.plane.wait_for(lambda: len(_beats(host)) >= 6, limit_s=120)
