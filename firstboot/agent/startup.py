@@ -100,7 +100,7 @@ def read_config(layout: Layout, *, config: Path | None) -> Settings:
 
 def _child(arguments: list[str]) -> bytes:
     """Run a module of ours to its end and return its stdout; what it says on stderr is ours."""
-    command = [sys.executable, "-m", *arguments]
+    command = [sys.executable, "-I", "-m", *arguments]  # -I: nothing from the working directory
     try:
         done = subprocess.run(
             command,

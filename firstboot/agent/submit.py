@@ -68,7 +68,7 @@ class Child:
     finishes = False
 
     def __init__(self, layout: Layout, *, config: Path | None) -> None:
-        self._command = [sys.executable, "-m", "firstboot", "agent", "activate"]
+        self._command = [sys.executable, "-I", "-m", "firstboot", "agent", "activate"]
         self._command += ["--root", str(layout.root)]
         if config is not None:
             self._command += ["--config", str(config)]

@@ -55,7 +55,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(page(document, now=clock.wall())))
     if never_ran:
-        raise LocalFault("the agent has not run since boot", hint=_start(layout))
+        raise LocalFault("the agent has not run since boot", hint=start_hint(layout))
     return 0
 
 
@@ -100,7 +100,7 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     ]
     ours = [problem for problem in ours if problem.code not in codes]
     said = fault or STATES[state][1]
-    down = [Problem(f"agent_{state}", said, _start(layout))] if said is not None else []
+    down = [Problem(f"agent_{state}", said, start_hint(layout))] if said is not None else []
     problems = unique([*down, *told, *ours])
     document["problems"] = [problem.shown() for problem in problems]
     document["status"] = "degraded" if problems else "ok"
@@ -133,7 +133,8 @@ def _alive(pid: object) -> bool:
     return True
 
 
-def _start(layout: Layout) -> str:
+def start_hint(layout: Layout) -> str:
+    """Return what to do about an agent that does not run."""
     if layout.is_host:
         return "systemctl status byteor-agent, or journalctl -u byteor-agent"
     return f"byteor-agent run --root {layout.root}"

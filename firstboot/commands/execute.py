@@ -19,6 +19,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ from firstboot.identity import store
 from firstboot.identity.store import Identity
 
 PREFIX = "BYTEOR_"
+FIRST_INHERITED = 3  # after stdin, stdout and stderr
 HELP = """\
 Run COMMAND in place of this process, with BYTEOR_API_BASE_URL, BYTEOR_AGENT_ID and
 BYTEOR_AGENT_API_KEY set in its environment and written nowhere. With --user it gets that user's
@@ -89,6 +91,7 @@ def launch(
             accounts.become(account)
     except ByteorError as error:
         raise NotLaunched(str(error), hint=error.hint) from error
+    _close_inherited()
     # Python ignores these two, and what is ignored stays so over an execve.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -110,6 +113,17 @@ def launch(
         raise NotLaunched(
             "the command has an empty name or a null byte", hint="byteor-agent exec --help"
         ) from None
+
+
+def _close_inherited() -> None:
+    """Let no descriptor of root's but the standard three reach the command."""
+    try:
+        fds = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        fds = list(range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    for fd in fds:
+        with suppress(OSError):  # the listing's own is closed by now
+            os.set_inheritable(fd, fd < FIRST_INHERITED)
 
 
 def environment(

@@ -12,12 +12,14 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
-from firstboot.base import files
+from firstboot.base import systemd
 from firstboot.base.clock import Clock
+from firstboot.base.documents import base_url
 from firstboot.base.errors import ByteorError, CheckFailed, Foreign, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -25,7 +27,9 @@ from firstboot.commands import agent_status as agent
 from firstboot.commands.agent_status import span, word
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
+from firstboot.exchange.wake import is_running
 from firstboot.identity import store
+from firstboot.provision.sources import in_force
 
 OK, FAILED, NOT_CHECKED = "ok", "failed", "not checked"
 MARKS = {OK: "+", FAILED: "!", NOT_CHECKED: "-"}
@@ -42,6 +46,10 @@ class Check:
     result: str
     seen: str
     advice: str | None = None
+
+
+class Unknown(LocalFault):
+    """This host does not know where to ask."""
 
 
 Seen = tuple[str, str, Optional[str]]  # result, what was seen, what to do
@@ -67,9 +75,10 @@ def verify_command(arguments: argparse.Namespace) -> int:
     clock, layout = Clock(), arguments.layout
     token = Secret(sys.stdin.read(LONGEST_TOKEN).strip()) if arguments.operator_token else None
     document = agent.look(layout, clock)
+    listed = _listed(layout, token, document, config=arguments.config)
     checks = [
-        Check("agent in the environment's list", *_listed(layout, token, document)),
-        Check("heartbeats arriving", *beating(document, now=clock.wall())),
+        Check("agent in the environment's list", *listed),
+        Check("heartbeats arriving", *_beating(layout, document, now=clock.wall())),
         Check("deployment visible", *deployed(document)),
         Check("artifact upload", *uploaded(_upload(layout) if arguments.upload_test else None)),
     ]
@@ -92,7 +101,9 @@ def _upload(layout: Layout) -> Callable[[], str]:
     return lambda: upload_test(layout)
 
 
-def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -> Seen:
+def _listed(
+    layout: Layout, token: Secret | None, document: Mapping[str, Any], *, config: Path | None
+) -> Seen:
     """Look for this agent in the environment's list."""
     if token is None:
         advice = "give one on stdin: verify --operator-token -"
@@ -100,7 +111,7 @@ def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -
     if not token:
         return NOT_CHECKED, "there is no token on stdin", "verify --operator-token - < FILE"
     try:
-        place, agent_id = _place(layout, document)
+        place, agent_id = _place(layout, document, config=config)
         transport = Transport(
             ca_certificates=place.ca_certificates, proxy=place.proxy, no_proxy=place.no_proxy
         )
@@ -111,6 +122,8 @@ def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -
                 project_id=place.project_id or "",
                 environment_id=place.environment_id or "",
             )
+    except Unknown as error:
+        return NOT_CHECKED, str(error), error.hint
     except ByteorError as error:
         return FAILED, str(error), error.hint
     for row in listing:
@@ -121,32 +134,47 @@ def _listed(layout: Layout, token: Secret | None, document: Mapping[str, Any]) -
     return FAILED, seen, "check if the agent was deleted at the control plane"
 
 
-def _place(layout: Layout, document: Mapping[str, Any]) -> tuple[Settings, str]:
-    """Return where to ask and for which agent.
+def _place(
+    layout: Layout, document: Mapping[str, Any], *, config: Path | None
+) -> tuple[Settings, str]:
+    """Return where to ask and for which agent; an operator's token goes nowhere else.
 
-    From the sealed identity where we may read it, else from what the agent wrote.
+    From the sealed identity where we may read it, else from root's settings.json: never from a file
+    of the agent's user, who could choose the address. The agent's id alone may come from there.
     """
-    stored = files.read_json(layout.settings)
-    settings = frozen.thaw(stored) if stored is not None else Settings()
-    shown: Mapping[str, Any] = document["identity"] or {}
     try:
         here = store.required(layout)
     except Foreign:
         raise
-    except ByteorError:
-        if shown.get("agent_id") is None:
+    except ByteorError as error:
+        agent_id = (document["identity"] or {}).get("agent_id")
+        try:
+            settings = in_force(layout, config=config)
+        except LocalFault:
+            raise error from None
+        if not isinstance(agent_id, str):
             raise
     else:
-        shown = vars(here)
-        settings = replace(settings, proxy=settings.proxy or here.proxy)
-    found = {name: shown.get(name) or getattr(settings, name) for name in PLACE}
-    wanted = {**found, "agent_id": shown.get("agent_id")}
-    missing = [name for name, value in wanted.items() if not isinstance(value, str)]
+        agent_id, names = here.agent_id, (*PLACE, "proxy", "ca_certificates", "no_proxy")
+        settings = Settings() if here.routed else frozen.load(layout)
+        found = {name: getattr(here, name) for name in names if here.routed or name in PLACE}
+        settings = replace(settings, **found)
+    missing = [name for name in PLACE if getattr(settings, name) is None]
     if missing:
-        raise LocalFault(
-            f"this host does not know {', '.join(missing)}", hint="byteor-firstboot status"
-        )
-    return replace(settings, **found), str(wanted["agent_id"])
+        raise Unknown(f"this host does not know {', '.join(missing)}", hint="byteor-firstboot run")
+    try:
+        url = base_url(settings.api_base_url or "", under_systemd=systemd.under_systemd())
+    except ValueError as error:
+        raise Unknown(f"api_base_url {error}", hint="byteor-firstboot run") from error
+    return replace(settings, api_base_url=url), agent_id
+
+
+def _beating(layout: Layout, document: Mapping[str, Any], *, now: float) -> Seen:
+    """Judge by the lock that an agent holds, then by what it wrote."""
+    result, seen, advice = beating(document, now=now)
+    if result == OK and is_running(layout) is False:
+        return FAILED, f"the agent does not run; {seen}", agent.start_hint(layout)
+    return result, seen, advice
 
 
 def beating(document: Mapping[str, Any], *, now: float) -> Seen:

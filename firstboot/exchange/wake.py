@@ -51,6 +51,16 @@ def wake(layout: Layout, number: int = signal.SIGUSR1) -> bool:
     return True
 
 
+def is_running(layout: Layout) -> bool | None:
+    """Return True while an agent holds its lock; None when this user may not look."""
+    try:
+        return _holder(layout)[0] != fcntl.F_UNLCK
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+
+
 def agent_pid(layout: Layout) -> int | None:
     """Return the process that holds the agent's lock now, None when there is none.
 
@@ -59,16 +69,22 @@ def agent_pid(layout: Layout) -> int | None:
     """
     try:
         owner = os.stat(layout.agent).st_uid
-        # O_NONBLOCK: a FIFO planted there must not stop us.
-        fd = os.open(layout.agent_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-        finally:
-            os.close(fd)
+        kind, pid = _holder(layout)
         # 0: a process outside of this pid namespace, whom no signal of ours reaches.
         if kind == fcntl.F_UNLCK or pid <= 0 or os.stat(f"/proc/{pid}").st_uid != owner:
             return None
     except OSError:
         return None
-    return int(pid)
+    return pid
+
+
+def _holder(layout: Layout) -> tuple[int, int]:
+    """Return kind and holder of the lock on the agent's lock file."""
+    # O_NONBLOCK: a FIFO planted there must not stop us.
+    fd = os.open(layout.agent_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    finally:
+        os.close(fd)
+    return kind, pid

@@ -56,6 +56,21 @@ def running(
     process.communicate()
 
 
+def test_nothing_is_imported_from_the_working_directory(
+    container: Host, config: Path, given: dict[str, str], control_plane: Any, tmp_path: Path
+) -> None:
+    """A container's WORKDIR may be a volume that others write; the children run as the agent."""
+    work, ran = tmp_path / "work", tmp_path / "ran"
+    work.mkdir()
+    for name in ("json", "yaml", "firstboot", "argparse"):
+        (work / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    process = container.start("byteor-agent", "run", "--config", str(config), env=given, cwd=work)
+    control_plane.wait_for(lambda: control_plane.requests("heartbeat"), limit_s=20)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 0 and not ran.exists()
+
+
 def test_it_beats_and_seals_nothing(
     container: Host, running: subprocess.Popen[str], given: dict[str, str], control_plane: Any
 ) -> None:

@@ -57,6 +57,16 @@ def shown(host: Host, *options: str, **keywords: Any) -> dict[str, Any]:
     return dict(json.loads(done.out))
 
 
+def test_no_descriptor_of_the_callers_reaches_the_command(host: Host, tmp_path: Path) -> None:
+    """Root's open file, inherited by exec, would be read by another user's command."""
+    secret = tmp_path / "shadow"
+    secret.write_text("root's")
+    with secret.open() as stream:
+        os.set_inheritable(stream.fileno(), True)
+        found = shown(host, pass_fds=(stream.fileno(),))
+        assert str(stream.fileno()) not in found["fds"][:-1] and len(found["fds"]) <= 4
+
+
 def test_the_command_gets_exactly_the_three_variables(host: Host) -> None:
     """The identity's values replace what was there; other names of ours go; nothing is in its
     arguments or on disk.

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +115,56 @@ def test_a_host_that_is_not_enrolled_fails_with_what_to_do(
     code, checks = verified(host, "--operator-token", "-", text="opt_01234567890")
     assert code == 10 and results(checks) == ["failed", "failed", "not checked", "not checked"]
     assert "not enrolled" in checks[0]["seen"]
+
+
+@pytest.mark.parametrize("how", ["as it is", "damaged", "no settings", "http"])
+def test_an_operators_token_goes_where_root_says_alone(
+    host: Host, tmp_path: Path, how: str
+) -> None:
+    """The agent's user writes status.json, and would choose the address (seen: over http too)."""
+    heard = []
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=lambda: heard.append(server.accept()), daemon=True).start()
+    address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    identity = {"api_base_url": address, "agent_id": "agt_1", "org_id": "o", "project_id": "p",
+                "environment_id": "e"}  # fmt: skip
+    written(host, identity=identity)
+    settings = host.path("var/lib/byteor/settings.json")
+    env = {}
+    if how != "as it is":
+        host.path("var/lib/byteor/identity/credentials.sealed").write_text("{")
+    if how == "no settings":
+        settings.unlink()
+        host.path("etc/byteor/firstboot.yaml").unlink()
+    if how == "http":
+        settings.write_text(
+            json.dumps({**json.loads(settings.read_text()), "api_base_url": address})
+        )
+        env = {"INVOCATION_ID": "0" * 32}
+    text = host.plane.operator_token
+    _, checks = verified(host, "--operator-token", "-", text=text, env=env)
+    wanted = {"as it is": "ok", "damaged": "failed", "no settings": "failed", "http": "not checked"}
+    assert checks[0]["result"] == wanted[how], checks
+    if how == "damaged":
+        assert "agt_1 is not among" in checks[0]["seen"], (
+            "the control plane of root's file was asked"
+        )
+    server.close()
+    assert not heard
+
+
+def test_beats_that_were_accepted_are_not_enough_where_no_agent_runs(host: Host) -> None:
+    """status.json is the agent's word; the lock that it holds is the kernel's."""
+    written(host)
+    _, checks = verified(host)
+    assert checks[1]["result"] == "failed" and "does not run" in checks[1]["seen"]
+    process = host.start("byteor-agent", "run")
+    try:
+        host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
+        host.plane.wait_for(lambda: verified(host)[1][1]["result"] == "ok", limit_s=20)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_a_host_with_systemd_has_its_path_unit(
     assert type(found) is kind
     if isinstance(found, Child):
         assert found._command[1:] == [
+            "-I",
             "-m",
             "firstboot",
             "agent",
