@@ -85,9 +85,9 @@ def is_bundle(answer: Stream) -> bool:
     """
     media = media_type(answer.headers)
     words = media.startswith("text/") or media.endswith(("json", "xml"))
-    if answer.status == WHOLE and words:
-        return answer.begins_with(GZIP)
-    return answer.status == WHOLE or (answer.status == PART and not words)
+    if answer.status == PART:
+        return not words or "content-range" in answer.headers
+    return answer.status == WHOLE and (not words or answer.begins_with(GZIP))
 
 
 def coming(answer: Stream, *, have: int, tag: str | None) -> Coming:

@@ -144,6 +144,8 @@ def test_a_bundle_may_have_any_media_type(media: str) -> None:
         [(302, {"location": SIGNED}, b""), (200, {"content-type": media}, whole)],
     ):
         assert ask(*answers)[0][3] == whole
+    rest = {"content-type": media, "content-range": "bytes 2-3/4", "etag": '"t"'}
+    assert ask((206, rest, b"cd"), have=2, tag='"t"')[0][3] == b"cd"
 
 
 @pytest.mark.parametrize("status", bundles.REDIRECTS)
