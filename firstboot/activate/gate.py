@@ -119,7 +119,7 @@ class Runtime:
                 f"\n-- last lines of {self.unit}\n".encode(),
                 _call(journal, HEALTH_LIMIT_S)[1],
             ]
-        return redact(b"".join(parts).decode("utf-8", "replace"))[0].encode()
+        return redact(b"".join(parts))[0]
 
     def _load_state(self) -> str | None:
         """systemd's word about the unit (loaded, not-found, masked …); None where there is none to act on."""

@@ -1,250 +1,256 @@
-"""Takes what is shaped like a credential out of a text before it leaves this host: a third net, after types and `secret`.
+r"""Credentials cut out of text before it leaves this host.
 
-Diagnostics and artifacts hold other programs' words: journal lines, command output, configuration. What they hold of
-secrets is unknown, so whatever looks like one goes, at the price of some harmless text. It cannot find a secret that
-looks like an ordinary word; who collects a diagnostic must not put such into it.
+Diagnostics and artifacts hold the words of other programs. From them goes, wherever it stands:
 
->>> redact("GET / Authorization: Bearer abc.def")
-('GET / Authorization: <secret>', ['authorization'])
+- known values: every secret that this process has handled, and what a bundle gives to
+  BYTEOR_AGENT_API_KEY
+- private keys in PEM, also cut-off ones
+- JSON Web Tokens
+- Authorization headers, and what follows Bearer and Basic
+- user and password in a URL
+- tokens whose prefix tells their kind: ours, AWS, GitHub, GitLab, GCP, Stripe, Slack, npm, Vault,
+  and keys that begin with sk-
+- the value of a name that ends in password, passwd, passphrase, pass, pwd, psk, secret, token,
+  credential or cookie, or in api_key and its kin (access, private, secret, account, auth, client,
+  deploy, encryption, license, master, shared, signing, ssh and storage keys), in JSON, YAML, env
+  and ini lines, URLs and command lines, unless it is plainly a word, a number, a boolean, a
+  variable or a row of asterisks
+
+All else stays byte for byte, and JSON that was valid stays valid. Not found: a password that is
+one ordinary word, one under another name, what is packed or encoded.
+
+A look at a place either takes the bytes that it read or stops after a bounded number of them: the
+time is linear in the length of the text, whatever stands in it.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
+from collections.abc import Iterator
 
-from firstboot.base.secret import MASK, redacted
+from firstboot.base.secret import MASK, Secret, known
 
-IDENTITY = ("BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY")
+RUNTIME_KEY = b"byteor_agent_api_key"
+NEARBY = 64  # bytes: the longest name, and how far its surroundings are looked at
 
-# How far a structure is followed that does not end, in characters.
-FARTHEST = 1 << 16
-MOST_PASSES = 4  # what one pattern took away can show something to an earlier one
-
-# Every repeat that something must follow is bounded, and short: no text makes a pattern take quadratic time.
-_QUOTE = r"""(?:\\{0,8}["'])"""  # also one of JSON within a JSON text
-# Of a name and what stands between it and its value, in shell, JSON, YAML, TOML, INI, URLs and headers.
-_BETWEEN = _QUOTE + r"?\s{0,8}(?:=>|:=|[:=])\s{0,8}"
-_QUOTED = (
-    r"(?:(?P<escapes>\\{1,8})\"(?:[^\"\\\n]|(?!(?P=escapes)\")\\{1,31}\"?){1,65536}(?:(?P=escapes)\")?"
-    r"|\"{3}(?:(?!\"{3})[\s\S]){0,65536}(?:\"{3})?|'{3}(?:(?!'{3})[\s\S]){0,65536}(?:'{3})?"
-    r"|\"(?:\\.|[^\"\\\n]){1,65536}\"?|'(?:\\.|[^'\\\n]){1,65536}'?)"
-)
-# A value: quoted, else up to white space or what ends a value. One that opens a structure goes with all of it.
-_VALUE = r"(?!" + MASK + ")(?P<value>" + _QUOTED + r"|[^\s\"',;&)}\]]{1,65536})"
-# Where something must follow: taken or left as a whole.
-_ATOMIC_VALUE = "(?=(?P<atom>" + _VALUE + "))(?P=atom)"
-_NAME = (
-    r"(?:(?:(?-i:[A-Za-z][a-z0-9]{0,40}(?:[A-Z][a-z0-9]{0,40}){0,8}(?=[A-Z])))?"  # of a name like clientSecret
-    r"(?:pass(?:words?|wd|phrases?)?|pwd|psk|secrets?|tokens?|keys?|credentials?|auth|cookies?|sess(?:ion)?_?id|signature|sig)"
-    # What no ordinary word ends in: also after other words without anything between.
-    r"|[A-Za-z0-9]{0,40}?(?:passwords?|passwd|passphrases?|secrets?|tokens?|credentials?"
-    r"|(?:api|secret|private|access|account|master|shared|signing|encryption|ssh)keys?))"
-    r"(?:[_.-]?(?:data|value|text|base64|b64))?(?:_?[0-9]{1,3})?"
-)
-_WHOLE_NAME = r"(?:(?:[A-Za-z0-9]{1,40}[_.-]){0,6}" + _NAME + "|" + "|".join(IDENTITY) + ")"
-_SET = r"(?<![A-Za-z0-9])(?:setenv|set(?:\s{1,4}-[A-Za-z-]{1,16}){1,4})\s{1,8}"  # of csh and fish
-_SAID_APART = _QUOTE + r"?\s{0,64}[,;]?\s{0,64}" + _QUOTE + "?val(?:ue)?" + _BETWEEN
-
-
-def _any_case(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
-
-
-# What was found -> pattern; what its group `kept` matches stays. The order matters: whole blocks, then values.
-_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
+# Kind and form; what a form takes is its last group, else all of it. Each begins with a literal, and
+# looks behind that only after it: so `re` leaps from one such letter to the next.
+_SHAPES = (
     (
         "private_key",
-        # A block that is cut off (the tail of a journal) is a secret as well.
-        re.compile(
-            r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
-            r"(?:(?!-----END )[\s\S]){0,65536}(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)?"
-        ),
+        rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+        rb"(?:(?:[\w+/=:;,.()\s\\]|-(?!-)){0,16384}-----END [A-Z0-9 ]{0,40}-----"
+        rb"|(?:\s|\\[nr]|[A-Za-z0-9+/=]{16,}){0,1024}[A-Za-z0-9+/=]*)",
     ),
-    (
-        "identity",
-        re.compile(r"(?P<kept>\b(?:" + "|".join(IDENTITY) + ")" + _BETWEEN + ")" + _VALUE),
-    ),
-    ("authorization", _any_case(r"(?P<kept>\b(?:proxy-)?authorization" + _BETWEEN + r")[^\r\n]+")),
-    (
-        "authorization",
-        _any_case(r"(?<![A-Za-z0-9.])(?:Bearer|Basic)[ \t]{1,8}[A-Za-z0-9._~+/=-]{8,65536}"),
-    ),
-    (
-        "jwt",
-        re.compile(
-            r"\beyJ[A-Za-z0-9_-]{5,8192}\.[A-Za-z0-9_-]{2,8192}(?:\.[A-Za-z0-9_-]{0,8192})?"
-        ),
-    ),
-    (
-        "url_password",
-        re.compile(r"(?P<kept>\b[A-Za-z][A-Za-z0-9+.-]{1,20}://)[^\s/?#@\"'<>]{1,1024}(?=@)"),
-    ),
+    ("jwt", rb"eyJ(?<![\w-]eyJ)[\w-]{5,}\.[\w-]{2,}(?:\.[\w-]*)?"),
+    ("url_password", rb"://([^\s/?#@\"'<>\\]{1,256})@"),
+    ("url_password", rb":\\/\\/([^\s/?#@\"'<>\\]{1,256})@"),  # of a JSON text that escapes slashes
+    ("token", rb"b(?<![A-Za-z0-9]b)(?:et|ek|rk|op)_[\w-]{12,}"),
+    ("token", rb"A(?<![A-Za-z0-9]A)(?:[KS]IA[A-Z0-9]{16}(?![A-Z0-9])|Iza[\w-]{30,})"),
     (
         "token",
-        # Of this plane, and of those whose tokens tell their kind: they are found wherever they stand.
-        re.compile(
-            r"(?<![A-Za-z0-9])(?:be[tk]_[A-Za-z0-9_-]{4,4096}|b(?:rk|op)_[A-Za-z0-9_-]{16,4096}"
-            r"|gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_\w{20,255}|glpat-[\w-]{16,255}"
-            r"|xox[abeoprs]-[A-Za-z0-9-]{10,255}|sk-[A-Za-z0-9_-]{20,255}|(?:AKIA|ASIA)[A-Z0-9]{16})(?![A-Za-z0-9])"
-        ),
+        rb"g(?<![A-Za-z0-9]g)(?:h[pousr]_[A-Za-z0-9]{20,}|ithub_pat_\w{20,}"
+        rb"|l(?:pat|dt|rt)-[\w-]{16,})",
     ),
-    # A block of YAML, and a list there: the lines that are farther in.
-    (
-        "value",
-        _any_case(
-            r"(?P<kept>^(?P<indent>[ \t]{0,64})(?:[^\n:]{0,80}[^A-Za-z0-9\n:])?"
-            + _NAME
-            + _QUOTE
-            + r"?[ \t]{0,8}:[ \t]{0,8})"
-            r"(?:[|>][0-9+-]{0,2}[ \t]{0,8}(?:\r?\n(?:(?P=indent)[ \t][^\n]*|[ \t]{0,64}(?=\r?\n)))+"
-            r"|(?:\r?\n(?P=indent)[ \t]{0,64}-[ \t][^\n]*)+)"
-        ),
-    ),
-    (
-        "value",
-        _any_case(r"(?P<kept>\b(?:set-)?cookie" + _QUOTE + r"?[ \t]{0,8}:[ \t]{0,8})[^\r\n]+"),
-    ),
-    # Name and value apart: of containers, in XML's attributes, as a pair, as shells set it.
-    (
-        "value",
-        _any_case(
-            r"(?P<kept>(?<![A-Za-z0-9])(?:name|key|variable)"
-            + _BETWEEN
-            + _QUOTE
-            + "?"
-            + _WHOLE_NAME
-            + _SAID_APART
-            + ")"
-            + _VALUE
-        ),
-    ),
-    (
-        "value",
-        _any_case(
-            r"(?P<kept>[\[(]\s{0,64}"
-            + _QUOTE
-            + _WHOLE_NAME
-            + _QUOTE
-            + r"\s{0,8},\s{0,64})(?=\\{0,8}[\"'])"
-            + _ATOMIC_VALUE
-            + r"(?=\s{0,64}[\])])"
-        ),
-    ),
-    ("value", _any_case("(?P<kept>" + _SET + _WHOLE_NAME + r"\s{1,8})" + _VALUE)),
-    ("value", _any_case(r"(?P<kept>(?<![A-Za-z0-9])" + _NAME + _BETWEEN + ")" + _VALUE)),
-    # An argument list in JSON or Python: "--password", "hunter2".
-    (
-        "value",
-        _any_case(
-            r"(?P<kept>"
-            + _QUOTE
-            + "--?"
-            + _WHOLE_NAME
-            + _QUOTE
-            + r"\s{0,8},\s{0,64})(?!\\{0,8}[\"'](?:-|"
-            + MASK
-            + r"))"
-            r"(?=\\{0,8}[\"'])" + _VALUE
-        ),
-    ),
-    ("value", _any_case(r"(?P<kept>(?<!\S)--?" + _WHOLE_NAME + r"\s{1,8})(?!-)" + _VALUE)),
-    # Of curl: user and password; not the two numbers of a container's user.
-    (
-        "value",
-        _any_case(
-            r"(?P<kept>(?<!\S)(?:-u|--user|--proxy-user)(?:\s{1,8}|=)[\"']?(?![0-9]{1,10}:[0-9]{1,10}(?![^\s\"']))[^\s:\"'/<>]{1,256}:)"
-            + _VALUE
-        ),
-    ),
-    # Of netrc, and a line of a configuration that says no more than this.
-    (
-        "value",
-        _any_case(
-            r"(?P<kept>(?<!\S)(?:login|machine)\s{1,8}\S{1,256}\s{1,8}password\s{1,8})" + _VALUE
-        ),
-    ),
-    (
-        "value",
-        _any_case(
-            r"(?P<kept>^[ \t]{0,64}(?:password|passwd|passphrase|requirepass|masterauth)[ \t]{1,64})"
-            + _ATOMIC_VALUE
-            + r"(?=[ \t]{0,64}\r?$)"
-        ),
-    ),
-    # Of XML. Last, as what we write looks like a part of it.
-    (
-        "value",
-        _any_case(
-            r"(?P<kept><(?P<tag>(?:[A-Za-z0-9]{1,40}:)?" + _WHOLE_NAME + r")(?:\s[^<>]{0,512})?>)"
-            r"(?:<!\[CDATA\[[^<>]{0,8192}\]\]>|[^<>]{1,8192})(?=</(?P=tag)\s{0,8}>)"
-        ),
-    ),
+    ("token", rb"ya29\.[\w-]{20,}"),
+    ("token", rb"GOCSPX-[\w-]{20,}"),
+    ("token", rb"s(?<![A-Za-z0-9]s)k(?:_(?:live|test)_[A-Za-z0-9]{10,}|-[\w-]{20,})"),
+    ("token", rb"rk_(?<![A-Za-z0-9]rk_)(?:live|test)_[A-Za-z0-9]{10,}"),
+    ("token", rb"whsec_[A-Za-z0-9+/=]{16,}"),
+    ("token", rb"x(?<![A-Za-z0-9]x)(?:ox[a-z]|app)-[\w-]{10,}"),
+    ("token", rb"npm_(?<![A-Za-z0-9]npm_)[A-Za-z0-9]{30,}"),
+    ("token", rb"hv(?<![A-Za-z0-9]hv)[sbr]\.[\w-]{20,}"),
+)
+# The same in lower case, of which "value" is only where the last word of a name begins.
+_LOWER = (
+    ("authorization", rb"b(?<![\w.]b)(?:earer|asic)[ \t]{1,8}([\w.~+/=-]{8,})"),
+    ("value", rb"p(?:ass|sk|wd)"),
+    ("value", rb"s(?:ecret|ignature)"),
+    ("value", rb"c(?:redential|ookie)"),
+    *(("value", word) for word in (rb"token", rb"key", rb"authorization")),
+)
+_FORMS = tuple((kind, re.compile(form)) for kind, form in (*_SHAPES, *_LOWER))
+# The end of a name that tells, from its last word on.
+_TELLING = re.compile(
+    rb"(?:(?:password|passwd|passphrase|secret|token|credential|authorization|cookie|key)s?"
+    rb"|(?<![a-z])(?:pass|psk)|(?<=[_.-])pwd|(?:(?<=x-amz-)|(?<=x-goog-))signature)"
+    rb"(?:[_.-]?(?:data|value|text|base64|b64))?(?:_?[0-9]{1,3})?"
+)
+_TELLING_KEY = re.compile(
+    rb"(?:access|account|api|auth|client|deploy|encryption|license|master|private|secret|shared"
+    rb"|signing|ssh|storage)[_.-]?\Z"
+)
+# What follows the beginning of a name: its rest, and what stands between it and its value. The
+# value may also be the next argument of a command, or stand in a member of its own.
+_AFTER = re.compile(
+    rb"(?=(?P<rest>[\w.-]{0,64}))(?P=rest)(?P<close>\\{0,7}[\"'])?"
+    rb"(?:[ \t]{0,8}(?P<sign>:=|=>|[:=])[ \t]{0,8}"
+    rb"|\s{0,64}[,;]?\s{0,64}(?:\\{0,7}[\"'])?value(?:\\{0,7}[\"'])?[ \t]{0,8}[:=][ \t]{0,8}"
+    rb"|(?P<argument>(?<=[\"']),\s{0,8}(?=\\{0,7}[\"'])|[ \t\0]{1,8}(?=[^\s-])))"
+)
+_WORD = b"abcdefghijklmnopqrstuvwxyz0123456789_.-"
+_QUOTE = re.compile(rb"\\{0,7}[\"']")
+_QUOTED_END = re.compile(rb"[\"'\r\n\0]|\Z")
+_GAP = rb"(?:\s|\\{1,7}[nrt]){0,64}"
+_STRING_ENDS = re.compile(rb"\\{0,7}\"" + _GAP + rb"(?:[,:}\]]|\Z)|\\{0,7}\"\s{0,8}[\r\n]")
+_NO_STRING = re.compile(rb"[\[{]|(?:-?[0-9][0-9.eE+-]{0,64}|true|false|null)" + _GAP + rb"[,}\]]")
+_BLOCK = re.compile(rb"[|>][0-9+-]{0,2}[ \t]{0,8}\r?\n")
+_LINE_END = re.compile(rb"[\r\n\0]|\Z")
+# What ends a value within a line. In a JSON text a backslash may belong to a quote or line end.
+_ESCAPE = rb"|(?<!\\)\\+(?:[\s\"'nrt\0]|\Z)|\Z"
+_VALUE_END = re.compile(rb"[\s\"',;&)}\]<>\0]" + _ESCAPE)
+_HEADER_END = re.compile(rb"[\"'\r\n\0]" + _ESCAPE)
+_PLAIN = re.compile(
+    rb"[A-Za-z]?[a-z]{0,23}|[A-Z]{0,24}|[+-]?[0-9]{1,12}(?:\.[0-9]{1,6})?"
+    rb"|\$\{?\w{1,64}\}?|\*{1,64}|" + MASK.encode()
 )
 
 
-_SENSITIVE = re.compile(
-    r"(?<![A-Za-z0-9])(?:" + _NAME + r"|(?:proxy-)?authorization)\Z", re.IGNORECASE
-)
-# Strings and brackets; without the strings where they are JSON within a text.
-_IN_STRUCTURE, _BRACKETS = (
-    re.compile(r'"(?:[^"\\]|\\[\s\S]){0,65536}"?|[\[\]{}]'),
-    re.compile(r"[\[\]{}]"),
-)
-_ESCAPED = re.compile(r"[\[{\s]{1,64}\\")
+def redact(data: bytes, *, keep_length: bool = False) -> tuple[bytes, list[str]]:
+    """Return `data` with ``<secret>`` for each credential, and the kinds found, each once.
 
-
-def names_a_secret(name: str) -> bool:
-    """Whether what stands under `name` in a structure is taken for a secret whatever it looks like.
-
-    >>> [names_a_secret(name) for name in ("DB_PASSWORD", "clientSecret", "keyboard")]
-    [True, True, False]
+    Safe to repeat: redacted data comes back as it is, without kinds. With `keep_length` a secret
+    becomes as many ``x``, for bytes whose places mean something; not to be repeated.
     """
-    return name in IDENTITY or _SENSITIVE.search(name) is not None
-
-
-def redact(text: str, *, keep_length: bool = False) -> tuple[str, list[str]]:
-    """Return `text` with ``<secret>`` for all that is shaped like a credential, and what kinds were found, each once.
-
-    Safe to repeat: a redacted text comes back as it is, without kinds. With `keep_length` a secret becomes as many ``x``,
-    for bytes whose places mean something: not to be repeated.
-    """
-    kinds: list[str] = []
-    known = redacted(text, keep_length=keep_length)
-    if known != text:
-        kinds.append("known")
-    text = known
-    for _ in range(1 if keep_length else MOST_PASSES):
-        before = text
-        for kind, pattern in _PATTERNS:
-            text, changed = _replaced(pattern, text, keep_length)
-            if changed and kind not in kinds:
-                kinds.append(kind)
-        if text == before:
-            break
-    return text, kinds
-
-
-def _replaced(pattern: re.Pattern[str], text: str, keep_length: bool) -> tuple[str, bool]:
-    pieces: list[str] = []
-    at = 0
-    while found := pattern.search(text, at):
-        parts = found.groupdict()
-        begin, end = found.start() + len(parts.get("kept") or ""), found.end()
-        if parts.get("value") and text[begin] in "[{":
-            end = max(end, _closing(text, begin))
-        pieces += [text[at:begin], "x" * (end - begin) if keep_length else MASK]
+    pieces, kinds, at = [], [], 0
+    for text in known():
+        if text in data:
+            kinds.append("known")
+            data = data.replace(text, b"x" * len(text) if keep_length else MASK.encode())
+    for kind, begin, end in _found(data):
+        kinds.append(kind)
+        pieces += [data[at:begin], b"x" * (end - begin) if keep_length else MASK.encode()]
         at = end
-    fresh = "".join([*pieces, text[at:]])
-    return fresh, fresh != text
+    return b"".join([*pieces, data[at:]]), list(dict.fromkeys(kinds))
 
 
-def _closing(text: str, begin: int) -> int:
-    """Where the structure ends that opens at `begin`; where it does not end, `FARTHEST` from there."""
-    depth, limit = 0, begin + FARTHEST
-    for token in (_BRACKETS if _ESCAPED.match(text, begin) else _IN_STRUCTURE).finditer(
-        text, begin, limit
+def redact_text(text: str) -> str:
+    """Return `text` without its credentials; see `redact`."""
+    return redact(text.encode("utf-8", "surrogatepass"))[0].decode("utf-8", "surrogatepass")
+
+
+def learn(data: bytes) -> None:
+    """Make known what `data` gives to BYTEOR_AGENT_API_KEY, to take it from other texts as well."""
+    lower = data.lower()
+    at = lower.find(RUNTIME_KEY)
+    while at >= 0:
+        span = _named(data, lower, at + len(RUNTIME_KEY) - len(b"key"))
+        if span is not None and not _PLAIN.fullmatch(data, *span):
+            Secret(data[slice(*span)].decode("utf-8", "surrogateescape"))
+        at = lower.find(RUNTIME_KEY, at + 1)
+
+
+def _found(data: bytes) -> Iterator[tuple[str, int, int]]:
+    """Yield kind, begin and end of each credential, in order, none within another."""
+    lower = data.lower()
+    places: list[tuple[int, int, re.Match[bytes]]] = []
+
+    def look(number: int, at: int) -> None:
+        match = _FORMS[number][1].search(data if number < len(_SHAPES) else lower, at)
+        if match is not None:
+            heapq.heappush(places, (match.start(), number, match))
+
+    for number in range(len(_FORMS)):
+        look(number, 0)
+    taken = 0
+    while places:
+        at, number, match = heapq.heappop(places)
+        kind, form = _FORMS[number]
+        if at >= taken:
+            span = _named(data, lower, at) if kind == "value" else match.span(form.groups)
+            if span is not None and not _PLAIN.fullmatch(data, *span):
+                yield kind, *span
+                taken = span[1]
+        look(number, max(at + 1, taken))
+
+
+def _named(data: bytes, lower: bytes, at: int) -> tuple[int, int] | None:
+    """Return where the value of the name stands whose last word begins at `at`, if it is secret."""
+    found = _AFTER.match(lower, at)
+    if found is None:
+        return None
+    before = lower[max(0, at - NEARBY) : at]
+    name_at = at - len(before) + len(before.rstrip(_WORD))
+    name = lower[name_at : found.end("rest")]
+    is_argument = found["argument"] is not None
+    if (
+        not _TELLING.fullmatch(lower, at, found.end("rest"))
+        or (lower.startswith(b"key", at) and not _TELLING_KEY.search(before[-12:]))
+        or (is_argument and not name.startswith(b"-"))
     ):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token.group(), 0)
-        if not depth:
-            return token.end()
-    return min(limit, len(text))
+        return None
+    begin, first = found.end(), _begins_line(lower, name_at) and not is_argument
+    opened = _opening(data, name_at)
+    quote = _QUOTE.match(data, begin)
+    if quote is not None:
+        # Without a quote after the name this one may end the text in which the name stands.
+        if not found["close"] and (quote[0] == opened or _STRING_ENDS.match(data, begin)):
+            return None
+        begin = quote.end()
+        if is_argument and data.startswith(b"-", begin):
+            return None
+        end = _closing(data, begin, quote[0], alone=first)
+    elif found["sign"] != b"=" and _NO_STRING.match(data, begin):
+        return None
+    elif opened and not found["close"]:
+        end = _closing(data, begin, opened, alone=False)
+    elif first and _BLOCK.match(data, begin):
+        return _block(data, name_at, begin)
+    else:
+        is_apart = found["sign"] is None and not is_argument
+        is_header = b"authorization" in name or b"cookie" in name
+        until = _LINE_END if first or is_apart else _HEADER_END if is_header else _VALUE_END
+        end = until.search(data, begin).start()  # type: ignore[union-attr]
+    return begin, begin + len(data[begin:end].rstrip())
+
+
+def _begins_line(lower: bytes, at: int) -> bool:
+    """Return True where nothing but a list's dash, a comment's sign or `export` stands before."""
+    before = lower[max(0, at - NEARBY) : at].rstrip(b" \t-#;")
+    if before.endswith(b"export"):
+        before = before[: -len(b"export")].rstrip(b" \t")
+    return before[-1:] in (b"\r", b"\n", b"\0") if before else at < NEARBY
+
+
+def _opening(data: bytes, at: int) -> bytes:
+    """Return the quote that stands right before `at`, with its backslashes; empty without one."""
+    before = data[max(0, at - 8) : at]
+    if before[-1:] not in (b'"', b"'"):
+        return b""
+    return before[len(before[:-1].rstrip(b"\\")) :]
+
+
+def _closing(data: bytes, begin: int, quote: bytes, *, alone: bool) -> int:
+    """Return where the text ends that `quote` opens, at the latest at the end of its line.
+
+    In JSON within a JSON text the quotes have backslashes: as many as the opening one, or as many
+    more as make whole pairs of escaped ones. One with fewer ends the text around it; so does a
+    double quote in a single-quoted text, unless that is `alone` on its line.
+    """
+    depth, at = len(quote) - 1, begin
+    while True:
+        end = _QUOTED_END.search(data, at)
+        assert end is not None
+        before = data[max(begin, end.start() - NEARBY) : end.start()]
+        slashes = len(before) - len(before.rstrip(b"\\"))
+        at = end.end()
+        if end[0] == quote[-1:]:
+            if slashes % (2 * depth + 2) == depth or slashes < depth:
+                return end.start() - min(slashes, depth)
+        elif end[0] == b'"':
+            if not alone:
+                return end.start() - slashes
+        elif end[0] != b"'":
+            return end.start()
+
+
+def _block(data: bytes, name_at: int, begin: int) -> tuple[int, int]:
+    """Return the lines of a YAML block scalar: those that stand further in than its name."""
+    indent = len(data[max(0, name_at - NEARBY) : name_at].rpartition(b"\n")[2])
+    start = data.index(b"\n", begin) + 1
+    lines = re.compile(rb"(?:[ \t]*\r?\n|[ \t]{%d}[^\n]*(?:\n|\Z))*" % (indent + 1))
+    found = lines.match(data, start)
+    text = found[0].rstrip() if found is not None else b""
+    first = start + len(text) - len(text.lstrip())
+    return first, start + len(text)

@@ -57,6 +57,11 @@ class Secret:
     __getstate__ = __reduce__
 
 
+def known() -> list[bytes]:
+    """Return every secret that this process has seen, longest first: one may be part of another."""
+    return [text.encode("utf-8", "surrogatepass") for text in sorted(_known, key=len, reverse=True)]
+
+
 def redacted(text: str, *, keep_length: bool = False) -> str:
     """Replace every secret that this process has seen by ``<secret>``, or by as many ``x``."""
     # Longest first: one may be a part of another.

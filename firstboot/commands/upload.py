@@ -25,7 +25,7 @@ from firstboot.base import accounts, files, log
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
-from firstboot.base.redaction import redact
+from firstboot.base.redaction import redact_text
 from firstboot.base.secret import Secret
 from firstboot.commands import waiting
 from firstboot.exchange import verdicts, wake
@@ -133,13 +133,13 @@ def enter(layout: Layout, account: pwd.struct_passwd | None) -> None:
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[tuple[int, About]]:
     """An open file with what goes into the spool, and what is said of it."""
-    name = redact(path.resolve().name if path.name in ("", "..") else path.name)[0]
+    name = redact_text(path.resolve().name if path.name in ("", "..") else path.name)
     try:
         mode = os.lstat(path).st_mode
         directory = stat.S_ISDIR(mode)
         # Looked at before it is opened: opening a device does things.
         if not stat.S_ISREG(mode) and not directory:
-            _not_a_file(path, packing.what(mode))
+            _not_a_file(path, packing.kind_of(mode))
         flags = (
             os.O_RDONLY
             | os.O_NOFOLLOW
@@ -161,7 +161,7 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[int, About]]:
                 yield packed
             return
         if not stat.S_ISREG(facts.st_mode):
-            _not_a_file(path, packing.what(facts.st_mode))
+            _not_a_file(path, packing.kind_of(facts.st_mode))
         if not facts.st_size:
             raise LocalFault(f"{path} is empty", hint="there is nothing to upload")
         if facts.st_size > LARGEST:

@@ -187,12 +187,12 @@ def test_a_disk_without_room_is_said_before_it_is_filled(
 
 def test_a_text_loses_its_secrets_and_is_there_once(layout: Layout) -> None:
     """What was replaced stands beside it, by kind; repeated it is the same artifact."""
-    text = b"start\npassword=hunter22 \xff\n"
+    text = b"start\n\xff password=hunter22\n"
     first = spool.add_text(layout, text, deployment_id="dep_1", spec_hash="sha256:" + "0" * 64)
     assert spool.add_text(layout, text).state == spool.WAITING
     entry = stock.load(layout.spool / first.id)
     assert entry is not None
-    assert entry.data.read_text() == "start\npassword=<secret> \ufffd\n"
+    assert entry.data.read_text() == "start\n\ufffd password=<secret>\n"
     assert entry.replaced == ({"part": "diagnostic", "kinds": ["value"]},)
     assert (entry.metadata.deployment_id, entry.metadata.spec_hash) == (
         "dep_1",

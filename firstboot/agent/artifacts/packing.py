@@ -1,7 +1,8 @@
-"""An incident bundle from a directory: the same bytes for the same content, no link followed, no secret in it.
+"""An incident bundle from a directory: reproducible, without links and credentials.
 
-A gzip'd tar with the parts in the order of their names, times and owners fixed. What was taken out of which part stands
-in ``redactions.json`` at its end, with what was left out (links, devices) and what could not be looked into (archives).
+A gzip'd tar with its parts in the order of their names; times and owners are fixed, so that the
+same content gives the same bytes. ``redactions.json`` at its end says what was cut out of which
+part, what was left out (links, devices) and what could not be read (archives).
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from firstboot.agent.artifacts import cleaning
 from firstboot.api.multipart import LARGEST
+from firstboot.base import files
 from firstboot.base.errors import LocalFault
-from firstboot.base.redaction import redact
+from firstboot.base.redaction import learn, redact_text
 
 # What the vendor documents of a bundle, v1.
 V1_PARTS = (
@@ -31,6 +34,8 @@ V1_PARTS = (
     "environment.json",
 )
 OURS = "redactions.json"
+# Never changed, wherever they stand: a hash is taken of the former, the latter holds public keys.
+VERBATIM = ("spec.kv", "signing_keys.json")
 MOST_PARTS, DEEPEST = 4096, 16
 LARGEST_PART, LARGEST_WHOLE = 64 << 20, 512 << 20  # bytes before packing
 
@@ -40,7 +45,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass
 class Packed:
-    """What was made of a directory; `newest` is the time of its youngest part, `spec_hash` that of its ``spec.kv``."""
+    """The parts of a bundle; `newest` is the time of the youngest, `spec_hash` its ``spec.kv``'s."""
 
     names: list[str] = field(default_factory=list)
     replaced: list[dict[str, Any]] = field(default_factory=list)
@@ -51,12 +56,12 @@ class Packed:
 
     @property
     def missing(self) -> list[str]:
-        """What v1 asks for and the directory has not."""
+        """Name the parts of v1 that the directory does not have."""
         return [name for name in V1_PARTS if name not in self.names]
 
 
 class _Limited(io.RawIOBase):
-    """Writes into the bundle, which ends at the size that an artifact may have."""
+    """A bundle that is being written; LocalFault at the size that an artifact may have."""
 
     def __init__(self, into: BinaryIO) -> None:
         self._into, self._size = into, 0
@@ -75,9 +80,9 @@ class _Limited(io.RawIOBase):
 
 
 def pack(top: int, into: BinaryIO) -> Packed:
-    """Pack the directory that `top` is open on; LocalFault when it cannot be read whole, or is too large."""
+    """Pack the directory `top`, an open descriptor; LocalFault when it is unreadable or too large."""
     for _, _, data in _parts(top, Packed()):
-        cleaning.learn(data)
+        learn(data)
     packed = Packed()
     used = {OURS}
     # Level and format are said, so that no default of another Python changes the bytes.
@@ -93,9 +98,9 @@ def pack(top: int, into: BinaryIO) -> Packed:
             if path == "spec.kv":
                 packed.spec_hash = f"sha256:{hashlib.sha256(data).hexdigest()}"
             name = _name(path, used)
-            clean, kinds, seen = cleaning.clean(data)
-            if name != path:
-                kinds = [*kinds, "name"]
+            is_verbatim = path.rpartition("/")[2] in VERBATIM
+            clean, found, seen = (data, [], True) if is_verbatim else cleaning.clean(data)
+            kinds = [*found, "name"] if name != path else found
             if kinds:
                 packed.replaced.append({"part": name, "kinds": kinds})
             if not seen:
@@ -122,9 +127,9 @@ def _put(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _name(path: str, used: set[str]) -> str:
-    """The part's name in the bundle: printable, without secrets, and no other's."""
+    """Return the part's name in the bundle: printable, without credentials, not yet used."""
     shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    name = "/".join(redact(part)[0] for part in shown.split("/"))
+    name = "/".join(map(redact_text, shown.split("/")))
     free, number = name, 0
     while free in used:
         number += 1
@@ -134,7 +139,7 @@ def _name(path: str, used: set[str]) -> str:
 
 
 def _parts(top: int, found: Packed) -> Iterator[tuple[str, float, bytes]]:
-    """Every regular file below `top`: path, time and bytes, in order; what is something else goes to `found.left_out`."""
+    """Yield path, time and bytes of each regular file below `top`; list others in `left_out`."""
     count, whole = 0, 0
     for path, fd in _files(top, "", 0, found):
         try:
@@ -148,7 +153,7 @@ def _parts(top: int, found: Packed) -> Iterator[tuple[str, float, bytes]]:
                 data = stream.read(before.st_size + 1)
             after = os.fstat(fd)
         except OSError as error:
-            _fail(path, error)
+            files.fail("read", Path(path), error)
         if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (
             after.st_size,
             after.st_mtime_ns,
@@ -166,25 +171,26 @@ def _parts(top: int, found: Packed) -> Iterator[tuple[str, float, bytes]]:
 
 
 def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[tuple[str, int]]:
-    """Path and open descriptor of each regular file, opened without following a link and closed afterwards."""
+    """Yield path and descriptor of each regular file; no link is followed."""
     if depth > DEEPEST:
-        raise LocalFault(f"{above} is deeper than {DEEPEST} directories")
+        raise LocalFault(
+            f"{above} is deeper than {DEEPEST} directories", hint="leave it out, or pack it flatter"
+        )
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
-        _fail(above or ".", error)
+        files.fail("read", Path(above or "."), error)
     for name in names:
         path = f"{above}{name}"
         try:
             mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-            # Not opened to find out: opening a device does things.
-            kind = _kind(mode)
-            if kind is not None:
-                found.left_out.append({"part": _name(path, set()), "why": kind})
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                # Told by its mode alone: opening a device does things.
+                found.left_out.append({"part": _name(path, set()), "why": kind_of(mode)})
                 continue
             fd = os.open(name, _DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=directory)
         except OSError as error:
-            _fail(path, error)
+            files.fail("read", Path(path), error)
         try:
             if stat.S_ISDIR(mode):
                 yield from _files(fd, f"{path}/", depth + 1, found)
@@ -194,20 +200,13 @@ def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[tu
             os.close(fd)
 
 
-def _kind(mode: int) -> str | None:
-    """What stands there, if it is neither a file nor a directory."""
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return None
-    return what(mode)
-
-
-def what(mode: int) -> str:
-    """The kind of a thing in a directory, for people."""
-    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a directory",
-             stat.S_IFREG: "a file"}  # fmt: skip
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def _fail(path: str, error: OSError) -> NoReturn:
-    reason = os.strerror(error.errno).lower() if error.errno else "failed"
-    raise LocalFault(f"cannot read {path}: {reason}") from error
+def kind_of(mode: int) -> str:
+    """Return a noun for what stands in a directory, with its article."""
+    nouns = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFREG: "a file",
+    }
+    return nouns.get(stat.S_IFMT(mode), "a device")

@@ -134,9 +134,9 @@ def add_text(
     spec_hash: str | None = None,
 ) -> Added:
     """Put a text into the spool, redacted; as `add`. Safe to repeat: equal text is there once."""
-    clean, kinds = redact(text.decode("utf-8", "replace"))
+    clean, kinds = redact(text.decode("utf-8", "replace").encode())
     replaced = ({"part": name, "kinds": kinds},) if kinds else ()
-    held = hold(clean.encode())
+    held = hold(clean)
     try:
         return add(
             layout, held, About(kind, name, Clock().wall(), deployment_id, spec_hash, replaced)
