@@ -34,8 +34,8 @@ from firstboot.base.secret import MASK, Secret, known
 RUNTIME_KEY = b"byteor_agent_api_key"
 NEARBY = 64  # bytes: the longest name, and how far its surroundings are looked at
 
-# Kind and form; what a form takes is its last group, else all of it. Each begins with a literal, and
-# looks behind that only after it: so `re` leaps from one such letter to the next.
+# Kind and form; what a form takes is its last group, else all of it. Each begins with a literal,
+# and looks behind that only after it: so `re` leaps from one such letter to the next.
 _SHAPES = (
     (
         "private_key",

@@ -115,11 +115,11 @@ def retry_command(arguments: argparse.Namespace) -> int:
 
 def _retry_artifact(layout: Layout, artifact: str) -> bool:
     """Return False when no artifact of that id is in quarantine."""
-    from firstboot.agent.artifacts import spool, stock
+    from firstboot.agent.artifacts import spool
     from firstboot.commands.upload import enter, writer
 
     account = writer(layout)
-    if artifact not in stock.ids(layout.quarantine):
+    if artifact not in spool.ids(layout.quarantine):
         return False
     enter(layout, account)
     if not spool.release(layout, artifact):

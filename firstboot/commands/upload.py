@@ -1,8 +1,7 @@
-"""``byteor-agent upload``: a file, or the directory of an incident, becomes an artifact in the spool.
+"""``byteor-agent upload``: put a file, or the directory of an incident, into the spool.
 
-Root opens what it was given, and becomes the agent's user before it writes: the spool is that user's, and root follows
-nothing there. A diagnostic that is a text loses its secrets, an incident bundle is packed without them; a snapshot, and a
-bundle that was packed by others, goes as it is.
+Root opens what it was given, and becomes the agent's user before it writes: the spool is that
+user's, and root follows nothing there. Whether it was sent is read from what the agent writes.
 """
 
 from __future__ import annotations
@@ -12,27 +11,33 @@ import os
 import pwd
 import signal
 import stat
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from threading import Event
+from typing import Any
 
-from firstboot.agent.artifacts import cleaning, packing, spool
+from firstboot.agent.artifacts import cleaning, memory, packing, spool
 from firstboot.agent.artifacts.spool import About, Added
 from firstboot.api.multipart import LARGEST
-from firstboot.base import accounts, files, log
-from firstboot.base.clock import Clock, rfc3339
-from firstboot.base.errors import ByteorError, LocalFault
+from firstboot.base import accounts, documents, files, log
+from firstboot.base.clock import Clock, monotonic, rfc3339
+from firstboot.base.errors import ByteorError, LocalFault, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.redaction import redact_text
 from firstboot.base.secret import Secret
-from firstboot.commands import waiting
+from firstboot.commands.agent_status import GONE, NEVER_RAN, STOPPED, look, reason
 from firstboot.exchange import verdicts, wake
 from firstboot.identity import store
 
 BUNDLE, DIAGNOSTIC = "incident-bundle", "diagnostic"
 TEST_WAIT_S = 60.0  # for the upload of `verify`
+POLL_S = 0.25
+AGENT_BACK_S = 45.0  # systemd starts it again after ten seconds
+BAR = 30  # characters
 
 
 HELP = """\
@@ -69,36 +74,43 @@ def upload_command(arguments: argparse.Namespace) -> int:
 
 
 def upload(layout: Layout, path: Path, *, kind: str, wait: bool) -> int:
-    """Spool `path` durably, tell the agent, print its id; with `wait` stay until the plane has it."""
+    """Spool `path` durably, tell the agent, print its id; with `wait` stay until it is stored."""
     account = writer(layout)
     with _opened(path, kind) as (source, about):
         enter(layout, account)
         added = spool.add(layout, source, _in_force(layout, about))
-    before = waiting.failures(layout)
+    before = failures(layout)
     wake.wake(layout, signal.SIGUSR2)
     print(added.id, flush=True)
-    _say(added, about)
-    if added.state == spool.UPLOADED:
-        return 0
-    if wait or added.state == spool.QUARANTINED:
-        log.notice(f"uploaded as {waiting.wait(layout, added, before=before)}")
+    for row in about.replaced[: spool.MOST_REPLACED]:
+        log.notice(f"replaced in {row['part']}: {', '.join(row['kinds'])}")
+    said = {
+        spool.NEW: "in the spool",
+        spool.WAITING: "already in the spool, with the same content",
+        spool.UPLOADED: f"already uploaded, with the same content, as {added.artifact_id}",
+    }
+    if added.state in said:
+        log.notice(f"{added.id} is {said[added.state]}")
+    if added.state != spool.UPLOADED and (wait or added.state == spool.QUARANTINED):
+        log.notice(f"uploaded as {wait_for(layout, added, before=before)}")
     return 0
 
 
 def upload_test(layout: Layout) -> str:
-    """Send a small diagnostic through the spool and wait for it: the artifact's id at the plane, or why it has none."""
+    """Send a small diagnostic and return its artifact id, or raise why it has none."""
     enter(layout, writer(layout))
     text = f"upload test of byteor-firstboot verify, {rfc3339(Clock().wall())}, {uuid.uuid4()}\n"
     added = spool.add_text(layout, text.encode(), name="upload-test")
-    before = waiting.failures(layout)
+    before = failures(layout)
     wake.wake(layout, signal.SIGUSR2)
-    return waiting.wait(layout, added, before=before, limit_s=TEST_WAIT_S)
+    return wait_for(layout, added, before=before, limit_s=TEST_WAIT_S)
 
 
 def writer(layout: Layout) -> pwd.struct_passwd | None:
-    """Whom to become before the spool is touched, None for nobody; LocalFault for who may not use this host's spool.
+    """Return the user to become before the spool is touched, None for nobody.
 
-    The agent's user owns its directory, which only root can have made; in a container that may be any user.
+    LocalFault for a caller who may not use this host's spool. The agent's user owns its directory,
+    which only root can have made; in a container that may be any user.
     """
     if not layout.is_host:
         return None
@@ -132,137 +144,188 @@ def enter(layout: Layout, account: pwd.struct_passwd | None) -> None:
 
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[tuple[int, About]]:
-    """An open file with what goes into the spool, and what is said of it."""
+    """Yield an open file with what goes into the spool, and what is said of it."""
     name = redact_text(path.resolve().name if path.name in ("", "..") else path.name)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        mode = os.lstat(path).st_mode
-        directory = stat.S_ISDIR(mode)
-        # Looked at before it is opened: opening a device does things.
-        if not stat.S_ISREG(mode) and not directory:
-            _not_a_file(path, packing.kind_of(mode))
-        flags = (
-            os.O_RDONLY
-            | os.O_NOFOLLOW
-            | os.O_NONBLOCK
-            | os.O_CLOEXEC
-            | (os.O_DIRECTORY if directory else 0)
-        )
+        # Told by its mode before it is opened: opening a device does things.
+        _require_file(path, os.lstat(path).st_mode, kind)
         fd = os.open(path, flags)
     except OSError as error:
         files.fail("read", path, error)
+    held = packing.hold(b"")
     try:
         facts = os.fstat(fd)
-        if directory:
-            if kind != BUNDLE:
-                raise LocalFault(
-                    f"{path} is a directory", hint=f"only --kind {BUNDLE} is packed from one"
-                )
-            with _packed(fd, name) as packed:
-                yield packed
+        _require_file(path, facts.st_mode, kind)
+        if stat.S_ISDIR(facts.st_mode):
+            yield held, _pack(fd, held, name)
             return
-        if not stat.S_ISREG(facts.st_mode):
-            _not_a_file(path, packing.kind_of(facts.st_mode))
-        if not facts.st_size:
-            raise LocalFault(f"{path} is empty", hint="there is nothing to upload")
-        if facts.st_size > LARGEST:
-            raise LocalFault(
-                f"{path} is larger than {LARGEST >> 20} MiB", hint="an artifact has at most 64 MiB"
-            )
         about = About(kind, name, facts.st_mtime)
-        if kind != DIAGNOSTIC:
+        may_clean = kind == DIAGNOSTIC and facts.st_size <= LARGEST
+        kinds = _clean(fd, held, facts, name) if may_clean else []
+        if kinds:
+            yield held, replace(about, replaced=({"part": name, "kinds": kinds},))
+        else:
             yield fd, about
-            return
-        with _cleaned(fd, facts, about) as cleaned:
-            yield cleaned
     finally:
+        os.close(held)
         os.close(fd)
 
 
-def _not_a_file(path: Path, kind: str) -> NoReturn:
-    hint = (
-        "name the file that it leads to"
-        if "link" in kind
-        else "only a regular file can be an artifact"
-    )
-    raise LocalFault(f"{path} is {kind}, not a regular file", hint=hint)
+def _require_file(path: Path, mode: int, kind: str) -> None:
+    if stat.S_ISDIR(mode) and kind != BUNDLE:
+        raise LocalFault(f"{path} is a directory", hint=f"only --kind {BUNDLE} is packed from one")
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        hint = "only a regular file can be an artifact"
+        if stat.S_ISLNK(mode):
+            hint = "name the file that it leads to"
+        raise LocalFault(f"{path} is {packing.kind_of(mode)}, not a regular file", hint=hint)
 
 
-@contextmanager
-def _packed(directory: int, name: str) -> Iterator[tuple[int, About]]:
-    held = spool.hold(b"")
-    try:
-        with os.fdopen(os.dup(held), "wb") as stream:
-            packed = packing.pack(directory, stream)
-        for part in packed.missing:
-            log.warning(f"the incident bundle has no {part}")
-        for row in packed.left_out:
-            log.warning(f"left out: {row['part']} is {row['why']}")
-        for part in packed.unseen:
-            log.warning(f"not searched for secrets, as it is packed: {part}")
-        yield (
-            held,
-            About(
-                BUNDLE,
-                name,
-                packed.newest,
-                spec_hash=packed.spec_hash,
-                replaced=tuple(packed.replaced),
-            ),
-        )
-    finally:
-        os.close(held)
+def _pack(directory: int, held: int, name: str) -> About:
+    """Pack the bundle into `held`, and say what is missing, left out or not searched."""
+    with os.fdopen(os.dup(held), "wb") as stream:
+        packed = packing.pack(directory, stream)
+    for part in packed.missing:
+        log.warning(f"the incident bundle has no {part}")
+    for row in packed.left_out:
+        log.warning(f"left out: {row['part']} is {row['why']}")
+    for part in packed.unseen:
+        log.warning(f"not searched for secrets, as it is packed: {part}")
+    replaced = tuple(packed.replaced)
+    return About(BUNDLE, name, packed.newest, spec_hash=packed.spec_hash, replaced=replaced)
 
 
-@contextmanager
-def _cleaned(fd: int, facts: os.stat_result, about: About) -> Iterator[tuple[int, About]]:
-    """A text without its secrets; anything else as it is."""
+def _clean(fd: int, held: int, facts: os.stat_result, name: str) -> list[str]:
+    """Write a text without its secrets into `held`; return their kinds, none for other bytes."""
     with open(fd, "rb", closefd=False) as stream:
         data = stream.read(facts.st_size + 1)
-    after = os.fstat(fd)
-    if len(data) != facts.st_size or after.st_mtime_ns != facts.st_mtime_ns:
-        raise spool.changed(about.name)
-    found = cleaning.clean_text(data)
-    if found is None or not found[1]:
-        yield fd, about
-        return
-    clean, kinds = found
-    held = spool.hold(clean)
-    try:
-        yield (
-            held,
-            About(
-                about.kind,
-                about.name,
-                about.captured_at,
-                replaced=({"part": about.name, "kinds": kinds},),
-            ),
-        )
-    finally:
-        os.close(held)
+    if len(data) != facts.st_size or os.fstat(fd).st_mtime_ns != facts.st_mtime_ns:
+        raise packing.changed(name)
+    clean, kinds = (None if name in packing.VERBATIM else cleaning.clean_text(data)) or (data, [])
+    with os.fdopen(os.dup(held), "wb") as stream:
+        stream.write(clean)
+    return kinds
 
 
 def _in_force(layout: Layout, about: About) -> About:
-    """With the deployment that is in force, unless the bundle is of another one."""
+    """Add the deployment in force, unless the bundle is of another one."""
     current = verdicts.seen(layout).deployment
     if current is None or about.spec_hash not in (None, current["spec_hash"]):
         return about
-    return About(
-        about.kind,
-        about.name,
-        about.captured_at,
-        current["deployment_id"],
-        current["spec_hash"],
-        about.replaced,
-    )
+    deployment_id, spec_hash = current["deployment_id"], current["spec_hash"]
+    return replace(about, deployment_id=deployment_id, spec_hash=spec_hash)
 
 
-def _say(added: Added, about: About) -> None:
-    for row in about.replaced[: spool.MOST_REPLACED]:
-        log.notice(f"replaced in {row['part']}: {', '.join(row['kinds'])}")
-    said = {
-        spool.NEW: "in the spool",
-        spool.WAITING: "already in the spool, with the same content",
-        spool.UPLOADED: f"already uploaded, with the same content, as {added.artifact_id}",
-    }
-    if added.state in said:
-        log.notice(f"{added.id} is {said[added.state]}")
+def failures(layout: Layout) -> object:
+    """Return the agent's count of failed uploads; to be taken before it is told of a new one."""
+    return (look(layout, Clock())["loops"].get("artifacts") or {}).get("failures")
+
+
+def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | None = None) -> str:
+    """Return the artifact's id at the control plane, once it has one.
+
+    `before` is what `failures` said. Refused: it is in quarantine, or this agent's uploads are
+    refused. LocalFault: no agent runs. TryAgain: it took longer than `limit_s`. Except in
+    quarantine the artifact stays in the spool, also after an interrupt.
+    """
+    began = seen_alive = monotonic()
+    missed, line, pause = 0, _Line(layout, added.id), Event()
+    try:
+        while True:
+            if added.id in spool.ids(layout.spool):
+                missed = 0
+                document = look(layout, Clock())
+                _raise_refusal(document, before)
+                if document["state"] not in (STOPPED, GONE, NEVER_RAN):
+                    seen_alive = monotonic()
+                line.show()
+            elif added.id in spool.ids(layout.quarantine):
+                why = reason(spool.refusal(layout.quarantine / added.id))
+                raise Refused(
+                    f"the control plane refused {added.id}: {why}",
+                    hint=f"it is kept; byteor-agent retry {added.id} sends it again",
+                )
+            else:
+                row = memory.recall(layout).get(added.sha256)
+                missed += 1
+                if row is not None or missed > 1:  # it may have moved between two looks
+                    return row.artifact_id if row else "an artifact whose id was not kept"
+            if monotonic() - seen_alive > min(AGENT_BACK_S, limit_s or AGENT_BACK_S):
+                raise LocalFault(
+                    f"the agent is not running; {added.id} stays in the spool",
+                    hint="systemctl status byteor-agent",
+                )
+            if limit_s is not None and monotonic() - began > limit_s:
+                raise TryAgain(
+                    f"{added.id} was not uploaded within {limit_s:.0f} s",
+                    hint="byteor-agent status says why",
+                )
+            pause.wait(POLL_S)
+    except KeyboardInterrupt:
+        line.clear()
+        log.notice(f"{added.id} stays in the spool, and is uploaded when it can be")
+        raise
+    finally:
+        line.clear()
+
+
+def _raise_refusal(document: Mapping[str, Any], before: object) -> None:
+    """Raise Refused where uploads were refused once more since: that stays until a person acts."""
+    loop = document["loops"].get("artifacts") or {}
+    if loop.get("outcome") == "refused" and loop.get("failures") != before:
+        hint = loop.get("hint")
+        raise Refused(
+            f"{loop.get('problem')}; it stays in the spool",
+            hint=hint if isinstance(hint, str) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``upload.json``: how many bytes of the artifact under way were sent."""
+
+    id: str
+    sent: int
+    size: int
+
+
+def progress(layout: Layout) -> Progress | None:
+    """Return how far the upload under way is; None when nothing sensible is said."""
+    try:
+        said = documents.read(layout.upload_progress, Progress)
+    except LocalFault:
+        return None
+    return said if said is not None and said.size > 0 and said.sent <= said.size else None
+
+
+class _Line:
+    """One line on stderr: a bar that moves on a terminal, else a sentence."""
+
+    def __init__(self, layout: Layout, artifact: str) -> None:
+        self._layout, self._artifact = layout, artifact
+        self._is_said, self._width = False, 0
+
+    def show(self) -> None:
+        if not sys.stderr.isatty():
+            if not self._is_said:
+                log.notice("waiting until it is uploaded")
+            self._is_said = True
+            return
+        said = progress(self._layout)
+        if said is not None and said.id == self._artifact:
+            bar = "#" * (BAR * said.sent // said.size)
+            line = f"[{bar:<{BAR}}] {said.sent / 2**20:.1f} of {said.size / 2**20:.1f} MiB"
+        else:
+            own = spool.number(self._artifact)
+            before = sum(spool.number(other) < own for other in spool.ids(self._layout.spool))
+            line = f"waiting, {before} before it" if before else "waiting"
+        sys.stderr.write(f"\r{line:<{self._width}}")
+        sys.stderr.flush()
+        self._width = len(line)
+
+    def clear(self) -> None:
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+            self._width = 0

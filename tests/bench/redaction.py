@@ -12,10 +12,34 @@ import time
 
 from firstboot.base.redaction import redact
 
-WORDS = (
-    "adapter nasdaq started venue latency order filled session heartbeat risk check passed limit "
-    "gateway connect timeout retry deployment sequence envelope bytes in flight queue monkey key"
-).split()
+WORDS = [
+    "adapter",
+    "nasdaq",
+    "started",
+    "venue",
+    "latency",
+    "order",
+    "filled",
+    "session",
+    "heartbeat",
+    "risk",
+    "check",
+    "passed",
+    "limit",
+    "gateway",
+    "connect",
+    "timeout",
+    "retry",
+    "deployment",
+    "sequence",
+    "envelope",
+    "bytes",
+    "in",
+    "flight",
+    "queue",
+    "monkey",
+    "key",
+]
 RUNS = 5
 
 

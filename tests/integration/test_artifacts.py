@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from firstboot.agent.artifacts import spool, stock
+from firstboot.agent.artifacts import packing, spool
 from firstboot.agent.artifacts.spool import About
 from firstboot.base.layout import Layout
 from firstboot.exchange import wake
@@ -73,7 +73,7 @@ class Artifacts(Host):
 
     def put(self, data: bytes, kind: str = "snapshot") -> str:
         """What `upload` does, without a process of its own."""
-        held = spool.hold(data)
+        held = packing.hold(data)
         try:
             return spool.add(self.layout, held, About(kind, "x", 1e9)).id
         finally:
@@ -83,7 +83,7 @@ class Artifacts(Host):
         return dict(json.loads(self.call("byteor-agent", "status", "--json").out))
 
     def waiting(self) -> list[str]:
-        return stock.ids(self.layout.spool)
+        return spool.ids(self.layout.spool)
 
     def stored(self) -> dict[str, bytes]:
         """What the plane keeps, by SHA-256, each there once and as long as it says."""
@@ -153,7 +153,7 @@ def test_a_running_agent_is_woken_and_wait_says_what_came_of_it(host: Artifacts)
     host.plane.configure(artifact_limit_bytes=64 * MIB)
     assert host.call("byteor-agent", "retry", name).code == 0
     host.plane.wait_for(lambda: len(host.plane.artifacts()) == 2 and not host.waiting())
-    assert stock.ids(host.layout.quarantine) == []
+    assert spool.ids(host.layout.quarantine) == []
     assert host.call("byteor-agent", "retry", name).code == 4
     assert agent.poll() is None
 
@@ -238,7 +238,7 @@ def test_an_answer_that_is_lost_is_one_artifact(
     host.up()
     host.plane.wait_for(lambda: not host.waiting(), limit_s=60)
     assert list(host.stored().values()) == [data] and len(host.plane.requests("artifacts")) == 2
-    assert stock.ids(host.layout.quarantine) == []
+    assert spool.ids(host.layout.quarantine) == []
 
 
 @pytest.mark.parametrize(("status", "settings"), [(403, {}), (413, {"artifact_limit_bytes": 1000})])
@@ -265,6 +265,24 @@ def _settled(host: Artifacts, status: int) -> bool:
     shown = host.status()
     refused = str((shown["loops"]["artifacts"]).get("problem"))
     return shown["spool"]["quarantined"] == 1 if status == 413 else "403" in refused
+
+
+@pytest.mark.parametrize(("answer", "status"), [("problem", 503), ("html", 413)])
+def test_sixty_three_mib_are_not_sent_again_and_again(
+    host: Artifacts, answer: str, status: int
+) -> None:
+    """However often the agent is woken: a 503, or a 413 of a proxy, is followed by a pause."""
+    host.plane.fault("artifacts", answer, status=status, times=None)
+    host.put(os.urandom(63 * MIB))
+    host.up()
+    host.plane.wait_for(lambda: host.plane.requests("artifacts"), limit_s=30)
+    for number in range(20):
+        host.put(b"small %d" % number)
+        wake.wake(host.layout, signal.SIGUSR2)
+        time.sleep(0.2)
+    sizes = [int(one["headers"]["content-length"]) for one in host.plane.requests("artifacts")]
+    assert len([size for size in sizes if size > MIB]) == 1
+    assert str(status) in json.dumps(host.status())
 
 
 # -- what is given to `upload`
@@ -375,13 +393,13 @@ def test_secrets_in_every_place_of_a_bundle_stay_here(host: Artifacts) -> None:
 def test_a_full_spool_refuses_and_keeps(host: Artifacts) -> None:
     """A thousand wait: the next is refused with what to do, each of the thousand is still there."""
     first = host.put(b"first")
-    for number in range(2, stock.MOST_ENTRIES + 1):
+    for number in range(2, spool.MOST_ENTRIES + 1):
         shutil.copytree(
             host.layout.spool / first, host.layout.spool / f"{number:08d}-{number:016x}"
         )
     done = host.upload(host.file("a", "one too many"))
     assert done.code == 7 and "the spool is full" in done.err and "hint:" in done.err, done
-    assert len(host.waiting()) == stock.MOST_ENTRIES
+    assert len(host.waiting()) == spool.MOST_ENTRIES
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
@@ -426,7 +444,7 @@ def test_what_is_damaged_on_this_disk_never_reaches_the_plane(host: Artifacts) -
     host.put(b"good")
     host.up()
     host.plane.wait_for(lambda: not host.waiting(), limit_s=30)
-    assert list(host.stored().values()) == [b"good"] and stock.ids(host.layout.quarantine) == [name]
+    assert list(host.stored().values()) == [b"good"] and spool.ids(host.layout.quarantine) == [name]
     assert (
         json.loads((host.layout.quarantine / name / "reason.json").read_text())["code"] == "damaged"
     )
@@ -543,18 +561,18 @@ def test_nothing_is_waited_for_when_no_agent_comes(
     stays.
     """
     from firstboot.base.errors import LocalFault, TryAgain
-    from firstboot.commands import waiting
+    from firstboot.commands import upload
 
     name = host.put(b"a")
     added = spool.Added(name, spool.NEW, "0" * 64)
-    monkeypatch.setattr(waiting, "AGENT_BACK_S", 0.5)
+    monkeypatch.setattr(upload, "AGENT_BACK_S", 0.5)
     with pytest.raises(LocalFault, match="not running"):
-        waiting.wait(host.layout, added, before=None)
+        upload.wait_for(host.layout, added, before=None)
     host.plane.stop()
     host.up()
     host.plane.wait_for(lambda: host.layout.agent_status.exists())
     with pytest.raises(TryAgain, match="not uploaded within 1 s"):
-        waiting.wait(host.layout, added, before=None, limit_s=1.0)
+        upload.wait_for(host.layout, added, before=None, limit_s=1.0)
     assert host.waiting() == [name]
 
 
@@ -627,7 +645,7 @@ def storm(host: Artifacts, *, kills: int, artifacts: int, largest: int) -> None:
     )
     kept: set[str] = {
         hashlib.sha256((host.layout.quarantine / name / "data").read_bytes()).hexdigest()
-        for name in stock.ids(host.layout.quarantine)
+        for name in spool.ids(host.layout.quarantine)
     }
     assert kept == refused, f"seed {seed}"
 

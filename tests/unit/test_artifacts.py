@@ -11,7 +11,7 @@ from typing import Any, Callable, Union
 
 import pytest
 
-from firstboot.agent.artifacts import spool, stock
+from firstboot.agent.artifacts import packing, spool
 from firstboot.agent.artifacts.sender import ArtifactsLoop
 from firstboot.agent.artifacts.spool import About
 from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused
@@ -61,7 +61,7 @@ class Plane:
     ) -> Answer:
         data = os.pread(file, 1 << 20, 0)
         self.sent.append(data)
-        each(len(data))
+        each(metadata.size)
         answers = self.script.get(data) or [said(201)]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, ByteorError):
@@ -96,7 +96,7 @@ class Bench:
     def put(self, *contents: bytes) -> list[str]:
         names = []
         for data in contents:
-            held = spool.hold(data)
+            held = packing.hold(data)
             names.append(spool.add(self.layout, held, About("snapshot", "x", 1e9)).id)
             os.close(held)
         return names
@@ -140,7 +140,6 @@ def test_refused_for_good_is_kept_and_never_sent_again(bench: Bench, status: int
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (said(413, json=False), NotThePlane),
         (said(403), RequestRefused),
         (said(401), KeyRefused),
         (said(400), RequestRefused),
@@ -162,7 +161,7 @@ def test_what_is_not_a_word_on_this_artifact_keeps_it(
     bench.plane.script[b"1"] = [answer, said(201)]
     raised = bench.run()
     assert type(raised) is error or isinstance(raised, error)
-    assert stock.ids(bench.layout.spool) == names and bench.plane.sent == [b"1"]
+    assert spool.ids(bench.layout.spool) == names and bench.plane.sent == [b"1"]
     assert bench.run() is None
     assert bench.plane.sent[0] == b"1" and sorted(bench.plane.sent[1:]) == [b"1", b"2"]
 
@@ -198,7 +197,7 @@ def test_one_that_fails_by_itself_holds_nobody_up(bench: Bench) -> None:
     bench.clock.now += 61.0
     bench.plane.script[b"large"] = [said(201)]
     assert bench.run() is None
-    assert stock.ids(bench.layout.spool) == [] and bench.loop.problems() == []
+    assert spool.ids(bench.layout.spool) == [] and bench.loop.problems() == []
 
 
 def test_a_plane_that_is_away_puts_nobody_last(bench: Bench) -> None:
@@ -218,7 +217,6 @@ def test_a_plane_that_is_away_puts_nobody_last(bench: Bench) -> None:
 
 
 FAULTY = [
-    said(413, json=False),
     said(403, json=False),
     said(400),
     said(409),
@@ -243,7 +241,7 @@ def test_what_is_always_refused_holds_nobody_up(bench: Bench, answer: Script, ma
         assert len(bench.plane.sent) == before + 1
     assert bench.run() is None
     assert (
-        bench.plane.sent[many : many + 2] == [b"1", b"2"] and stock.ids(bench.layout.spool) == bad
+        bench.plane.sent[many : many + 2] == [b"1", b"2"] and spool.ids(bench.layout.spool) == bad
     )
     assert [problem.code for problem in bench.loop.problems()] == ["artifact_failing"] * many
     assert not bench.loop.nudged()
@@ -255,6 +253,66 @@ def test_what_is_always_refused_holds_nobody_up(bench: Bench, answer: Script, ma
     )  # one of them at a time, after what is new
 
 
+LARGE = b"x" * (63 << 20)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [said(503), said(413, json=False), said(401), said(403), TryAgain("cut")],
+)
+def test_what_was_sent_in_vain_is_paid_for(bench: Bench, answer: Script) -> None:
+    """63 MiB: at most three times in a quarter of an hour, in the end once an hour; what is small
+    goes on where it can.
+
+    The loop is asked every five seconds: no schedule of a worker makes it louder.
+    """
+    bench.put(LARGE)
+    bench.plane.script[LARGE[: 1 << 20]] = [answer]
+    sent_at: list[float] = []
+    for step, until in ((5.0, 900.0), (300.0, 86400.0)):
+        while bench.clock.now - 1000.0 < until:
+            before = len(bench.plane.sent)
+            raised = bench.run()
+            if len(bench.plane.sent) > before:
+                sent_at.append(bench.clock.now)
+            assert raised is not None or bench.loop.problems()
+            assert bench.loop.nudged() is False
+            bench.clock.now += step
+        assert step > 5 or len(sent_at) <= 3
+    pauses = [later - earlier for earlier, later in zip(sent_at, sent_at[1:])]
+    assert min(pauses[-5:]) >= 1800 and max(pauses) <= 3900 and 22 <= len(sent_at) <= 60
+    bench.put(b"small")
+    assert bench.loop.nudged()
+    bench.run()
+    assert bench.plane.sent[-1] == b"small"
+    bench.plane.script.clear()
+    bench.clock.now += 3600.0
+    assert bench.run() is None and spool.ids(bench.layout.spool) == []
+    assert bench.loop.problems() == []
+
+
+def test_what_is_too_large_for_something_on_the_way_waits_alone(bench: Bench) -> None:
+    """A 413 that is no word of the control plane: the others go at once, it is kept and said."""
+    (name,) = bench.put(b"1")
+    bench.put(b"2")
+    bench.plane.script[b"1"] = [said(413, json=False)]
+    assert bench.run() is None
+    assert bench.plane.sent == [b"1", b"2"] and spool.ids(bench.layout.spool) == [name]
+    (problem,) = bench.loop.problems()
+    assert problem.code == "artifact_failing" and "413" in problem.detail and name in problem.detail
+    assert problem.hint
+
+
+def test_a_retry_after_is_obeyed(bench: Bench) -> None:
+    """By what is large, too."""
+    bench.put(LARGE)
+    bench.plane.script[LARGE[: 1 << 20]] = [TryAgain("busy", retry_after=3000.0)]
+    bench.run()
+    bench.clock.now += 2990.0
+    bench.run()
+    assert len(bench.plane.sent) == 1
+
+
 @pytest.mark.parametrize("fault", ["meta", "quarantine"])
 def test_a_fault_of_this_host_at_one_holds_nobody_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -262,7 +320,7 @@ def test_a_fault_of_this_host_at_one_holds_nobody_up(
     """One that the agent may not read, or not move, is said; the others go."""
     first, _ = bench.put(b"1", b"2")
     bench.plane.script[b"1"] = [said(413)]
-    load = stock.load
+    load = spool.load
 
     def unreadable(path: Path) -> Any:
         if path.name == first:
@@ -274,11 +332,11 @@ def test_a_fault_of_this_host_at_one_holds_nobody_up(
 
     with monkeypatch.context() as patched:
         if fault == "meta":
-            patched.setattr(stock, "load", unreadable)
+            patched.setattr(spool, "load", unreadable)
         else:
             patched.setattr(spool, "quarantine", stuck)
         raised = bench.run()
-    assert stock.ids(bench.layout.spool) == [first] and bench.plane.sent[-1] == b"2"
+    assert spool.ids(bench.layout.spool) == [first] and bench.plane.sent[-1] == b"2"
     said_of = (
         [problem.detail for problem in bench.loop.problems()] if fault == "meta" else [str(raised)]
     )
@@ -316,7 +374,7 @@ def test_a_crash_before_the_removal_sends_nothing_twice(
             bench.loop.run_once()
     bench.loop = bench.another()
     assert bench.run() is None
-    assert bench.plane.sent == [b"1"] and stock.ids(bench.layout.spool) == []
+    assert bench.plane.sent == [b"1"] and spool.ids(bench.layout.spool) == []
 
 
 @pytest.mark.parametrize("status", [201, 413])
@@ -339,7 +397,7 @@ def test_a_disk_that_fails_makes_nothing_travel_twice(
             assert isinstance(bench.run(), LocalFault)
     assert bench.run() is None
     assert bench.plane.sent == [b"1"]
-    assert stock.census(bench.layout) == stock.Census(0, int(status == 413), int(status == 413))
+    assert spool.census(bench.layout) == spool.Census(0, int(status == 413), int(status == 413))
 
 
 @pytest.mark.parametrize("damage", ["meta.json", "data", "longer"])
@@ -379,7 +437,7 @@ def test_progress_is_shown_and_a_full_run_does_not_matter(bench: Bench) -> None:
 def test_a_spool_that_is_full_is_a_problem(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever looks learns that new artifacts are refused."""
     bench.put(b"1")
-    monkeypatch.setattr(stock, "MOST_ENTRIES", 1)
+    monkeypatch.setattr(spool, "MOST_ENTRIES", 1)
     assert [problem.code for problem in bench.loop.problems()] == ["spool_full"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from firstboot.agent import reports as reports_module
-from firstboot.agent.artifacts import stock
+from firstboot.agent.artifacts import spool
 from firstboot.agent.reports import SHOWN_S, Reports
 from firstboot.api.answers import NotThePlane, RequestRefused
 from firstboot.api.client import Answer
@@ -223,7 +223,7 @@ def test_a_diagnostic_is_in_the_spool_before_the_report_is_told(scene: Scene) ->
         with pytest.raises(TryAgain):
             scene.run()
     assert scene.spooled
-    entries = [stock.load(scene.layout.spool / name) for name in stock.ids(scene.layout.spool)]
+    entries = [spool.load(scene.layout.spool / name) for name in spool.ids(scene.layout.spool)]
     assert len(entries) == 1 and entries[0] is not None
     assert (entries[0].metadata.deployment_id, entries[0].metadata.spec_hash) == (
         "dep_1",

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firstboot.agent.artifacts import spool, stock
+from firstboot.agent.artifacts import memory, packing, spool
 from firstboot.agent.artifacts.spool import About
 from firstboot.api.multipart import LARGEST
 from firstboot.base import files, trees
@@ -37,7 +37,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def put(layout: Layout, data: bytes, about: About = ABOUT) -> spool.Added:
-    held = spool.hold(data)
+    held = packing.hold(data)
     try:
         return spool.add(layout, held, about)
     finally:
@@ -45,13 +45,13 @@ def put(layout: Layout, data: bytes, about: About = ABOUT) -> spool.Added:
 
 
 def contents(directory: Path) -> list[bytes]:
-    return [(directory / name / "data").read_bytes() for name in stock.ids(directory)]
+    return [(directory / name / "data").read_bytes() for name in spool.ids(directory)]
 
 
 def test_what_is_added_is_there_whole_and_private(layout: Layout) -> None:
     """Data, hash, size, kind and time as given; nobody else may read it."""
     added = put(layout, b"abc")
-    entry = stock.load(layout.spool / added.id)
+    entry = spool.load(layout.spool / added.id)
     assert added.state == spool.NEW and entry is not None
     assert entry.data.read_bytes() == b"abc" and entry.name == "shot.bin"
     assert (entry.metadata.kind, entry.metadata.size) == ("snapshot", 3)
@@ -68,7 +68,7 @@ def test_what_is_added_is_there_whole_and_private(layout: Layout) -> None:
 @pytest.mark.parametrize("at", [0.0, -5.0, 4e9, 1e18])
 def test_a_time_that_cannot_be_is_replaced_by_now(layout: Layout, at: float) -> None:
     """A file from 1970 or from the future: the plane would refuse its date."""
-    entry = stock.load(layout.spool / put(layout, b"abc", About("snapshot", "x", at)).id)
+    entry = spool.load(layout.spool / put(layout, b"abc", About("snapshot", "x", at)).id)
     assert (
         entry is not None
         and entry.metadata.captured_at.startswith("20")
@@ -78,7 +78,7 @@ def test_a_time_that_cannot_be_is_replaced_by_now(layout: Layout, at: float) -> 
 
 def test_what_the_plane_would_not_accept_of_a_deployment_is_left_out(layout: Layout) -> None:
     """An id or spec hash of another shape does not make an artifact that is refused."""
-    entry = stock.load(
+    entry = spool.load(
         layout.spool / put(layout, b"abc", About("snapshot", "x", 1e9, "../x", "sha256:0")).id
     )
     assert (
@@ -96,32 +96,32 @@ def test_equal_content_is_there_once_wherever_it_is(layout: Layout) -> None:
     assert put(layout, b"abc", About("diagnostic", "y", 1e9)) == spool.Added(
         first.id, spool.WAITING, first.sha256
     )
-    spool.quarantine(layout, first.id, {"status": 422, "code": "x", "detail": "y"})
+    spool.quarantine(layout, first.id, spool.Refusal(422, "x", "y"))
     assert put(layout, b"abc") == spool.Added(first.id, spool.QUARANTINED, first.sha256)
     other = put(layout, b"abc", About("diagnostic", "y", 1e9))
     assert other.state == spool.NEW
-    entry = stock.load(layout.spool / other.id)
+    entry = spool.load(layout.spool / other.id)
     assert entry is not None
-    spool.remember(layout, entry, "art_1")
+    memory.remember(layout, entry.id, entry.metadata, "art_1")
     spool.drop(layout, other.id)
     again = put(layout, b"abc", About("incident-bundle", "y", 1e9))
     assert again == spool.Added(other.id, spool.UPLOADED, first.sha256, "art_1")
-    assert stock.ids(layout.spool) == []
+    assert spool.ids(layout.spool) == []
 
 
 def test_ids_are_in_order_and_are_not_used_again(layout: Layout) -> None:
     """The oldest is first, also beyond eight digits; what left does not give its number away."""
     names = [put(layout, bytes([n])).id for n in range(3)]
-    assert stock.ids(layout.spool) == names and [stock.number(name) for name in names] == [1, 2, 3]
+    assert spool.ids(layout.spool) == names and [spool.number(name) for name in names] == [1, 2, 3]
     (layout.spool / names[2]).rename(layout.spool / f"99999999-{names[2][9:]}")
     last = put(layout, b"z").id
-    assert last.startswith("100000000-") and stock.ids(layout.spool)[-1] == last
+    assert last.startswith("100000000-") and spool.ids(layout.spool)[-1] == last
 
 
 def test_empty_and_too_large_are_refused_before_anything_is_copied(layout: Layout) -> None:
     """0 bytes and 64 MiB + 1: a sentence each, and nothing in the spool."""
     for size, said in ((0, "empty"), (LARGEST + 1, "larger than 64 MiB")):
-        held = spool.hold(b"")
+        held = packing.hold(b"")
         os.truncate(held, size)
         with pytest.raises(LocalFault, match=said):
             spool.add(layout, held, ABOUT)
@@ -134,7 +134,7 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """Between the hash and the copy: nothing half right is kept."""
-    held = spool.hold(b"a" * 1000)
+    held = packing.hold(b"a" * 1000)
     real = trees.copy
 
     def copy(source: int, target: Path, **keywords: Any) -> Any:
@@ -156,10 +156,10 @@ def test_a_full_spool_refuses_the_new_one_and_keeps_the_old(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, entries: int, size: int
 ) -> None:
     """By number or by bytes, what is in quarantine counted in; equal content is still answered."""
-    monkeypatch.setattr(stock, "MOST_ENTRIES", entries)
-    monkeypatch.setattr(stock, "MOST_BYTES", size)
+    monkeypatch.setattr(spool, "MOST_ENTRIES", entries)
+    monkeypatch.setattr(spool, "MOST_BYTES", size)
     first, *_ = added = [put(layout, bytes([n]) * 3) for n in range(3)]
-    spool.quarantine(layout, first.id, {})
+    spool.quarantine(layout, first.id, spool.Refusal())
     before = sorted(os.walk(layout.agent))
     with pytest.raises(spool.Full, match="2 waiting and 1 quarantined") as raised:
         put(layout, b"more")
@@ -182,7 +182,7 @@ def test_a_disk_without_room_is_said_before_it_is_filled(
     monkeypatch.setattr(os, "statvfs", statvfs)
     with pytest.raises(spool.Full, match="no room for 3 bytes"):
         put(layout, b"abc")
-    assert stock.ids(layout.spool) == []
+    assert spool.ids(layout.spool) == []
 
 
 def test_a_text_loses_its_secrets_and_is_there_once(layout: Layout) -> None:
@@ -190,7 +190,7 @@ def test_a_text_loses_its_secrets_and_is_there_once(layout: Layout) -> None:
     text = b"start\n\xff password=hunter22\n"
     first = spool.add_text(layout, text, deployment_id="dep_1", spec_hash="sha256:" + "0" * 64)
     assert spool.add_text(layout, text).state == spool.WAITING
-    entry = stock.load(layout.spool / first.id)
+    entry = spool.load(layout.spool / first.id)
     assert entry is not None
     assert entry.data.read_text() == "start\n\ufffd password=<secret>\n"
     assert entry.replaced == ({"part": "diagnostic", "kinds": ["value"]},)
@@ -204,17 +204,15 @@ def test_a_text_loses_its_secrets_and_is_there_once(layout: Layout) -> None:
 def test_quarantine_and_back(layout: Layout) -> None:
     """With its reason there, shown; back under its own id without it; an unknown id is False."""
     name = put(layout, b"abc").id
-    spool.quarantine(
-        layout, name, {"status": 415, "code": "unsupported_media_type", "detail": "no"}
-    )
+    spool.quarantine(layout, name, spool.Refusal(415, "unsupported_media_type", "no"))
     assert contents(layout.quarantine) == [b"abc"] and contents(layout.spool) == []
-    (row,) = stock.quarantined(layout)
+    (row,) = spool.quarantined(layout)
     assert row.pop("at")
     assert row == {
         "id": name, "kind": "snapshot", "size": 3, "name": "shot.bin", "status": 415,
         "code": "unsupported_media_type", "detail": "no",
     }  # fmt: skip
-    assert stock.census(layout) == stock.Census(0, 1, 3)
+    assert spool.census(layout) == spool.Census(0, 1, 3)
     for unknown in ("x", "../spool", name[:-1], ".."):
         assert not spool.release(layout, unknown)
     assert spool.release(layout, name) and not spool.release(layout, name)
@@ -226,18 +224,18 @@ def test_the_memory_is_bounded_and_a_damaged_one_is_kept_aside(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest uploads are remembered; what is not ours to read begins anew."""
-    monkeypatch.setattr(spool, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(memory, "MOST", 2)
     for number in range(4):
-        entry = stock.load(layout.spool / put(layout, bytes([number])).id)
+        entry = spool.load(layout.spool / put(layout, bytes([number])).id)
         assert entry is not None
-        spool.remember(layout, entry, f"art_{number}")
-    assert [row.artifact_id for row in stock.uploaded(layout)] == ["art_2", "art_3"]
+        memory.remember(layout, entry.id, entry.metadata, f"art_{number}")
+    assert [row.artifact_id for row in memory.read(layout).values()] == ["art_2", "art_3"]
     layout.uploaded.write_text('{"v": 1, "uploaded": [5]}')
     with pytest.raises(Corrupt):
-        stock.uploaded(layout)
+        memory.read(layout)
     assert put(layout, b"abc").state == spool.NEW
-    spool.remember(layout, entry, "art_9")
-    assert [row.artifact_id for row in stock.uploaded(layout)] == ["art_9"]
+    memory.remember(layout, entry.id, entry.metadata, "art_9")
+    assert [row.artifact_id for row in memory.read(layout).values()] == ["art_9"]
     assert layout.uploaded.with_name("uploaded.json.corrupt-1").exists()
 
 
@@ -255,7 +253,7 @@ def test_what_is_half_done_goes_unless_somebody_is_at_it(layout: Layout) -> None
     put(layout, b"def")
     assert not coming.exists() and going.exists()  # what goes is the agent's, which may be at it
     spool.recover(layout)
-    assert sorted(os.listdir(layout.spool)) == [*stock.ids(layout.spool), "lock"]
+    assert sorted(os.listdir(layout.spool)) == [*spool.ids(layout.spool), "lock"]
     assert contents(layout.spool) == [b"abc", b"def"]
 
 
@@ -300,7 +298,7 @@ def whole(directory: Path) -> dict[str, bytes]:
     for name in os.listdir(directory):
         if name == "lock":
             continue
-        entry = stock.load(directory / name)
+        entry = spool.load(directory / name)
         assert entry is not None
         found[name] = entry.data.read_bytes()
         assert hashlib.sha256(found[name]).hexdigest() == entry.metadata.sha256
@@ -316,7 +314,7 @@ def test_killed_at_every_call_an_artifact_is_whole_or_not_there(layout: Layout) 
         assert sorted(whole(layout.spool).values()) in ([b"before"], [b"before", b"new"])
         put(layout, b"new")
         assert sorted(whole(layout.spool).values()) == [b"before", b"new"]
-        spool.drop(layout, stock.ids(layout.spool)[-1])
+        spool.drop(layout, spool.ids(layout.spool)[-1])
         if ended:
             assert step > 20
             return
@@ -330,13 +328,13 @@ def test_killed_at_every_call_an_artifact_is_in_one_place(layout: Layout, way: s
     """
     ways: dict[str, Callable[[str], object]] = {
         "drop": lambda name: spool.drop(layout, name),
-        "quarantine": lambda name: spool.quarantine(layout, name, {"status": 413}),
+        "quarantine": lambda name: spool.quarantine(layout, name, spool.Refusal(413)),
         "release": lambda name: spool.release(layout, name),
     }
     for step in range(1000):
         name = put(layout, b"abc").id
-        if way == "release" and name in stock.ids(layout.spool):
-            spool.quarantine(layout, name, {"status": 413})
+        if way == "release" and name in spool.ids(layout.spool):
+            spool.quarantine(layout, name, spool.Refusal(413))
         ended = killed_at(step, lambda: ways[way](name))  # noqa: B023
         spool.recover(layout)
         places = [*whole(layout.spool), *whole(layout.quarantine)]
@@ -345,7 +343,7 @@ def test_killed_at_every_call_an_artifact_is_in_one_place(layout: Layout, way: s
             assert step > 3
             assert bool(places) == (way != "drop")
             return
-        if way != "release" and name in stock.ids(layout.quarantine):
+        if way != "release" and name in spool.ids(layout.quarantine):
             assert "status" in json.loads((layout.quarantine / name / "reason.json").read_text())
             if way == "quarantine":
                 spool.release(layout, name)
@@ -357,17 +355,17 @@ def test_a_refusal_right_after_a_release_keeps_its_reason(
 ) -> None:
     """The agent refuses it anew the moment it is in the spool: the new reason stands."""
     name = put(layout, b"abc").id
-    spool.quarantine(layout, name, {"status": 413})
+    spool.quarantine(layout, name, spool.Refusal(413))
     move = files.move_into
 
     def and_refused(path: Path, directory: Path) -> None:
         move(path, directory)
         if directory == layout.spool:
-            spool.quarantine(layout, name, {"status": 422})
+            spool.quarantine(layout, name, spool.Refusal(422))
 
     monkeypatch.setattr(files, "move_into", and_refused)
     assert spool.release(layout, name)
-    assert [row["status"] for row in stock.quarantined(layout)] == [422]
+    assert [row["status"] for row in spool.quarantined(layout)] == [422]
 
 
 @pytest.mark.parametrize("left", [".a.gone", ".b.new"])
@@ -393,10 +391,10 @@ def test_what_cannot_be_removed_stops_nothing(
 def test_uploads_at_the_same_time_do_not_meet(layout: Layout) -> None:
     """Four processes with shared and own contents: each content once, each number once."""
     code = (
-        "import os, sys; from pathlib import Path; from firstboot.agent.artifacts import spool; from firstboot.base.layout import Layout\n"
+        "import os, sys; from pathlib import Path; from firstboot.agent.artifacts import packing, spool; from firstboot.base.layout import Layout\n"
         "for n in range(8):\n"
         "    for data in (b'shared %d' % n, b'own %d of %s' % (n, sys.argv[2].encode())):\n"
-        "        spool.add(Layout(Path(sys.argv[1])), spool.hold(data), spool.About('snapshot', 'x', 1e9))\n"
+        "        spool.add(Layout(Path(sys.argv[1])), packing.hold(data), spool.About('snapshot', 'x', 1e9))\n"
     )
     running = [
         subprocess.Popen([sys.executable, "-c", code, str(layout.root), str(n)]) for n in range(4)
@@ -407,7 +405,7 @@ def test_uploads_at_the_same_time_do_not_meet(layout: Layout) -> None:
         [b"shared %d" % n for n in range(8)]
         + [b"own %d of %d" % (n, p) for n in range(8) for p in range(4)]
     )
-    assert len({stock.number(name) for name in found}) == len(found)
+    assert len({spool.number(name) for name in found}) == len(found)
 
 
 # -- what is damaged
@@ -449,7 +447,7 @@ def test_any_metadata_is_an_artifact_or_damaged(shelf: Path, change: dict[str, A
     """Whatever stands there: a value of the right shape, or Corrupt."""
     (shelf / "meta.json").write_text(json.dumps({**GOOD, **change}))
     try:
-        entry = stock.load(shelf)
+        entry = spool.load(shelf)
     except Corrupt:
         return
     assert (
@@ -464,14 +462,15 @@ def test_what_vanishes_or_is_damaged_while_it_is_looked_at(layout: Layout) -> No
     list.
     """
     name = put(layout, b"abc").id
-    assert stock.load(layout.spool / "00000009-0123456789abcdef") is None
+    assert spool.load(layout.spool / "00000009-0123456789abcdef") is None
     (layout.spool / name / "meta.json").unlink()
     with pytest.raises(Corrupt, match="no meta.json"):
-        stock.load(layout.spool / name)
-    spool.quarantine(layout, name, {"status": "x", "code": 5})
-    assert stock.quarantined(layout)[0]["status"] is None
+        spool.load(layout.spool / name)
+    spool.quarantine(layout, name, spool.Refusal())
+    (layout.quarantine / name / "reason.json").write_text('{"v": 1, "status": "x", "code": 5}')
+    assert spool.quarantined(layout)[0]["status"] is None
     (layout.quarantine / name / "data").unlink()
-    assert stock.census(layout) == stock.Census(0, 1, 0)
+    assert spool.census(layout) == spool.Census(0, 1, 0)
 
 
 # -- waking

@@ -1,8 +1,8 @@
-"""An incident bundle from a directory: reproducible, without links and credentials.
+"""What artifacts are made from: an open file, or a directory packed as an incident bundle.
 
-A gzip'd tar with its parts in the order of their names; times and owners are fixed, so that the
-same content gives the same bytes. ``redactions.json`` at its end says what was cut out of which
-part, what was left out (links, devices) and what could not be read (archives).
+A bundle is a gzip'd tar with its parts in the order of their names; times and owners are fixed, so
+that the same content gives the same bytes. ``redactions.json`` at its end says what was cut out of
+which part, what was left out (links, devices) and what could not be read (archives).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from firstboot.agent.artifacts import cleaning
 from firstboot.api.multipart import LARGEST
-from firstboot.base import files
+from firstboot.base import files, trees
 from firstboot.base.errors import LocalFault
 from firstboot.base.redaction import learn, redact_text
 
@@ -43,9 +43,55 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
+def hold(data: bytes) -> int:
+    """Return an open file without a name that holds `data`; the caller closes it."""
+    fd = os.memfd_create("artifact", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(fd), "wb") as stream:
+            stream.write(data)
+    except OSError as error:
+        os.close(fd)
+        raise LocalFault(
+            f"there is no memory for an artifact of {len(data)} bytes", hint="free some memory"
+        ) from error
+    return fd
+
+
+def digest(source: int, name: str) -> tuple[int, str]:
+    """Return size and hash of an open file; LocalFault when it cannot be an artifact."""
+    try:
+        announced = os.fstat(source).st_size
+        if announced > LARGEST:
+            raise LocalFault(
+                f"{name} is larger than {LARGEST >> 20} MiB",
+                hint=f"an artifact has at most {LARGEST >> 20} MiB",
+            )
+        found, size = hashlib.sha256(), 0
+        while size <= announced:
+            piece = os.pread(source, trees.PIECE, size)
+            if not piece:
+                break
+            size += len(piece)
+            found.update(piece)
+    except OSError as error:
+        files.fail("read", Path(name), error)
+    if size != announced:
+        raise changed(name)
+    if not size:
+        raise LocalFault(f"{name} is empty", hint="there is nothing to upload")
+    return size, found.hexdigest()
+
+
+def changed(name: str) -> LocalFault:
+    """Return the error for a file that somebody writes to while it is read."""
+    return LocalFault(
+        f"{name} changed while it was read", hint="upload a copy that nobody writes to"
+    )
+
+
 @dataclass
 class Packed:
-    """The parts of a bundle; `newest` is the time of the youngest, `spec_hash` its ``spec.kv``'s."""
+    """The parts of a bundle; `newest` is the time of the youngest, `spec_hash` that of the spec."""
 
     names: list[str] = field(default_factory=list)
     replaced: list[dict[str, Any]] = field(default_factory=list)
@@ -80,7 +126,7 @@ class _Limited(io.RawIOBase):
 
 
 def pack(top: int, into: BinaryIO) -> Packed:
-    """Pack the directory `top`, an open descriptor; LocalFault when it is unreadable or too large."""
+    """Pack the directory open as `top`; LocalFault when it is unreadable or too large."""
     for _, _, data in _parts(top, Packed()):
         learn(data)
     packed = Packed()

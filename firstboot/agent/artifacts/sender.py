@@ -1,8 +1,11 @@
-"""Uploads what is in the spool: oldest first, one at a time, until the plane has it or refuses it for good (contract 2.4).
+"""Upload what is in the spool, oldest first, until it is stored or refused (contract 2.4).
 
-What the plane answered stays known until the disk shows it, so that a full or read-only disk makes nothing travel twice.
-Whoever failed comes after those that did not, and an attempt ends with the first failure that may be everybody's. One that
-fails again while others pass fails by itself: it waits, ever longer, and holds up nobody.
+An answer is remembered until the disk shows it, so that a full or read-only disk makes nothing
+travel twice. An attempt ends with the first failure that may be everybody's; next time what failed
+comes last. What fails again while others pass waits by itself, and holds up nobody.
+
+An attempt is paid for by what it sent: after one that failed with more than 1 MiB sent, nothing
+larger than that is sent for a while, whatever the answer was.
 """
 
 from __future__ import annotations
@@ -11,36 +14,48 @@ import os
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from firstboot.agent.artifacts import spool, stock
-from firstboot.agent.artifacts.ownkey import holds
-from firstboot.agent.artifacts.stock import Census, Entry
+from firstboot.agent.artifacts import memory, spool
+from firstboot.agent.artifacts.spool import Census, Entry, Refusal
 from firstboot.agent.problems import Problem
 from firstboot.api.answers import NotThePlane, RequestRefused, check
 from firstboot.api.client import PlaneApi
 from firstboot.api.messages import HeartbeatReply
 from firstboot.api.multipart import WrongContent
 from firstboot.base import files, log
-from firstboot.base.clock import Backoff, Clock, rng
-from firstboot.base.errors import ByteorError, Corrupt, LocalFault, TryAgain
+from firstboot.base.clock import Chance, Clock, rng
+from firstboot.base.errors import ByteorError, Corrupt, LocalFault, Refused, TryAgain
 from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
 from firstboot.exchange.handover import Handover
 
 SCOPE = "agent:artifact_upload"
-# With a JSON body: the plane's word on this artifact, which sending it again does not change.
-FINAL = (413, 415, 422)
+TOO_LARGE = 413
+# With a JSON body: about this artifact, and sending it again changes nothing.
+FINAL = (TOO_LARGE, 415, 422)
 STRIKES = 2
-LATER_BASE_S, LATER_CAP_S = 30.0, 900.0
-PROGRESS_S, PROGRESS_FROM = 0.5, 1 << 20  # bytes: what is smaller is there before anybody looks
+COSTLY = 1 << 20  # bytes sent in vain
+# The pause after the n-th failure ends between half and all of base x 2^n: with full jitter alone
+# a third of all hosts would send 63 MiB more than three times in a quarter of an hour.
+ALONE_BASE_S, BASE_S_PER_MIB, CAP_S = 30.0, 5.0, 3600.0
+PROGRESS_S = 0.5
 LONGEST_PERIOD_S = 60.0
+SCAN_BYTES = 256 << 10
 
 
 @dataclass
-class _Late:
-    """An artifact that fails by itself."""
+class Wait:
+    """A pause that grows with each failure; `due` is monotonic, `error` the latest failure."""
 
-    backoff: Backoff
-    due: float  # monotonic
-    said: str
+    error: ByteorError
+    due: float = 0.0
+    failures: int = 0
+
+    def grow(self, error: ByteorError, base_s: float, now: float, chance: Chance) -> None:
+        """Begin the next pause, at least as long as the control plane asked for."""
+        ceiling = min(CAP_S, base_s * 2.0 ** min(self.failures, 32))
+        asked = error.retry_after if isinstance(error, TryAgain) else None
+        pause = max(chance.uniform(ceiling / 2, ceiling), min(asked or 0.0, CAP_S))
+        self.error, self.due, self.failures = error, now + pause, self.failures + 1
 
 
 class ArtifactsLoop:
@@ -54,121 +69,128 @@ class ArtifactsLoop:
         *,
         clock: Clock,
         alive: Callable[[], None],
+        chance: Chance | None = None,
     ) -> None:
-        self._layout, self._handed, self._api, self._clock, self._alive = (
-            layout,
-            handed,
-            api,
-            clock,
-            alive,
-        )
-        self._chance = rng()
+        self._layout, self._handed, self._api = layout, handed, api
+        self._clock, self._alive, self._chance = clock, alive, chance or rng()
         self._prepared = self._asked = False
+        self._sent = 0  # bytes of the latest attempt
         self._status: int | None = None  # of the latest answer
-        # Answered by the plane, and perhaps still in the spool: the id there, or why it was refused.
+        # Answered, and perhaps still in the spool: the id there, or why it was refused.
         self._stored: dict[str, str] = {}
-        self._refused: dict[str, dict[str, Any]] = {}
+        self._refused: dict[str, Refusal] = {}
         self._strikes: dict[str, int] = {}
-        self._late: dict[str, _Late] = {}
+        self._alone: dict[str, Wait] = {}  # what fails by itself
+        self._costly: Wait | None = None  # for whatever is large
         self._seen = Census()
 
     def nudged(self) -> bool:
-        """Whether there is anything to send now."""
+        """Return True when there is something to send now."""
         try:
             return bool(self._due())
         except LocalFault:
             return True  # the attempt says it
 
     def run_once(self) -> bool:
-        """Upload all that is due, False for nothing; raise what stops it: TryAgain, or what `answers.check` raises."""
+        """Upload all that is due, False for nothing; raise what stops it, or still stops it."""
         if not self._prepared:
             self._start()
-        self._asked = False
-        passed, fault = False, None
-        for gone in {*self._late, *self._strikes}.difference(stock.ids(self._layout.spool)):
-            self._late.pop(gone, None)
+        self._asked, passed, fault = False, False, None
+        for gone in {*self._alone, *self._strikes}.difference(spool.ids(self._layout.spool)):
+            self._alone.pop(gone, None)
             self._strikes.pop(gone, None)
         for name in self._due():
+            self._sent = 0
             try:
                 passed = self._one(name) or passed
-            except (TryAgain, RequestRefused) as error:
-                if not self._by_itself(name, error) or not passed:
-                    raise  # next time others come first, and tell whose fault it is
-                self._postpone(name, error)
+            except (TryAgain, Refused) as error:
+                if self._concerns_it_alone(name, error, passed):
+                    self._postpone(name, error)
+                    continue
+                if self._sent > COSTLY:
+                    self._costly = self._costly or Wait(error)
+                    self._costly.grow(error, self._base_s(), self._clock.monotonic(), self._chance)
+                raise  # next time others come first, and tell whose fault it is
             except LocalFault as error:
                 fault = fault or error
         if fault is not None:
             raise fault
+        if self._costly is not None and any(map(self._is_resting, spool.ids(self._layout.spool))):
+            # It still stands, for this task alone: nothing was asked.
+            kind = RequestRefused if isinstance(self._costly.error, Refused) else TryAgain
+            raise kind(str(self._costly.error), hint=self._costly.error.hint)
         if self._asked:
             self._api.rest()
         return self._asked
 
     def problems(self) -> list[Problem]:
-        """What failed by itself, and a spool that takes nothing more."""
+        """Return what failed by itself, what was refused, and a spool that takes nothing more."""
         found = []
-        for name, late in list(self._late.items()):
-            detail = f"artifact {name} fails by itself, and waits: {late.said}"
-            found.append(Problem("artifact_failing", detail, "it is tried again, ever more rarely"))
+        for name, wait in list(self._alone.items()):
+            detail = f"artifact {name} fails by itself, and waits: {wait.error}"
+            hint = wait.error.hint or "retried automatically, ever more rarely"
+            found.append(Problem("artifact_failing", detail, hint))
         there = self._census()
         if there.quarantined:
-            detail = f"the plane refused {there.quarantined} artifact{'s' if there.quarantined > 1 else ''}, kept in quarantine"
-            found.append(
-                Problem(
-                    "artifact_quarantined",
-                    detail,
-                    "byteor-agent status says why; retry ID, or remove them",
-                )
-            )
+            many = "s" if there.quarantined > 1 else ""
+            detail = f"{there.quarantined} artifact{many} refused, kept in quarantine"
+            hint = "byteor-agent status says why; byteor-agent retry ID, or remove them"
+            found.append(Problem("artifact_quarantined", detail, hint))
         if not there.room_for(1):
-            found.append(
-                Problem(
-                    "spool_full",
-                    "the spool is full: new artifacts are refused",
-                    "byteor-agent status",
-                )
+            detail = (
+                f"the spool is full: it holds {there.pending + there.quarantined} artifacts, "
+                f"{there.bytes >> 20} MiB (at most {spool.MOST_ENTRIES} and "
+                f"{spool.MOST_BYTES >> 20} MiB); new ones are refused"
             )
+            hint = "byteor-agent status says why they stay; remove what is in quarantine"
+            found.append(Problem("spool_full", detail, hint))
         return found
 
     def shown(self) -> dict[str, Any]:
         """Return `spool` of `status.json`."""
         there = self._census()
         try:
-            rows = stock.quarantined(self._layout) if there.quarantined else []
+            rows = spool.quarantined(self._layout) if there.quarantined else []
         except LocalFault:
             rows = []
-        return {
-            "pending": there.pending,
-            "quarantined": there.quarantined,
-            "bytes": there.bytes,
-            "quarantine": rows,
-        }
+        return {**vars(there), "quarantine": rows}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
-        """No hint of the plane concerns artifacts."""
+        """Return False: no hint of the control plane concerns artifacts."""
         return False
 
     def _census(self) -> Census:
-        """As it was last seen where the disk cannot be read: whoever shows it must not end by that."""
+        """Count the artifacts; as last seen where the disk cannot be read."""
         try:
-            self._seen = stock.census(self._layout)
+            self._seen = spool.census(self._layout)
         except LocalFault:
             pass
         return self._seen
 
     def _due(self) -> list[str]:
-        """Oldest first, after it what failed; last one of those that fail by themselves, however many. For any thread."""
-        names, now = stock.ids(self._layout.spool), self._clock.monotonic()
-        late, strikes = dict(self._late), dict(self._strikes)
-        again = sorted(
-            (name for name in names if name in late and late[name].due <= now),
-            key=lambda name: late[name].due,
-        )
-        return (
-            sorted(
-                (name for name in names if name not in late), key=lambda name: strikes.get(name, 0)
-            )
-            + again[:1]
-        )
+        """Return the oldest first, then what failed, then one that fails by itself.
+
+        For any thread.
+        """
+        names, now = spool.ids(self._layout.spool), self._clock.monotonic()
+        alone, strikes = dict(self._alone), dict(self._strikes)
+        again = [name for name in names if name in alone and alone[name].due <= now]
+        others = [name for name in names if name not in alone and not self._is_resting(name)]
+        return [
+            *sorted(others, key=lambda name: strikes.get(name, 0)),
+            *sorted(again, key=lambda name: alone[name].due)[:1],
+        ]
+
+    def _is_resting(self, name: str) -> bool:
+        """Return True for a large artifact while none may be sent; one that is answered may go."""
+        costly = self._costly
+        if costly is None or costly.due <= self._clock.monotonic() or name in self._alone:
+            return False
+        is_answered = name in self._stored or name in self._refused
+        return not is_answered and spool.size_of(self._layout.spool / name) > COSTLY
+
+    def _base_s(self) -> float:
+        return BASE_S_PER_MIB * max(1, self._sent >> 20)
 
     def _start(self) -> None:
         spool.recover(self._layout)
@@ -176,55 +198,47 @@ class ArtifactsLoop:
             self._layout, agent_id=self._handed.agent_id, api_base_url=self._handed.api_base_url
         )
         try:
-            # A crash between the plane's word and the removal.
-            self._stored = {row.id: row.artifact_id for row in stock.uploaded(self._layout)}
+            # A crash between the answer and the removal.
+            rows = memory.read(self._layout).values()
+            self._stored = {row.id: row.artifact_id for row in rows}
         except Corrupt as error:
-            log.warning(str(error))
+            log.warning(str(error), hint=error.hint)
         self._prepared = True
 
     def _one(self, name: str) -> bool:
-        """Bring one artifact to its end; True when the plane took it."""
+        """Bring one artifact to its end; True when the control plane took it."""
         if name not in self._stored and name not in self._refused:
             try:
-                entry = self._load(name)
+                entry = spool.load(self._layout.spool / name)
                 if entry is None:
-                    return False
+                    return False  # it went
                 self._send(entry)
             except Corrupt as error:
-                self._refuse(name, None, "damaged", str(error))
+                self._refuse(name, Refusal(code="damaged", detail=str(error)))
+            except LocalFault as error:
+                self._postpone(name, error)
+                return False
         self._strikes.pop(name, None)
-        self._late.pop(name, None)
+        self._alone.pop(name, None)
         if name in self._refused:
             spool.quarantine(self._layout, name, self._refused[name])
             del self._refused[name]
             return False
+        if self._sent > COSTLY:
+            self._costly = None
         spool.drop(self._layout, name)
         del self._stored[name]
         return True
 
-    def _load(self, name: str) -> Entry | None:
-        """Read what is said of it; None for one that went, or that this user may not read."""
-        try:
-            return stock.load(self._layout.spool / name)
-        except Corrupt:
-            raise
-        except LocalFault as error:
-            self._postpone(name, error)
-            return None
-
     def _send(self, entry: Entry) -> None:
-        """One request; what the plane says for good is in `_stored` or `_refused` afterwards."""
+        """Make one request; its final answer is in `_stored` or `_refused` afterwards."""
         self._status = None
         fd = _open(entry)
         try:
             if holds(fd, self._handed.api_key):
-                # Redaction knows shapes, and the key itself only where root hands in: this net is the last, for all kinds.
-                self._refuse(
-                    entry.id,
-                    None,
-                    "holds_runtime_key",
-                    "it holds this host's own runtime key, and is not sent",
-                )
+                # Redaction knows forms, and the key only where root hands in: this is the last net.
+                detail = "it holds this host's own runtime key, and is not sent"
+                self._refuse(entry.id, Refusal(code="holds_runtime_key", detail=detail))
                 return
             self._asked = True
             answer = self._api.upload_artifact(
@@ -238,19 +252,15 @@ class ArtifactsLoop:
             os.close(fd)
         self._status = answer.status
         if answer.status in FINAL and answer.is_json:
-            problem = answer.problem
-            self._refuse(
-                entry.id,
-                answer.status,
-                problem.code if problem else None,
-                problem.said() if problem else None,
-            )
+            code, said = None, None
+            if answer.problem is not None:
+                code, said = answer.problem.code, answer.problem.said()
+            self._refuse(entry.id, Refusal(status=answer.status, code=code, detail=said))
             return
         check(answer, doing="artifact upload", scope=SCOPE)
         if answer.artifact is None:
-            raise TryAgain(
-                f"artifact upload: {answer.complaint or f'the plane answered {answer.status} without a word'}"
-            )
+            said = answer.complaint or f"{answer.status} without a body"
+            raise TryAgain(f"artifact upload: the answer is not complete: {said}")
         self._stored[entry.id] = answer.artifact.artifact_id
         log.notice(
             "artifact uploaded",
@@ -259,48 +269,54 @@ class ArtifactsLoop:
             bytes=entry.metadata.size,
         )
         try:
-            spool.remember(self._layout, entry, answer.artifact.artifact_id)
+            memory.remember(self._layout, entry.id, entry.metadata, self._stored[entry.id])
         except LocalFault as error:
             log.warning(f"an upload is not remembered: {error}", hint=error.hint)
 
-    def _refuse(self, name: str, status: int | None, code: str | None, detail: str | None) -> None:
-        self._refused[name] = {"status": status, "code": code, "detail": detail}
+    def _refuse(self, name: str, why: Refusal) -> None:
+        self._refused[name] = why
         log.warning(
             f"artifact {name} goes to quarantine",
-            status=status,
-            detail=detail,
+            status=why.status,
+            detail=why.detail or why.code,
             hint=f"byteor-agent retry {name}",
         )
 
-    def _by_itself(self, name: str, error: ByteorError) -> bool:
-        """Whether it may be this artifact's fault: it failed before, was sent, and it is not that uploads lack something."""
+    def _concerns_it_alone(self, name: str, error: ByteorError, passed: bool) -> bool:
+        """Return True when the failure is likely to be this artifact's own.
+
+        It is, if it is too large for something on the way; or if it was sent, failed before, others
+        pass, and it is not that uploads lack something.
+        """
+        if self._status == TOO_LARGE:
+            return True
         unsent = isinstance(error, TryAgain) and not error.maybe_arrived
         if unsent or (self._status in (403, 429) and not isinstance(error, NotThePlane)):
             return False
         self._strikes[name] = self._strikes.get(name, 0) + 1
-        return self._strikes[name] >= STRIKES
+        return passed and self._strikes[name] >= STRIKES
 
     def _postpone(self, name: str, error: ByteorError) -> None:
-        late = self._late.setdefault(name, _Late(Backoff(LATER_BASE_S, LATER_CAP_S), 0.0, ""))
-        late.said = str(error)
-        asked = error.retry_after if isinstance(error, TryAgain) else None
-        late.due = self._clock.monotonic() + late.backoff.next_delay(self._chance, asked)
+        wait = self._alone.setdefault(name, Wait(error))
+        base_s = max(ALONE_BASE_S, self._base_s())
+        wait.grow(error, base_s, self._clock.monotonic(), self._chance)
 
 
 class _Progress:
-    """Keeps the watchdog fed during a long upload, and shows `upload --wait` how far it is."""
+    """Feeds the watchdog during a long upload, and shows `upload --wait` how far it is."""
 
     def __init__(self, loop: ArtifactsLoop, entry: Entry) -> None:
         self._loop, self._entry = loop, entry
         self._written = float("-inf")
 
     def __call__(self, sent: int) -> None:
-        loop, now = self._loop, self._loop._clock.monotonic()
+        loop, now, size = self._loop, self._loop._clock.monotonic(), self._entry.metadata.size
         loop._alive()
-        if self._entry.metadata.size < PROGRESS_FROM or now < self._written + PROGRESS_S:
-            return
+        loop._sent = sent
+        if size < COSTLY or now < self._written + PROGRESS_S:
+            return  # what is smaller is there before anybody looks
         self._written = now
-        document = {"v": 1, "id": self._entry.id, "sent": sent, "size": self._entry.metadata.size}
+        document = {"v": 1, "id": self._entry.id, "sent": sent, "size": size}
         try:
             files.write_json(loop._layout.upload_progress, document, mode=0o644, durable=False)
         except LocalFault:
@@ -318,3 +334,21 @@ def _open(entry: Entry) -> int:
         os.close(fd)
         raise WrongContent(f"{entry.data} is not as long as it was")
     return fd
+
+
+def holds(fd: int, secret: Secret) -> bool:
+    """Search the bytes of an open file for `secret`; WrongContent when they cannot be read.
+
+    What is packed or encoded is not looked into.
+    """
+    needle, offset, tail = secret.reveal().encode(), 0, b""
+    while True:
+        try:
+            piece = os.pread(fd, SCAN_BYTES, offset)
+        except OSError as error:
+            # Not an OSError: a bad sector under one artifact must not end the loop.
+            reason = os.strerror(error.errno or 0).lower()
+            raise WrongContent(f"the artifact cannot be read: {reason}") from error
+        if not piece or needle in tail + piece:
+            return bool(piece)
+        offset, tail = offset + len(piece), piece[-len(needle) :]

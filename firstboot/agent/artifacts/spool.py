@@ -1,36 +1,46 @@
-"""The spool's changes: an artifact comes in durably and once, leaves when the plane has it, or goes to the quarantine.
+"""The artifacts on disk: waiting in the spool, or refused in quarantine.
 
-Only the agent's user writes here: the agent, and `upload` and `retry`, which become that user first. ``spool/lock`` is
-held while something comes in; what leaves does so by one rename. `stock` has the layout and looks at it.
+    agent/spool/00000012-3f2a98…/       data, meta.json     waits; the lowest number is the oldest
+    agent/quarantine/00000011-…/        and reason.json     refused; only `retry` sends it again
+    agent/owner.json                                        the identity that all of this is of
+
+An artifact's directory is whole or absent: it comes and goes by one rename. A name that begins
+with a dot is what a power cut left half done. What is read may vanish meanwhile, and then counts as
+absent. Only the agent's user writes here: the agent, and `upload` and `retry`, which become that
+user first. The lock is held while something comes in; what leaves does so by one rename.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from firstboot.agent.artifacts import stock
-from firstboot.agent.artifacts.stock import MOST_BYTES, MOST_ENTRIES, PREFIX, Entry, Uploaded
-from firstboot.api.multipart import LARGEST, SPEC_HASH, ArtifactMetadata
-from firstboot.base import files, log, trees
+from firstboot.agent.artifacts import memory, packing
+from firstboot.api.multipart import SPEC_HASH, ArtifactMetadata
+from firstboot.base import documents, files, log, trees
 from firstboot.base.clock import Clock, rfc3339
-from firstboot.base.documents import IDENTIFIER
+from firstboot.base.documents import IDENTIFIER, lenient
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain
-from firstboot.base.layout import Layout
+from firstboot.base.layout import ARTIFACT, REFUSAL, Layout
 from firstboot.base.redaction import redact
 
-MOST_REMEMBERED = 200  # uploads
+# Spool and quarantine together: what is refused must not fill a disk either.
+MOST_BYTES, MOST_ENTRIES = 512 << 20, 1000
+MOST_SHOWN = 20  # quarantined artifacts in `status`
 MOST_REPLACED = 200  # parts in meta.json; a bundle itself has the whole list
 BESIDE_BYTES = 64 << 10  # room for what stands beside the data
 LOCK_WAIT_S = 60.0  # another `upload` copies 64 MiB
-EARLIEST = 946684800.0  # 2000-01-01: no artifact is older; a clock without a battery says so
+EARLIEST = 946684800.0  # 2000-01-01: an older time comes from a clock without a battery
+PREFIX = 16  # hex digits of the content's hash in a name
+DATA = "data"
 COMING = ".new"  # ends the name of what is not whole yet
 NEW, WAITING, QUARANTINED, UPLOADED = "new", "waiting", "quarantined", "uploaded"
+_NAME = re.compile(rf"\d{{8,12}}-[0-9a-f]{{{PREFIX}}}\Z")
 
 
 class Full(LocalFault):
@@ -39,7 +49,7 @@ class Full(LocalFault):
 
 @dataclass(frozen=True)
 class About:
-    """What is said of an artifact beside its content. `replaced`: per part, what kinds of secrets were taken out."""
+    """What is said of an artifact beside its content; `replaced` is per part what was cut out."""
 
     kind: str
     name: str
@@ -59,6 +69,128 @@ class Added:
     artifact_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One artifact in spool or quarantine; `name` is what its file was called."""
+
+    path: Path
+    metadata: ArtifactMetadata
+    name: str
+    replaced: tuple[Mapping[str, Any], ...]
+
+    @property
+    def id(self) -> str:
+        """Return the name of its directory."""
+        return self.path.name
+
+    @property
+    def data(self) -> Path:
+        """Return the file with its content."""
+        return self.path / DATA
+
+
+@dataclass(frozen=True)
+class _Beside:
+    name: str = lenient("")
+    replaced: tuple[Mapping[str, Any], ...] = lenient(())
+
+
+@dataclass(frozen=True)
+class Census:
+    """How many there are, and the `bytes` of their contents."""
+
+    pending: int = 0
+    quarantined: int = 0
+    bytes: int = 0
+
+    def room_for(self, size: int) -> bool:
+        """Return True when one more artifact of `size` bytes may come in."""
+        return self.bytes + size <= MOST_BYTES and self.pending + self.quarantined < MOST_ENTRIES
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """``reason.json``: why an artifact is in quarantine; a member that is damaged is None."""
+
+    status: Optional[int] = lenient()
+    code: Optional[str] = lenient()
+    detail: Optional[str] = lenient()
+    at: Optional[str] = lenient()
+
+
+# -- looking
+
+
+def ids(directory: Path) -> list[str]:
+    """Return the ids of the artifacts in a directory, oldest first; none when it is absent."""
+    return sorted(filter(_NAME.match, _listed(directory)), key=number)
+
+
+def _listed(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        files.fail("look into", directory, error)
+
+
+def number(artifact: str) -> int:
+    """Return the place of an artifact in the order of all."""
+    return int(artifact.split("-")[0])
+
+
+def load(path: Path) -> Entry | None:
+    """Read an artifact's metadata, None when it is absent; Corrupt when they are damaged."""
+    stored = files.read_json(path / ARTIFACT)
+    if stored is None:
+        if path.is_dir():
+            raise Corrupt(f"{path} is damaged: it has no {ARTIFACT}")
+        return None
+    try:
+        metadata = ArtifactMetadata.parse(stored)
+    except (ValueError, OverflowError) as error:
+        raise Corrupt(f"{path} is damaged: {error}") from error
+    return Entry(path, metadata, **vars(documents.parse(_Beside, stored)))
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of an artifact's content, 0 when it is absent."""
+    try:
+        return os.stat(path / DATA, follow_symlinks=False).st_size
+    except OSError:
+        return 0
+
+
+def census(layout: Layout) -> Census:
+    """Count what is there, without reading it."""
+    waiting, kept = ids(layout.spool), ids(layout.quarantine)
+    paths = [layout.spool / name for name in waiting] + [layout.quarantine / name for name in kept]
+    return Census(len(waiting), len(kept), sum(map(size_of, paths)))
+
+
+def quarantined(layout: Layout) -> list[dict[str, Any]]:
+    """Return the newest in quarantine, each with its reason, as `status` shows them."""
+    return [refusal(layout.quarantine / name) for name in ids(layout.quarantine)[-MOST_SHOWN:]]
+
+
+def refusal(path: Path) -> dict[str, Any]:
+    """Return why an artifact is in quarantine; a damaged member is None."""
+    entry, reason = None, Refusal()
+    try:
+        reason = documents.read(path / REFUSAL, Refusal) or reason
+        entry = load(path)
+    except LocalFault:
+        pass
+    shown: dict[str, Any] = {"id": path.name, "kind": None, "size": None, "name": None}
+    if entry is not None:
+        shown.update(kind=entry.metadata.kind, size=entry.metadata.size, name=entry.name)
+    return {**shown, **asdict(reason)}
+
+
+# -- in
+
+
 def prepare(layout: Layout) -> None:
     """Make the directories where no package has."""
     files.make_directory(layout.agent, 0o700)
@@ -67,16 +199,14 @@ def prepare(layout: Layout) -> None:
 
 
 def recover(layout: Layout) -> None:
-    """Remove what a power cut left half done: for the agent when it starts, since nobody else removes artifacts."""
+    """Remove what a power cut left half done: for the agent's start, since it removes artifacts."""
     prepare(layout)
-    for name in stock.listed(layout.spool):
+    for name in _listed(layout.spool):
         if name.startswith(".") and not name.endswith(COMING):
             try:
                 trees.remove(layout.spool / name)
             except LocalFault as error:
-                log.warning(
-                    str(error), hint=error.hint
-                )  # it only takes room, and must not stop what waits
+                log.warning(str(error), hint=error.hint)  # it takes room, and nothing else
     try:
         with _alone(layout, wait_s=0.0):
             _sweep(layout)
@@ -93,30 +223,36 @@ def add(layout: Layout, source: int, about: About) -> Added:
     """
     prepare(layout)
     now = Clock().wall()
-    size, sha256 = _digest(source, about.name)
+    size, sha256 = packing.digest(source, about.name)
     with _alone(layout, wait_s=LOCK_WAIT_S):
         _sweep(layout)
         known = _known(layout, sha256, about.kind)
         if known is not None:
             return known
         _require_room(layout, size)
-        captured = rfc3339(
-            about.captured_at if EARLIEST <= about.captured_at <= now else max(EARLIEST, now)
+        is_possible = EARLIEST <= about.captured_at <= now
+        metadata = ArtifactMetadata(
+            about.kind,
+            sha256,
+            size,
+            rfc3339(about.captured_at if is_possible else max(EARLIEST, now)),
+            # As far as the control plane would accept them.
+            about.deployment_id if IDENTIFIER.match(about.deployment_id or "") else None,
+            about.spec_hash if SPEC_HASH.match(about.spec_hash or "") else None,
         )
-        metadata = ArtifactMetadata(about.kind, sha256, size, captured, *_in_force(about))
         entry = f"{_next(layout):08d}-{sha256[:PREFIX]}"
         staging = layout.spool / f".{entry}{COMING}"
         files.make_directory(staging, 0o700)
         try:
             # Up to a byte more than there was: a file that grows is not what was hashed.
-            if trees.copy(source, staging / "data", limit=size + 1) != (size, sha256):
-                raise changed(about.name)
+            if trees.copy(source, staging / DATA, limit=size + 1) != (size, sha256):
+                raise packing.changed(about.name)
             said = {
                 "name": about.name,
                 "replaced": list(about.replaced[:MOST_REPLACED]),
                 "spooled_at": rfc3339(now),
             }
-            files.write_json(staging / "meta.json", {"v": 1, **asdict(metadata), **said})
+            files.write_json(staging / ARTIFACT, {"v": 1, **asdict(metadata), **said})
             trees.complete(staging, layout.spool / entry)
         except BaseException:
             trees.remove(staging)
@@ -136,7 +272,7 @@ def add_text(
     """Put a text into the spool, redacted; as `add`. Safe to repeat: equal text is there once."""
     clean, kinds = redact(text.decode("utf-8", "replace").encode())
     replaced = ({"part": name, "kinds": kinds},) if kinds else ()
-    held = hold(clean)
+    held = packing.hold(clean)
     try:
         return add(
             layout, held, About(kind, name, Clock().wall(), deployment_id, spec_hash, replaced)
@@ -145,172 +281,46 @@ def add_text(
         os.close(held)
 
 
-def hold(data: bytes) -> int:
-    """An open file without a name that holds `data`; the caller closes it."""
-    fd = os.memfd_create("artifact", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(fd), "wb") as stream:
-            stream.write(data)
-    except OSError as error:
-        os.close(fd)
-        raise LocalFault("there is no memory for the artifact") from error
-    return fd
-
-
-def remember(layout: Layout, entry: Entry, artifact_id: str) -> None:
-    """Note, before it is removed, that the plane has it: for `upload --wait`, and for who uploads it once more."""
-    try:
-        rows = stock.uploaded(layout)
-    except Corrupt as error:
-        log.warning(str(error), kept_as=files.set_aside(layout.uploaded))
-        rows = []
-    said = entry.metadata
-    row = Uploaded(
-        entry.id, said.sha256, said.kind, said.size, artifact_id, rfc3339(Clock().wall())
-    )
-    rows = [*(other for other in rows if other.sha256 != said.sha256), row][-MOST_REMEMBERED:]
-    files.write_json(layout.uploaded, {"v": 1, "uploaded": [asdict(each) for each in rows]})
-
-
-def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
-    """Bind the spool to an identity: what came under another, perhaps another organisation's, is not sent by itself."""
-    path, owner = (
-        layout.spool_owner,
-        {"v": 1, "agent_id": agent_id, "api_base_url": api_base_url},
-    )
-    try:
-        before = files.read_json(path)
-    except Corrupt as error:
-        log.warning(str(error), kept_as=files.set_aside(path))
-        before = {}
-    if before == owner:
-        return
-    if before is not None:
-        files.remove(layout.uploaded)
-        detail = "it was handed in under another identity of this host, and is not sent under this one unless you say so"
-        for entry_id in stock.ids(layout.spool):
-            quarantine(
-                layout, entry_id, {"status": None, "code": "another_identity", "detail": detail}
-            )
-    try:
-        files.write_json(path, owner)
-    except LocalFault as error:
-        if before is not None:
-            raise
-        log.warning(
-            f"the spool is not bound to this identity yet: {error}"
-        )  # a full disk: what goes makes room
-
-
-def drop(layout: Layout, entry_id: str) -> None:
-    """Remove an artifact that the plane has."""
-    trees.remove(layout.spool / entry_id)
-
-
-def quarantine(layout: Layout, entry_id: str, reason: Mapping[str, Any]) -> None:
-    """Keep an artifact that was refused, with `reason` (`status`, `code`, `detail`), where it is not sent again."""
-    path = layout.spool / entry_id
-    files.write_json(path / "reason.json", {"v": 1, "at": rfc3339(Clock().wall()), **reason})
-    files.move_into(path, layout.quarantine)
-
-
-def release(layout: Layout, entry_id: str) -> bool:
-    """Put an artifact from the quarantine back into the spool; False when there is none of that id."""
-    if entry_id not in stock.ids(layout.quarantine):
-        return False
-    prepare(layout)
-    with _alone(layout, wait_s=LOCK_WAIT_S):
-        # In this order: once it is in the spool the agent may refuse it anew, and that reason is to stay.
-        files.remove(layout.quarantine / entry_id / "reason.json")
-        files.move_into(layout.quarantine / entry_id, layout.spool)
-    return True
-
-
-def _in_force(about: About) -> tuple[str | None, str | None]:
-    """What is said of the deployment, as far as the plane would accept it."""
-    named, spec = about.deployment_id, about.spec_hash
-    return named if IDENTIFIER.match(named or "") else None, spec if SPEC_HASH.match(
-        spec or ""
-    ) else None
-
-
 def _alone(layout: Layout, *, wait_s: float) -> AbstractContextManager[int]:
     busy = TryAgain("another upload is being put into the spool", hint="try again in a minute")
     return files.locked(layout.spool_lock, wait_s=wait_s, busy=lambda: busy)
 
 
 def _sweep(layout: Layout) -> None:
-    """With the lock held, whatever is still coming in is a dead process's."""
-    for name in stock.listed(layout.spool):
+    """Remove what is still coming in: with the lock held, it is a dead process's."""
+    for name in _listed(layout.spool):
         if name.startswith(".") and name.endswith(COMING):
             trees.remove(layout.spool / name)
 
 
-def _digest(source: int, name: str) -> tuple[int, str]:
-    """Size and hash of an open file; LocalFault for what is never an artifact, before a byte of it is copied."""
-    try:
-        announced = os.fstat(source).st_size
-        if announced > LARGEST:
-            raise LocalFault(
-                f"{name} is larger than {LARGEST >> 20} MiB", hint="an artifact has at most 64 MiB"
-            )
-        digest, size = hashlib.sha256(), 0
-        while True:
-            piece = os.pread(source, trees.PIECE, size)
-            size += len(piece)
-            if not piece or size > announced:
-                break
-            digest.update(piece)
-    except OSError as error:
-        files.fail("read", Path(name), error)
-    if size != announced:
-        raise changed(name)
-    if not size:
-        raise LocalFault(f"{name} is empty")
-    return size, digest.hexdigest()
-
-
-def changed(name: str) -> LocalFault:
-    """The error for a file that somebody writes to while it is read."""
-    return LocalFault(
-        f"{name} changed while it was read", hint="upload a copy that nobody writes to"
-    )
-
-
 def _known(layout: Layout, sha256: str, kind: str) -> Added | None:
-    """Where this content is already. In quarantine it stands only as that kind: as another it may be accepted."""
+    """Return where this content is already; in quarantine only under the same kind."""
     for state, directory in ((WAITING, layout.spool), (QUARANTINED, layout.quarantine)):
-        for name in stock.ids(directory):
-            if name.endswith(sha256[:PREFIX]):
-                entry = _loaded(directory / name)
-                same = entry is not None and entry.metadata.sha256 == sha256
-                if entry is not None and same and (state == WAITING or entry.metadata.kind == kind):
-                    return Added(name, state, sha256)
-    try:
-        rows = stock.uploaded(layout)
-    except Corrupt:
-        return None
-    # After the spool: the agent notes an upload before it removes it.
-    return next(
-        (Added(row.id, UPLOADED, sha256, row.artifact_id) for row in rows if row.sha256 == sha256),
-        None,
-    )
-
-
-def _loaded(path: Path) -> Entry | None:
-    try:
-        return stock.load(path)
-    except Corrupt:
-        return None
+        for name in ids(directory):
+            if not name.endswith(sha256[:PREFIX]):
+                continue
+            try:
+                entry = load(directory / name)
+            except Corrupt:
+                continue
+            same = entry is not None and entry.metadata.sha256 == sha256
+            # What is in quarantine may be accepted as another kind.
+            if entry is not None and same and (state == WAITING or entry.metadata.kind == kind):
+                return Added(name, state, sha256)
+    # After the spool: the agent remembers an upload before it removes it.
+    row = memory.recall(layout).get(sha256)
+    return Added(row.id, UPLOADED, sha256, row.artifact_id) if row is not None else None
 
 
 def _require_room(layout: Layout, size: int) -> None:
-    there = stock.census(layout)
+    there = census(layout)
     if not there.room_for(size):
-        held = f"{there.pending} waiting and {there.quarantined} quarantined artifacts, {there.bytes >> 20} MiB"
         raise Full(
-            f"the spool is full: it holds {held}, and at most {MOST_ENTRIES} and {MOST_BYTES >> 20} MiB",
-            hint="byteor-agent status says why they are not uploaded; what is in quarantine may be removed by hand",
+            f"the spool is full: it holds {there.pending} waiting and {there.quarantined} "
+            f"quarantined artifacts, {there.bytes >> 20} MiB, and at most {MOST_ENTRIES} and "
+            f"{MOST_BYTES >> 20} MiB",
+            hint="byteor-agent status says why they are not uploaded; what is in quarantine may be "
+            "removed by hand",
         )
     try:
         facts = os.statvfs(layout.spool)
@@ -324,11 +334,66 @@ def _require_room(layout: Layout, size: int) -> None:
 
 
 def _next(layout: Layout) -> int:
-    there = stock.ids(layout.spool)[-1:] + stock.ids(layout.quarantine)[-1:]
+    there = ids(layout.spool)[-1:] + ids(layout.quarantine)[-1:]
+    # The uploaded ones only so that people meet no number twice.
+    there += [row.id for row in memory.recall(layout).values()][-1:]
+    return 1 + max(map(number, there), default=0)
+
+
+# -- out
+
+
+def belong_to(layout: Layout, *, agent_id: str, api_base_url: str) -> None:
+    """Bind the spool to an identity: what came under another one goes to quarantine.
+
+    The other one may be another organisation's.
+    """
+    path = layout.spool_owner
+    owner = {"v": 1, "agent_id": agent_id, "api_base_url": api_base_url}
     try:
-        there += [
-            row.id for row in stock.uploaded(layout)[-1:]
-        ]  # only so that people meet no number twice
-    except Corrupt:
-        pass
-    return 1 + max(map(stock.number, there), default=0)
+        before = files.read_json(path)
+    except Corrupt as error:
+        log.warning(str(error), kept_as=files.set_aside(path))
+        before = {}
+    if before == owner:
+        return
+    if before is not None:
+        files.remove(layout.uploaded)
+        detail = (
+            "it was handed in under another identity of this host, and is not sent under this one "
+            "unless you say so"
+        )
+        for name in ids(layout.spool):
+            quarantine(layout, name, Refusal(code="another_identity", detail=detail))
+    try:
+        files.write_json(path, owner)
+    except LocalFault as error:
+        if before is not None:
+            raise
+        # A full disk: what is uploaded makes room.
+        log.warning(f"the spool is not bound to this identity yet: {error}", hint=error.hint)
+
+
+def drop(layout: Layout, artifact: str) -> None:
+    """Remove an artifact that the control plane has."""
+    trees.remove(layout.spool / artifact)
+
+
+def quarantine(layout: Layout, artifact: str, reason: Refusal) -> None:
+    """Move an artifact that was refused, with the reason, to where it is not sent again."""
+    path = layout.spool / artifact
+    said = {**asdict(reason), "at": rfc3339(Clock().wall())}
+    files.write_json(path / REFUSAL, {"v": 1, **said})
+    files.move_into(path, layout.quarantine)
+
+
+def release(layout: Layout, artifact: str) -> bool:
+    """Put an artifact from the quarantine back into the spool; False when none has that id."""
+    if artifact not in ids(layout.quarantine):
+        return False
+    prepare(layout)
+    with _alone(layout, wait_s=LOCK_WAIT_S):
+        # First: once it is in the spool the agent may refuse it anew, and that reason is to stay.
+        files.remove(layout.quarantine / artifact / REFUSAL)
+        files.move_into(layout.quarantine / artifact, layout.spool)
+    return True
