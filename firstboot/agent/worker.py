@@ -15,6 +15,7 @@ from firstboot.agent.problems import Problem
 from firstboot.agent.schedule import Agenda, Ask, Outcome, Reach, Schedule, Task
 from firstboot.api.answers import KeyRefused, NotThePlane
 from firstboot.api.client import PlaneApi
+from firstboot.api.connection import ProxyRefused
 from firstboot.api.messages import HeartbeatReply
 from firstboot.base import log
 from firstboot.base.clock import Chance, Clock, rfc3339, rng
@@ -218,7 +219,7 @@ def _judge(error: ByteorError | None) -> tuple[Outcome, Reach]:
     """Return what the end of an attempt means for the next ones (contract 2.6)."""
     if error is None:
         return Outcome.DONE, Reach.NOBODY
-    if isinstance(error, KeyRefused):
+    if isinstance(error, (KeyRefused, ProxyRefused)):
         return Outcome.REFUSED, Reach.HOST
     if isinstance(error, Refused):
         return Outcome.REFUSED, Reach.TASK

@@ -11,6 +11,7 @@ import pytest
 from firstboot.agent.schedule import Ask, Outcome, Schedule
 from firstboot.agent.worker import GRACE_S, Job, Shared, Work, Worker
 from firstboot.api.answers import KeyRefused, NotThePlane
+from firstboot.api.connection import ProxyRefused
 from firstboot.base.clock import Clock
 from firstboot.base.errors import LocalFault, Refused, TryAgain
 from firstboot.base.layout import Layout
@@ -141,6 +142,7 @@ def test_an_attempt_that_asked_nothing_is_no_success(tmp_path: Path) -> None:
     ("error", "name", "turns"),
     [
         (KeyRefused("401"), "reports", True),
+        (ProxyRefused("407"), "reports", True),
         (Refused("403"), "reports", False),
         (NotThePlane("a page"), "reports", False),
         (NotThePlane("a page"), "heartbeat", True),
