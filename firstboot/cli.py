@@ -105,7 +105,21 @@ def agent_main(argv: list[str] | None = None) -> int:
     return _main("byteor-agent", argv, None)
 
 
+def _open_standard_files() -> None:
+    """Put /dev/null where the caller closed stdin, stdout or stderr.
+
+    Else a lock file or a socket of ours would get that number, and be written to.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
 def _main(program: str, argv: list[str], words: list[str] | None) -> int:
+    _open_standard_files()
     log.set_up(program, verbose=False)
     sys.excepthook = _unexpected
     try:

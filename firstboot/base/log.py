@@ -62,6 +62,8 @@ def _write(priority: int, message: str, facts: dict[str, object]) -> None:
     prefix = "" if message.startswith("hint: ") else f"{_program}: "
     if os.environ.get("JOURNAL_STREAM"):
         prefix = f"<{priority}>"
+    if sys.stderr is None:
+        return  # closed by the caller
     try:
         sys.stderr.write(f"{prefix}{line}\n")
         sys.stderr.flush()

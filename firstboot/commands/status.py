@@ -108,6 +108,9 @@ def describe(layout: Layout, given: Inputs) -> dict[str, Any]:
         document.update(problem=ends, hint=REENROLL if ends is not None else None)
     if stop is not None:
         document.update(_problem(stop))
+    if step is Step.ENROLL and view.intent is not None and view.intent.problem is not None:
+        problem, _, hint = view.intent.problem.partition(": ")
+        document.update(problem=problem, hint=hint)
     document["erasure"] = PENDING if view.pending else _erasure(layout)
     document["notices"] = _notices(layout, view)
     return document

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
+from firstboot.api import proxies
 from firstboot.base import files, log
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
@@ -19,6 +21,7 @@ from firstboot.identity import store
 from firstboot.identity.store import Identity, Look
 from firstboot.provision.schema import CLEARABLE, PLACE
 
+HTTPS_PORT = 443
 IMAGE = "/etc/byteor/firstboot.yaml"
 
 
@@ -42,6 +45,25 @@ def refreeze(settings: Settings, image: Mapping[str, Any]) -> Settings:
     changed = {key: getattr(Settings, key) for key in gone}
     changed.update((key, value) for key, value in image.items() if key in named)
     return replace(settings, **changed, from_image=tuple(sorted(named)), reverted=gone)
+
+
+def with_proxy_of(environ: Mapping[str, str], settings: Settings) -> Settings:
+    """Return `settings` with the proxy of the environment, if the control plane is reached by it.
+
+    The agent, which has another environment, then has it too.
+    """
+    address = urlsplit(settings.api_base_url or "")
+    used = address.scheme == "https" and proxies.proxy_for(
+        address.hostname or "",
+        address.port or HTTPS_PORT,
+        proxy=settings.proxy,
+        no_proxy=settings.no_proxy,
+        environ=environ,
+    )
+    named, excepted = proxies.from_environment(environ)
+    if settings.proxy is not None or not used:
+        return settings
+    return replace(settings, proxy=named, no_proxy=settings.no_proxy or excepted)
 
 
 def freeze_again(layout: Layout, seen: Look, image: Mapping[str, Any], *, boot_id: str) -> None:

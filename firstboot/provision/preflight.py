@@ -12,7 +12,7 @@ from pathlib import Path
 
 import firstboot
 from firstboot.api.client import PlaneApi
-from firstboot.api.transport import Transport
+from firstboot.api.transport import DEADLINE_S, Transport
 from firstboot.base import files, log, private
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
@@ -23,12 +23,12 @@ from firstboot.exchange.settings import Settings
 ROOM_BYTES = 256 * 1024
 
 
-def plane(settings: Settings) -> PlaneApi:
+def plane(settings: Settings, *, deadline_s: float = DEADLINE_S) -> PlaneApi:
     """Return the control plane's API as `settings` (complete ones) reach it."""
     transport = Transport(
         ca_certificates=settings.ca_certificates, proxy=settings.proxy, no_proxy=settings.no_proxy
     )
-    return PlaneApi(settings.api_base_url or "", transport)
+    return PlaneApi(settings.api_base_url or "", transport, deadline_s=deadline_s)
 
 
 def make_state(layout: Layout) -> None:

@@ -10,17 +10,19 @@ erased. Model: SPIRE ``pkg/agent/attestor/node/node.go``.
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from threading import Event
 from typing import Callable
 
-from firstboot.api.client import Answer
+from firstboot.api.client import Answer, PlaneApi
 from firstboot.api.messages import enrollment_body
+from firstboot.api.transport import DEADLINE_S
 from firstboot.base import files, log, systemd
 from firstboot.base.clock import Backoff, Clock, rfc3339, rng
-from firstboot.base.errors import LocalFault, NotErased, Refused, TryAgain
+from firstboot.base.errors import ByteorError, LocalFault, NotErased, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
@@ -28,17 +30,17 @@ from firstboot.identity import store
 from firstboot.identity.store import Identity, State
 from firstboot.provision import cleanup, enrollment, preflight
 from firstboot.provision.decision import IntentState, Step, next_step
-from firstboot.provision.enrollment import Meaning
+from firstboot.provision.enrollment import PAUSES_S, Meaning
 from firstboot.provision.erase.receipt import Receipt
 from firstboot.provision.facts import View, look, stop_error
-from firstboot.provision.freezing import freeze_again
+from firstboot.provision.freezing import freeze_again, with_proxy_of
 from firstboot.provision.schema import require_complete
 from firstboot.provision.sources import Inputs
 from firstboot.provision.tokens import Intent, TokenClass
 
 BACKOFF_S = (1.0, 60.0)  # base and cap of the pauses after a transient failure
-# A success without a usable id or key is repeated after these: three times over ten minutes.
-MALFORMED_PAUSES_S = (60.0, 180.0, 360.0)
+HOURLY_S = (3240.0, 3960.0)  # between a gateway's answers after those of `enrollment.PAUSES_S`
+LEAST_S = 1.0  # for a request, however short the limit is
 SAY_WHY_EVERY_S = 180.0
 LOCK_WAIT_S = 30.0
 AGENT_UNIT = "byteor-agent.service"
@@ -86,7 +88,7 @@ class FirstBoot:
         self._started = self._clock.monotonic()
         self._backoff, self._chance = Backoff(*BACKOFF_S), rng()
         self._said: tuple[str, float] | None = None
-        self._malformed = 0
+        self._unbelieved = {Meaning.MALFORMED: 0, Meaning.GATEWAY: 0}
         self._reached: str | None = None  # the base URL that preflight has reached
         self._handed_off = False
         self._replaced = False
@@ -104,21 +106,31 @@ class FirstBoot:
 
     def _wait(self, error: TryAgain) -> None:
         """Pause after a transient failure, or raise it when the limit is reached."""
-        now = self._clock.monotonic()
-        delay = error.pause_s if isinstance(error, enrollment.MalformedSuccess) else None
-        if delay is None:
+        now, left = self._clock.monotonic(), self._left()
+        least = error.retry_after or 0.0
+        if isinstance(error, enrollment.Unbelieved):
+            least = delay = error.pause_s
+        else:
             delay = self._backoff.next_delay(self._chance, error.retry_after)
-        if self._options.give_up_after is not None:
-            left = self._options.give_up_after - (now - self._started)
-            if left <= 0:
-                raise error
-            delay = min(delay, left)
+        if left <= 0 or left < least <= delay:
+            raise error
+        delay = min(delay, left)
         # A new reason at once, an old one every few minutes: a night of outage is not a night of
         # log lines.
         if self._said is None or self._said[0] != str(error) or now >= self._said[1]:
             log.warning(str(error), next_attempt_in_s=delay, hint=error.hint)
             self._said = str(error), now + SAY_WHY_EVERY_S
         Event().wait(delay)
+
+    def _left(self) -> float:
+        """Return the seconds until this run gives up."""
+        limit = self._options.give_up_after
+        passed = self._clock.monotonic() - self._started
+        return math.inf if limit is None else limit - passed
+
+    def _plane(self, view: View) -> PlaneApi:
+        deadline_s = min(DEADLINE_S, max(LEAST_S, self._left()))
+        return preflight.plane(view.settings, deadline_s=deadline_s)
 
     # -- one look, one step
 
@@ -152,7 +164,7 @@ class FirstBoot:
             actions[step](view)
         # Requests happen without the lock; what they change is decided after another look.
         if step is Step.REACH:
-            with preflight.plane(view.settings) as api:
+            with self._plane(view) as api:
                 preflight.check_plane(api)
             self._reached = view.settings.api_base_url
         elif step is Step.ENROLL:
@@ -210,21 +222,14 @@ class FirstBoot:
     def _enroll(self, view: View) -> None:
         token, intent = self._token(view), self._intent(view)
         log.info("presenting the token", name=intent.name)
-        with preflight.plane(view.settings) as api:
-            answer = enrollment.present(
-                api, self._layout, intent, settings=view.settings, token=token
-            )
+        with self._plane(view) as api:
+            answer = enrollment.present(api, self._layout, intent, view.settings, token)
         meaning = enrollment.meaning(answer, intent)
         log.debug("answered", status=answer.status, meaning=meaning.value)
         if meaning is Meaning.TRANSIENT:
             raise enrollment.transient(answer)
-        if meaning is Meaning.MALFORMED:
-            if self._malformed >= len(MALFORMED_PAUSES_S):
-                raise enrollment.malformed_for_good(answer)
-            self._malformed += 1
-            raise enrollment.MalformedSuccess(
-                answer, pause_s=MALFORMED_PAUSES_S[self._malformed - 1]
-            )
+        if meaning in self._unbelieved:
+            raise self._disbelieve(answer, meaning)
         with self._lock():
             # Sources may say something else by now; the answer is to what was presented. The intent
             # must be the same.
@@ -243,9 +248,28 @@ class FirstBoot:
                 lost = meaning is Meaning.PROBABLY_SPENT
                 raise self._refused(view, answer, stored, token, lost=lost)
 
+    def _disbelieve(self, answer: Answer, meaning: Meaning) -> ByteorError:
+        """Return the error for an answer that is asked for again; from the fourth on it is shown."""
+        count = self._unbelieved[meaning]
+        self._unbelieved[meaning] += 1
+        again = count < len(PAUSES_S)
+        pause_s = PAUSES_S[count] if again else self._chance.uniform(*HOURLY_S)
+        if meaning is Meaning.MALFORMED:
+            if not again:
+                return enrollment.malformed_for_good(answer)
+            return enrollment.malformed(answer, pause_s=pause_s)
+        error = enrollment.gateway(answer, pause_s=pause_s)
+        if not again:
+            with self._lock():
+                stored = Intent.load(self._layout)
+                if stored is not None:
+                    replace(stored, problem=f"{error}: {error.hint}").save(self._layout)
+        return error
+
     def _seal(self, view: View, answer: Answer, intent: Intent) -> None:
-        found, reply = view.settings, answer.enrolled
+        reply = answer.enrolled
         assert reply is not None  # noqa: S101 - what ENROLLED means
+        found = with_proxy_of(self._inputs.environ, view.settings)
         fresh = Identity(
             api_base_url=found.api_base_url or "",
             org_id=found.org_id or "",

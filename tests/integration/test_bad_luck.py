@@ -9,14 +9,22 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
+from firstboot.base.errors import Refused
+from firstboot.base.layout import Layout
+from firstboot.commands.status import describe
+from firstboot.provision import run as first_boot
+from firstboot.provision.sources import Inputs
 from tests.boot.scan import scan_tree
-from tests.integration.host import Host
+from tests.integration.host import BIN, Host
+
+SLACK_S = 20.0  # of a busy machine, beyond a limit of seconds; a request has 60 s otherwise
 
 
 @pytest.fixture
@@ -138,6 +146,126 @@ def test_a_limit_is_kept_and_costs_nothing(host: Host) -> None:
     assert done.code == 6, done
     host.plane.restart()
     assert host.run().code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("hang", {}), ("drip", {"count": 1, "every_s": 0.5}), ("delay", {"seconds": 30.0})],
+)
+def test_a_limit_holds_inside_a_request(host: Host, kind: str, options: dict[str, Any]) -> None:
+    """An answer that does not end: exit 6 when the time is over, and not a minute later."""
+    host.token(host.mint())
+    host.plane.fault("enroll", kind, times=None, **options)
+    started = time.monotonic()
+    assert host.run("--give-up-after", "2").code == 6
+    assert time.monotonic() - started < 2 + SLACK_S
+    host.plane.clear_faults()
+    assert host.run().code == 0 and len(host.plane.agents()) == 1
+
+
+def test_a_longer_retry_after_than_the_limit_ends_at_once(host: Host) -> None:
+    """Nothing is asked sooner than it was allowed, and nobody waits for what will not come."""
+    host.token(host.mint())
+    host.plane.fault("enroll", "problem", status=429, headers={"Retry-After": "3000"})
+    assert host.run("--give-up-after", "60").code == 6
+    assert len(host.enrollments()) == 1
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "1>&-", "0<&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_standard_file_does_not_stop_a_boot(host: Host, closed: str) -> None:
+    """Seen: `run 2>&-` ended without a word, and not enrolled."""
+    host.token(host.mint())
+    command = f"exec {BIN}/byteor-firstboot run --root {host.root} {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert len(host.plane.agents()) == 1
+    assert host.run().code == 0
+
+
+class Waits:
+    """In place of threading.Event: the pauses of a run, without waiting for them."""
+
+    def __init__(self, each: Callable[[int], None] = lambda count: None) -> None:
+        self.pauses: list[float] = []
+        self.each = each
+
+    def __call__(self) -> Waits:
+        return self
+
+    def wait(self, pause_s: float) -> None:
+        self.pauses.append(pause_s)
+        self.each(len(self.pauses))
+
+
+GATEWAYS = {
+    "kong-404": (404, {"message": "no Route matched with those values"}),
+    "aws-403": (403, {"message": "Forbidden"}),
+    "aws-404": (404, {"message": "Not Found"}),
+    "a login's 401": (401, {"error": "login_required"}),
+    "empty-object-403": (403, {}),
+    "a 410 of a cache": (410, {"status": 410, "title": "Gone"}),
+    "a list": (403, ["Forbidden"]),
+}
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_a_gateways_own_json_never_refuses_a_token(
+    host: Host, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again after 1, 3 and 6 minutes, then hourly; shown from the fourth answer on."""
+    status, body = GATEWAYS[name]
+    host.token(host.mint())
+    layout, told = Layout(host.root), []
+
+    def each(count: int) -> None:
+        shown = describe(layout, Inputs())
+        told.append(shown["problem"])
+        assert shown["state"] == "enrolling" and shown["token"] == "fresh"
+
+    waits = Waits(each)
+    monkeypatch.setattr(first_boot, "Event", waits)
+    host.plane.fault("enroll", "status", status=status, body=json.dumps(body), times=5,
+                     content_type="application/json")  # fmt: skip
+    assert first_boot.run(layout, Inputs(), first_boot.Options()) == 0
+    assert waits.pauses[:3] == [60, 180, 360]
+    assert len(waits.pauses) == 5 and all(3200 < pause < 4000 for pause in waits.pauses[3:])
+    assert told[:3] == [None] * 3
+    assert all(f"answers {status} in a form that is not the control plane's" in t for t in told[3:])
+    assert len({row["headers"]["idempotency-key"] for row in host.enrollments()}) == 1
+    assert len(host.plane.agents()) == 1
+
+
+def test_a_refusal_after_a_gateways_answer_is_a_plain_refusal(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stood before the control plane spent nothing: nobody is sent to look for an agent."""
+    host.token(host.mint())
+    told: list[tuple[str, dict[str, Any]]] = [
+        ("html", {"status": 200}),
+        ("status", {"status": 403, "body": "{}", "content_type": "application/json"}),
+        ("problem", {"status": 401, "code": "unknown_token"}),
+    ]
+
+    def each(count: int) -> None:
+        kind, options = told[count - 1]
+        host.plane.fault("enroll", kind, **options)
+
+    monkeypatch.setattr(first_boot, "Event", Waits(each))
+    host.plane.fault("enroll", "redirect")
+    with pytest.raises(Refused, match="refused the token: 401"):
+        first_boot.run(Layout(host.root), Inputs(), first_boot.Options())
+
+
+@pytest.mark.parametrize(("value", "least"), [("2.5", 2.5), ("2, 2", 2.0), ("7", 7.0)])
+def test_a_retry_after_is_obeyed_in_every_form(
+    host: Host, value: str, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers send fractions; a proxy joins two headers by a comma."""
+    host.token(host.mint())
+    waits = Waits()
+    monkeypatch.setattr(first_boot, "Event", waits)
+    host.plane.fault("enroll", "problem", status=429, headers={"Retry-After": value})
+    assert first_boot.run(Layout(host.root), Inputs(), first_boot.Options()) == 0
+    assert least <= waits.pauses[0] <= least + 1
 
 
 def test_a_lost_answer_and_a_plane_that_forgets_names_the_agent_to_delete(host: Host) -> None:

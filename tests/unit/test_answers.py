@@ -59,11 +59,13 @@ def test_every_status_has_the_meaning_of_contract_2_1(status: int) -> None:
     else:
         assert found is Meaning.TRANSIENT
     assert meaning(answer(status, text=b"<html>"), INTENT) is Meaning.TRANSIENT
+    asked_again = meaning(answer(status, {"message": "Forbidden"}), INTENT)
+    assert (asked_again is Meaning.GATEWAY) == (found is Meaning.REFUSED)
     lost = meaning(answer(status, {"code": "token_used"}), LOST)
     assert (lost is Meaning.PROBABLY_SPENT) == (status in (401, 409, 410))
-    assert (meaning(answer(status, {"code": "x"}), HOSTNAME) is Meaning.ASK_WITHOUT_NAME) == (
-        status in (400, 422)
-    )
+    for body in ({"code": "x"}, {"message": "x"}, {}):
+        nameless = meaning(answer(status, body), HOSTNAME) is Meaning.ASK_WITHOUT_NAME
+        assert nameless == (status in (400, 422))
 
 
 @pytest.mark.parametrize(
