@@ -1,4 +1,4 @@
-"""The meaning of an answer to a request with the runtime key: the table of contract 2.6.
+"""The meaning of answers to requests with the runtime key (contract 2.6).
 
 | answer                                     | raised         | by whose word                   |
 |--------------------------------------------|----------------|---------------------------------|
@@ -23,18 +23,21 @@ MIDDLEBOX = "a proxy, a gateway or a captive portal answers in place of the cont
 
 
 class NotThePlane(TryAgain):
-    """Something else answered. As a rule that stays until a person acts, so it is asked seldom."""
+    """Something else answered.
+
+    As a rule that stays until a person acts, so it is asked seldom.
+    """
 
     def __init__(self, message: str, *, hint: str = MIDDLEBOX) -> None:
         super().__init__(message, hint=hint)
 
 
 class KeyRefused(Refused):
-    """The runtime key is missing, expired, revoked or another's, or the agent was deleted."""
+    """The runtime key no longer counts: expired, revoked, or its agent deleted."""
 
 
 class RequestRefused(Refused):
-    """This one request is refused: a scope is missing, or we made a mistake; the others go on."""
+    """This one request is refused; the others go on."""
 
 
 def described(answer: Answer) -> str:
@@ -61,7 +64,7 @@ def advice(answer: Answer) -> str:
 def check(
     answer: Answer, *, doing: str, conditional: bool = False, scope: str = "for this"
 ) -> None:
-    """Return on success (and on 304 if `conditional`), else raise what the table says.
+    """Return on success (and on 304 if `conditional`), else raise.
 
     `doing` says what was tried ("heartbeat"), for the sentence that `status` shows; `scope` names
     what a 403 lacks.

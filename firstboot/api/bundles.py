@@ -1,8 +1,9 @@
-"""Request 5 on its way: a bundle, or its rest, from the control plane or where that redirects to.
+"""Request 5 on its way: a bundle, or the rest of one.
 
-The credential goes to the control plane's own origin alone. The address of the other place is a
-secret as well (it alone gives the bundle): it stands in no message. What answers there is not the
-control plane, so whatever it says is never more than "not now".
+It comes from the control plane, or from the one place that this redirects to. The credential goes
+to the control plane's own origin alone. The address of the other place is a secret as well (it
+alone gives the bundle): it stands in no message. What answers there is not the control plane, so
+whatever it says is never more than "not now".
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Coming:
-    """Bytes that come, from `start` on; `total` is the length of the whole, where it is said.
+    """Bytes that come, from `start` on.
 
-    `tag` is what to ask for the rest with.
+    `total` is the length of the whole, where it is said; `tag` is what to ask for the rest with.
     """
 
     stream: Stream
@@ -39,7 +40,7 @@ class Coming:
 
 
 class StartOver(TryAgain):
-    """What is on the disk cannot be continued: the next attempt begins with the first byte."""
+    """The bytes on disk cannot be continued: the next attempt begins anew."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, hint="retried automatically, from the first byte on")
@@ -49,9 +50,10 @@ class StartOver(TryAgain):
 def answered(
     transport: Transport, url: str, *, bearer: Secret, have: int, tag: str | None, deadline_s: float
 ) -> Iterator[Stream]:
-    """Ask for what follows the first `have` bytes; yield the bytes or the control plane's answer.
+    """Ask for what follows the first `have` bytes.
 
-    TryAgain when the other place gives no bytes, or the control plane names none that may be asked.
+    Yields the bytes, or what the control plane answers in their place. TryAgain when the other
+    place gives no bytes, or the control plane names none that may be asked.
     """
     headers = {"Accept": "application/gzip, application/problem+json"}
     if have and tag is not None:
@@ -79,7 +81,7 @@ def answered(
 
 
 def is_bundle(answer: Stream) -> bool:
-    """Return True for bytes of a bundle, False for a page or a document in its place.
+    """Return True for a bundle, False for a page in its place.
 
     Stores give bundles any media type, a text's too: then the first bytes decide.
     """
@@ -91,7 +93,7 @@ def is_bundle(answer: Stream) -> bool:
 
 
 def coming(answer: Stream, *, have: int, tag: str | None) -> Coming:
-    """Read the head of a 200 or 206; StartOver when the part is not the one asked for."""
+    """Read the head of a 200 or 206; StartOver for another part."""
     theirs = messages.entity_tag(answer.headers.get("etag"))
     if answer.status == WHOLE:
         length = answer.headers.get("content-length", "")
@@ -106,10 +108,11 @@ def coming(answer: Stream, *, have: int, tag: str | None) -> Coming:
 
 
 def _place(url: str, location: str) -> str:
-    """Return where a redirect leads, if that may be asked: https or the control plane itself.
+    """Return where a redirect leads; TryAgain unless that may be asked.
 
-    Names are not resolved here: who answers at a link-local address over https must have a
-    certificate for the name, which no metadata service has.
+    Https, or the control plane itself, and not link-local. Names are not resolved here: who answers
+    at a link-local address over https must have a certificate for the name, which no metadata
+    service has.
     """
     refused = TryAgain(
         "the control plane redirected the bundle to an address that may not be asked",

@@ -1,6 +1,7 @@
-"""One method per request of contract section 2: the only place with URL paths and header names.
+"""One method per request of contract section 2.
 
-No policy and no retry: see `answers` for what an answer means.
+The only place with URL paths and header names. No policy and no retry: see `answers` for what an
+answer means.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class Answer:
 
     @property
     def is_problem(self) -> bool:
-        """Return True for an error document that may be the control plane's (contract 2.1).
+        """Return True for an error document that may be the control plane's.
 
-        Gateways have JSON errors of their own, which say nothing about a token.
+        Gateways have JSON errors of their own, which say nothing about a token (contract 2.1).
         """
         if self.problem is None:
             return False
@@ -97,7 +98,7 @@ class PlaneApi:
         self._transport = transport
 
     def rest(self) -> None:
-        """Close the kept-alive connection: the next request is far off, and makes its own."""
+        """Close the kept-alive connection: the next request is far off."""
         self._transport.close()
 
     def enroll(
@@ -111,7 +112,7 @@ class PlaneApi:
         body: bytes,
         deadline_s: float | None = None,
     ) -> Answer:
-        """Request 1: present the token. Safe to repeat with the same key and body."""
+        """Request 1: present the token; repeats need the same key and body."""
         return self._ask(
             "POST",
             _agents(org_id, project_id, environment_id),
@@ -125,7 +126,7 @@ class PlaneApi:
     def list_agents(
         self, operator_token: Secret, *, org_id: str, project_id: str, environment_id: str
     ) -> list[messages.ListedAgent]:
-        """Request 2: every agent of an environment; TryAgain or Refused when there is no list."""
+        """Request 2: every agent of an environment; TryAgain or Refused."""
         path, query = _agents(org_id, project_id, environment_id), ""
         rows: list[messages.ListedAgent] = []
         for _ in range(LONGEST_LISTING_PAGES):
@@ -171,7 +172,7 @@ class PlaneApi:
         )
 
     def latest(self, agent_id: str, key: Secret, *, tag: str | None) -> Answer:
-        """Request 4: the assigned envelope, unjudged; 304 where it is the one that has `tag`."""
+        """Request 4: the assigned envelope, unjudged; 304 if it has `tag`."""
         return self._ask(
             "GET",
             f"/api/v1/agents/{_id(agent_id)}/deployments/latest",
@@ -190,10 +191,10 @@ class PlaneApi:
         tag: str | None,
         size: int,
     ) -> Iterator[Answer | Coming]:
-        """Request 5: what follows the first `have` of `size` bytes, or the answer in its place.
+        """Request 5: what follows the first `have` of `size` bytes.
 
-        `tag` came with these bytes; without it the whole is asked for. StartOver where they cannot
-        be continued.
+        Yields these, or the answer in their place. `tag` came with these bytes; without it the
+        whole is asked for. StartOver where they cannot be continued.
         """
         url = f"{self._base}/api/v1/agents/{_id(agent_id)}/deployments/{_id(deployment_id)}/bundle"
         deadline_s = DEADLINE_S + deadline_for(size - have)
@@ -227,10 +228,10 @@ class PlaneApi:
         *,
         each: Callable[[int], None] | None = None,
     ) -> Answer:
-        """Request 8: the artifact open as `file`. Safe to repeat: it is known by its content.
+        """Request 8: the artifact open as `file`.
 
-        `each` is called with how many of its bytes are on their way. WrongContent when they are not
-        what `metadata` says.
+        Safe to repeat: it is known by its content. `each` is called with how many of its bytes are
+        on their way. WrongContent when they are not what `metadata` says.
         """
         body = Multipart(metadata, file, each=each)
         return self._ask(
@@ -258,7 +259,7 @@ class PlaneApi:
         deadline_s: float | None = None,
         **reads: Callable[[Any], Any],
     ) -> Answer:
-        """Send one request; `reads` names the member for a success, and what parses it."""
+        """Send one request; `reads` names a success's member and its parser."""
         sent = {"Content-Type": "application/json"} if isinstance(body, bytes) else {}
         reply = self._transport.request(
             method,
@@ -306,7 +307,7 @@ def _agents(org_id: str, project_id: str, environment_id: str) -> str:
 
 
 def _id(text: str) -> str:
-    """Return an id of contract 2 as a path segment; one of another shape never reaches a URL."""
+    """Return an id as a path segment; ValueError keeps others out of URLs."""
     if not IDENTIFIER.match(text):
         raise ValueError("not an id")
     return quote(text, safe="")

@@ -32,11 +32,11 @@ class Unreachable(TryAgain):
 
 
 class ProxyRefused(Unreachable):
-    """A proxy does not accept our credentials: each further attempt may lock an account."""
+    """A proxy rejects our credentials: each further attempt may lock an account."""
 
 
 def _timed(method: Callable[..., Any]) -> Any:
-    """Return a socket's `method` that waits at most for what is left of the request's time."""
+    """Return a socket's `method`, bounded by what is left of the deadline."""
 
     def wrapped(sock: socket.socket, *arguments: Any) -> Any:
         left = current.limit - monotonic()
@@ -64,7 +64,7 @@ class TlsSocket(ssl.SSLSocket):
 
 
 class _Lookup(threading.Thread):
-    """One call of `getaddrinfo`, in a thread that never keeps the process from ending."""
+    """One call of `getaddrinfo`, in a thread that nobody has to join."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(name="resolver", daemon=True)
@@ -83,7 +83,7 @@ class _Lookup(threading.Thread):
 
 
 class Resolver:
-    """Resolve names with at most one thread, however long the system's resolver hangs.
+    """Resolve names with at most one thread, however long that hangs.
 
     While it hangs, every further attempt fails at once. An answer that came too late for its
     request is used for the next one: a resolver whose first servers are dead takes 10 s and more.
@@ -127,7 +127,7 @@ class Resolver:
 
 
 class _Current(threading.local):
-    """This thread's request, as the sockets below it see it, and this thread's resolver."""
+    """This thread's request, as its sockets see it, and its resolver."""
 
     limit = math.inf  # when it must be over, on the monotonic clock
     sent = False  # True when a byte of it may be out
@@ -144,7 +144,7 @@ current = _Current()
 
 
 def connect(host: str, port: int) -> socket.socket:
-    """Return a connection with the first address that answers; Unreachable when none does.
+    """Return a connection with the first address that answers, or Unreachable.
 
     Each address has a fair share of the time that is left, and the families alternate: where IPv6
     leads nowhere, the second attempt is IPv4 already.

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from firstboot.base import documents
 from firstboot.base.clock import LONGEST_RETRY_AFTER_S, from_http_date
 from firstboot.base.documents import (
-    IDENTIFIER,
     LONGEST_INTERVAL_S,
     SHORTEST_INTERVAL_S,
     Identifier,
@@ -31,11 +30,17 @@ LONGEST_CURSOR = 2048  # characters
 LONGEST_SAID = 200  # characters of a server's prose that we repeat
 LONGEST_DETAIL, MOST_PROBLEMS = 1000, 64  # what one heartbeat says of its problems
 KEY_LENGTHS = range(8, 4097)
+KEY_NAMES = ("api_key", "runtime_api_key", "agent_api_key")
 
 
 def _is_plain(value: object) -> bool:
     short = isinstance(value, str) and 0 < len(value) <= LONGEST_SAID
     return short and all(" " <= c <= "~" for c in str(value))
+
+
+def _is_key(key: Secret) -> bool:
+    text = key.reveal()
+    return len(text) in KEY_LENGTHS and all("!" <= c <= "~" for c in text)
 
 
 # An optional text that is sealed and shown to people; one of another shape counts as absent.
@@ -72,61 +77,43 @@ class Problem:
 
 @dataclass(frozen=True)
 class EnrollmentReply:
-    """What enrollment gives (contract 2.1); nobody has vouched for its `signing_keys` yet."""
+    """The reply to enrollment; nobody has vouched for its `signing_keys` yet."""
 
-    agent_id: str
-    api_key: Secret
-    name: str | None
-    scopes: tuple[str, ...]
-    expires_at: str | None
-    heartbeat_interval_s: float | None
+    agent_id: Identifier
+    api_key: Annotated[Secret, Rule(_is_key, "a key")]
+    name: Optional[_Plain] = lenient()
+    scopes: tuple[str, ...] = ()
+    expires_at: Optional[Annotated[Time, Rule(_is_plain, "short")]] = lenient()
+    heartbeat_interval_s: Optional[float] = None
     signing_keys: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def parse(cls, value: Any) -> EnrollmentReply:
-        """Return the reply; ValueError naming what is missing or malformed, never its value."""
+        """Return the reply; ValueError names what is malformed, never its value."""
         if not isinstance(value, dict):
             raise ValueError("the answer is not a JSON object")
-        agent_id = value.get("agent_id") or value.get("id")
-        if not isinstance(agent_id, str) or not IDENTIFIER.match(agent_id):
-            raise ValueError("the answer has no well-formed agent_id")
-        names = ("api_key", "runtime_api_key", "agent_api_key")
-        key = next((value[name] for name in names if value.get(name)), None)
-        if (
-            not isinstance(key, str)
-            or len(key) not in KEY_LENGTHS
-            or not all("!" <= c <= "~" for c in key)
-        ):
-            raise ValueError("the answer has no well-formed api_key")
         scopes = value.get("scopes")
-        kept = scopes[:LONGEST_LIST] if isinstance(scopes, list) else ()
-        optional = documents.parse(_Optional, value)
-        return cls(
-            agent_id=agent_id,
-            api_key=Secret(key),
-            name=optional.name,
-            scopes=tuple(scope for scope in kept if _is_plain(scope)),
-            expires_at=optional.expires_at,
-            heartbeat_interval_s=interval(value.get("heartbeat_interval_s")),
-            signing_keys=documents.envelopes(value.get("signing_keys")),
-        )
-
-
-@dataclass(frozen=True)
-class _Optional:
-    name: Optional[_Plain] = lenient()
-    expires_at: Optional[Annotated[Time, Rule(_is_plain, "short")]] = lenient()
+        kept = scopes[:LONGEST_LIST] if isinstance(scopes, list) else []
+        members = {
+            **value,
+            "agent_id": value.get("agent_id") or value.get("id"),
+            "api_key": next((value[name] for name in KEY_NAMES if value.get(name)), None),
+            "scopes": [scope for scope in kept if _is_plain(scope)],
+            "heartbeat_interval_s": interval(value.get("heartbeat_interval_s")),
+            "signing_keys": list(documents.envelopes(value.get("signing_keys"))),
+        }
+        return documents.parse(cls, members)
 
 
 def interval(value: Any) -> float | None:
-    """Return a heartbeat period, clamped to 5..3600 s; None for anything that is not a number."""
+    """Return a period clamped to 5..3600 s, None for no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return None
     return float(min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, value)))
 
 
 def enrollment_body(*, name: str | None = None, hostname: str | None = None) -> dict[str, str]:
-    """Return the body of request 1: a configured name, else a host name, else nothing."""
+    """Return the body of request 1: a name, a host name, or nothing."""
     if name is not None:
         return {"name": name}
     return {"hostname": hostname} if hostname is not None else {}
@@ -149,7 +136,7 @@ class Heartbeat:
     deployment: Mapping[str, Any] | None = None  # deployment_id, sequence, spec_hash, state
 
     def to_bytes(self) -> bytes:
-        """Return it as JSON; long details and problems beyond the first 64 are cut."""
+        """Return it as JSON, details and the list of problems cut."""
         members = dict(vars(self))
         members["spool"] = {name: members.pop(name) for name in ("pending", "quarantined")}
         members["problems"] = [
@@ -161,7 +148,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class HeartbeatReply:
-    """What a 200 to a heartbeat may hint: each is None where it is absent or of another shape."""
+    """The hints of a 200 to a heartbeat; None for each that is missing."""
 
     heartbeat_interval_s: Optional[float] = lenient()
     deployment_id: Optional[Identifier] = lenient()
@@ -187,7 +174,7 @@ class ListedAgent:
 
 
 def agent_page(value: Any) -> tuple[tuple[ListedAgent, ...], str | None]:
-    """Return the agents of one page and the token of the next; ValueError when it is no page."""
+    """Return the agents of one page and the next one's token, or ValueError."""
     listed = value.get("agents") if isinstance(value, dict) else None
     if not isinstance(listed, list):
         raise ValueError("the answer is not an agent list")
@@ -206,7 +193,7 @@ def agent_page(value: Any) -> tuple[tuple[ListedAgent, ...], str | None]:
 
 
 def key_sets(value: Any) -> int:
-    """Return how many key sets an answer to request 7 holds; ValueError when it is none."""
+    """Return how many key sets an answer holds; ValueError for another one."""
     found = value.get("key_sets") if isinstance(value, dict) else None
     if not isinstance(found, list):
         raise ValueError("the answer has no key_sets")
@@ -219,12 +206,12 @@ _SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,10})?")
 
 
 def entity_tag(header: str | None) -> str | None:
-    """Return a strong ``ETag`` that can be sent back; None for a weak one and for garbage."""
+    """Return a strong ``ETag`` that can be sent back, else None."""
     return header if header is not None and _TAG.match(header) else None
 
 
 def content_range(header: str | None) -> tuple[int, int | None] | None:
-    """Return where a part begins and how long the whole is, if it says; None for garbage."""
+    """Return a part's start and the whole length, if said; None for garbage."""
     found = _RANGE.match(header or "")
     if found is None:
         return None
@@ -232,7 +219,7 @@ def content_range(header: str | None) -> tuple[int, int | None] | None:
 
 
 def target(location: str | None) -> str | None:
-    """Return where a redirect points, for people to read: its query and user may be secret."""
+    """Return where a redirect points, without what may be secret in it."""
     try:
         parts = urlsplit(location or "")
     except ValueError:
@@ -243,9 +230,9 @@ def target(location: str | None) -> str | None:
 
 
 def retry_after(header: str | None, *, now: float) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for, None for no pause that makes sense.
+    """Return the seconds that ``Retry-After`` asks for, else None.
 
-    That is: absent, negative, over an hour, or garbage. A number may have a fraction (Sentry and
+    None when absent, negative, over an hour, or garbage. A number may have a fraction (Sentry and
     Microsoft Graph send them); of several, joined by commas where a proxy added its own, the
     largest counts. A date is judged against `now`.
     """

@@ -1,8 +1,8 @@
-"""An artifact as it travels (contract 2.4): metadata, the two parts as one body, and the reply.
+"""An artifact as it travels (contract 2.4).
 
-The body reads the file once, in blocks, and hashes what it hands out. The last bytes are handed
-out only when the whole file was what its metadata says, so that a request with wrong content is
-never completed.
+Metadata and file are two parts of one body, which reads the file once, in blocks, and hashes what
+it hands out. The last bytes are handed out only when the whole file was what its metadata says, so
+that a request with wrong content is never completed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Callable, Optional
 
 from firstboot.base import documents
-from firstboot.base.documents import IDENTIFIER, Digest, Identifier, Rule, Time
+from firstboot.base.documents import Digest, Identifier, Rule, Time, lenient
 from firstboot.base.errors import Corrupt
 
 KINDS = ("incident-bundle", "snapshot", "diagnostic")
@@ -45,25 +45,23 @@ class ArtifactMetadata:
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> ArtifactMetadata:
-        """Read what `vars` made of one; ValueError when a member is not of its shape."""
+        """Read what `vars` made of one; ValueError for another shape."""
         return documents.parse(cls, value)
 
 
 @dataclass(frozen=True)
 class ArtifactReply:
-    """What a 201 or 200 says: the control plane has the content, under this id."""
+    """The reply to an upload: the content is stored, under this id."""
 
-    artifact_id: str
-    duplicate: bool
+    artifact_id: Identifier
+    duplicate: bool = lenient(False)
 
     @classmethod
     def parse(cls, value: Any) -> ArtifactReply:
-        """Return the reply; ValueError when there is no id: a success of somebody else's."""
-        said = value if isinstance(value, dict) else {}
-        found = said.get("artifact_id", said.get("id"))
-        if not isinstance(found, str) or not IDENTIFIER.match(found):
-            raise ValueError("the answer has no well-formed artifact_id")
-        return cls(found, said.get("duplicate") is True)
+        """Return the reply; ValueError when there is no id in it."""
+        if isinstance(value, dict) and "artifact_id" not in value:
+            value = {**value, "artifact_id": value.get("id")}
+        return documents.parse(cls, value)
 
 
 class Multipart:
@@ -93,7 +91,7 @@ class Multipart:
         return self._length
 
     def read(self, size: int = -1) -> bytes:
-        """Return at most `size` of the next bytes; WrongContent when the file was another one."""
+        """Return at most `size` of the next bytes; WrongContent for another file."""
         limit = size if size >= 0 else len(self)
         if self._head:
             piece, self._head = self._head[:limit], self._head[limit:]

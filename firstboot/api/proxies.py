@@ -1,4 +1,4 @@
-"""Which proxy a request goes through: settings first, else the environment's, read only here."""
+"""The proxy of a request: from settings, else the environment, read only here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METADATA = tuple(
 
 
 def from_environment(environ: Mapping[str, str]) -> tuple[Secret | None, tuple[str, ...]]:
-    """Return the proxy and the exceptions that variables name, in upper or lower case."""
+    """Return the proxy and its exceptions, from variables in either case."""
     proxy, no_proxy = (
         environ.get(name, "").strip() or environ.get(name.lower(), "").strip()
         for name in ("HTTPS_PROXY", "NO_PROXY")
@@ -43,7 +43,10 @@ def proxy_for(
 
 
 def usable(proxy: Secret) -> bool:
-    """Return True for the URL of an HTTP proxy; libraries quote any other, password included."""
+    """Return True for the URL of an HTTP proxy.
+
+    Libraries quote any other in their errors, password included.
+    """
     text = proxy.reveal()
     try:
         parts = urlsplit(text)
@@ -54,13 +57,13 @@ def usable(proxy: Secret) -> bool:
 
 
 def place(proxy: Secret) -> str:
-    """Return host and port of a usable proxy for people to read: never its user or password."""
+    """Return host and port of a usable proxy, for people to read."""
     parts = urlsplit(proxy.reveal())
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 def is_link_local(host: str) -> bool:
-    """Return True for an address of this link or of metadata, however it is written."""
+    """Return True for a link-local or metadata address, however written."""
     try:
         address = _address(host.partition("%")[0]) or ipaddress.IPv4Address(
             socket.inet_aton(host)  # 0xa9fea9fe
@@ -79,7 +82,10 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _matches(entry: str, host: str, port: int) -> bool:
-    """Judge one exception: ``*``, a name or suffix, an address, a CIDR net, each with ``:port``."""
+    """Judge one exception, with or without ``:port``.
+
+    It is ``*``, a name or suffix, an address, or a CIDR net.
+    """
     entry = entry.strip().lower()
     name, colon, wanted = entry.rpartition(":")
     if colon and wanted.isdigit() and (":" not in name or name.endswith("]")):

@@ -1,4 +1,4 @@
-"""Bodies as they travel: an answer's in pieces within a ceiling, a request's in blocks."""
+"""Bodies as they travel: answers in pieces, requests in blocks."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Body(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """One answer whose body was not read yet; header names in lower case.
+    """One answer whose body was not read yet.
 
-    Valid inside ``Transport.stream`` only.
+    Header names are in lower case. Valid inside ``Transport.stream`` only.
     """
 
     status: int
@@ -70,7 +70,7 @@ class Stream:
         return self._peeked[0] == prefix
 
     def pieces(self, ceiling: int) -> Iterator[bytes]:
-        """Yield the body as it comes; NoAnswer when it is longer than `ceiling`, or was cut.
+        """Yield the body; NoAnswer when it exceeds `ceiling` or was cut.
 
         gzip is undone although we never ask for it: some middleboxes compress all the same.
         """
@@ -129,10 +129,10 @@ class Stream:
 
 
 def media_type(headers: Mapping[str, str]) -> str:
-    """Return the media type in lower case, without parameters; empty when there is none."""
+    """Return the media type in lower case, without parameters."""
     return headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 def deadline_for(size: int) -> float:
-    """Return how long a transfer of `size` bytes may take beyond a request's own, in seconds."""
+    """Return the seconds that `size` bytes add to a request's deadline."""
     return size / SLOWEST_BYTES_S

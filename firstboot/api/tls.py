@@ -29,9 +29,9 @@ _BLOCK = re.compile(_BEGIN + r"([A-Za-z0-9+/=\s]+)-----END (?:X509 |TRUSTED )?CE
 
 
 class NamedContext(ssl.SSLContext):
-    """A context that knows whom this thread expects, and whose connections keep to its deadline.
+    """A context that knows whom this thread expects.
 
-    urllib3 1.26 does not pass a name on that is an address.
+    Its connections keep to the deadline. urllib3 1.26 does not pass a name on that is an address.
     """
 
     sslsocket_class = TlsSocket
@@ -75,7 +75,7 @@ def tls_context(ca_certificates: str | None) -> NamedContext:
 
 
 def certificates(text: str) -> bytes:
-    """Return the DER of all certificates in a text; ValueError when there is none, or one is cut.
+    """Return the DER of all certificates in a text, or ValueError.
 
     What stands outside of BEGIN and END (a BOM, comments in any encoding) is not looked at.
     ``TRUSTED CERTIFICATE`` is OpenSSL's form: the certificate, then its own notes, cut off here.
@@ -87,7 +87,7 @@ def certificates(text: str) -> bytes:
 
 
 def _length(der: bytes) -> int:
-    """Return how many bytes the first element of `der` takes, its head included."""
+    """Return the length of the first element of `der`, in bytes."""
     if len(der) < 2 or der[1] < 0x80:
         raise ValueError("no certificate is that short")
     end = 2 + (der[1] & 0x7F)

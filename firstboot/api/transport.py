@@ -1,14 +1,14 @@
-"""The only HTTP of this package: one request, one answer or one error. No retry, no policy.
+"""The only HTTP of this package: one request, one answer or error.
 
-Nothing comes from the caller's environment behind our back: no ``.netrc``, ``REQUESTS_CA_BUNDLE``,
-``SSL_CERT_FILE``, ``SSLKEYLOGFILE`` or implicit proxy. Trust is the operating system's store or
-exactly the configured certificates, never the bundle that a wheel ships. Every request has one
-deadline (see `connection`) and a ceiling of bytes. Redirects are answers like any other.
+No retry, no policy. Nothing comes from the caller's environment behind our back: no ``.netrc``,
+``REQUESTS_CA_BUNDLE``, ``SSL_CERT_FILE``, ``SSLKEYLOGFILE`` or implicit proxy. Trust is the
+operating system's store or exactly the configured certificates, never the bundle that a wheel
+ships. Every request has one deadline (see `connection`) and a ceiling of bytes. Redirects are
+answers like any other.
 """
 
 from __future__ import annotations
 
-import functools
 import http.client
 import importlib.util
 import os
@@ -75,7 +75,7 @@ USER_AGENT = f"byteor-firstboot/{__version__}"
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer, whole. `date` is its ``Date`` header in seconds since the epoch."""
+    """One whole answer; `date` is its ``Date`` in seconds since the epoch."""
 
     status: int
     headers: Mapping[str, str]
@@ -89,7 +89,7 @@ class _Response(http.client.HTTPResponse):
         current.response = self
 
     def _read_status(self) -> tuple[str, int, str]:
-        """Skip what is no answer yet: http.client skips 100 alone, and not 103 (Early Hints)."""
+        """Skip 102 and 103 (Early Hints) as http.client skips 100."""
         while True:
             found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
             if not 101 < found[1] < 200:
@@ -117,21 +117,14 @@ class _TlsConnection(_PlainConnection, HTTPSConnection):
         return connected
 
 
-class _PlainPool(HTTPConnectionPool):
-    ConnectionCls = _PlainConnection
+def _pool(kind: Any, connection: Any, **ours: Any) -> Any:
+    """Return what makes pools of our connections, whatever requests asks for.
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **{**keywords, "blocksize": BLOCK_BYTES})
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-    def __init__(self, context: NamedContext, *arguments: Any, **keywords: Any) -> None:
-        # Whatever requests asks for: 2.32.0 and 2.32.1 insist on a context of theirs, which trusts
-        # certifi's bundle.
-        ours = {"ssl_context": context, "blocksize": BLOCK_BYTES}
-        super().__init__(*arguments, **{**keywords, **ours})
+    2.32.0 and 2.32.1 insist on a TLS context of theirs, which trusts certifi's bundle.
+    """
+    made = type(kind.__name__, (kind,), {"ConnectionCls": connection})
+    ours["blocksize"] = BLOCK_BYTES
+    return lambda *arguments, **keywords: made(*arguments, **{**keywords, **ours})
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
@@ -140,7 +133,10 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def __init__(self, context: NamedContext) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
         self._context = context
-        self._pools = {"http": _PlainPool, "https": functools.partial(_TlsPool, context)}
+        self._pools = {
+            "http": _pool(HTTPConnectionPool, _PlainConnection),
+            "https": _pool(HTTPSConnectionPool, _TlsConnection, ssl_context=context),
+        }
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
@@ -159,7 +155,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 class _Session(requests.Session):
-    """requests' session that sees no redirect: it would read one's body whole to follow it."""
+    """A session that sees no redirect: it would read the whole body first."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         return None
@@ -188,7 +184,7 @@ class Transport:
     def request(
         self, method: str, url: str, *, ceiling: int = CEILING_BYTES, **keywords: Any
     ) -> Reply:
-        """Do as `stream`, and read the whole answer of at most `ceiling` bytes."""
+        """Do as `stream`, and read the answer, of at most `ceiling` bytes."""
         with self.stream(method, url, **keywords) as answer:
             return Reply(answer.status, answer.headers, answer.whole(ceiling), answer.date)
 
@@ -203,7 +199,7 @@ class Transport:
         body: bytes | Body | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> Iterator[Stream]:
-        """Send one request and yield its answer, whose body comes as it is read.
+        """Send one request and yield its answer, not read yet.
 
         Unreachable or NoAnswer. A `body` with ``read`` and ``__len__`` is sent in blocks.
         `deadline_s` is for all of it, also for what is read inside the ``with``; an OSError that
@@ -287,7 +283,7 @@ def _unusable(where: str) -> Unreachable:
 
 
 def _translate(error: BaseException, where: str, *, proxy: str | None) -> NoReturn:
-    """Raise what a person needs to know; library messages may hold a proxy's password."""
+    """Raise what a person needs; library messages may hold a password."""
     causes = [error]  # requests wraps urllib3, which wraps ssl and sockets
     while causes[-1].__context__ is not None:
         causes.append(causes[-1].__context__)
@@ -316,7 +312,7 @@ def _translate(error: BaseException, where: str, *, proxy: str | None) -> NoRetu
 
 
 def _distrusted(cause: ssl.SSLCertVerificationError, where: str, proxy: str | None) -> Unreachable:
-    """Blame whose certificate it is: an https proxy's, or that of the answering server."""
+    """Say whose certificate it is: an https proxy's, or the server's."""
     if current.at_proxy:
         return Unreachable(
             f"the certificate of the proxy {proxy} itself is not accepted: {cause.verify_message}",

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from firstboot.agent.artifacts.spool import hold
+from firstboot.agent.artifacts.packing import hold
 from firstboot.api.answers import NotThePlane, check
 from firstboot.api.bundles import Coming
 from firstboot.api.client import Answer, PlaneApi
