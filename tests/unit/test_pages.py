@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from firstboot.base import redaction
 from firstboot.commands.status import STATES
 from firstboot.provision.erase.receipt import RESULTS
 from firstboot.provision.schema import CHECKS, IMAGE_ONLY
@@ -212,3 +213,19 @@ def test_the_contract_has_every_refusal() -> None:
     text = (TOP / ".github/CONTRACT.md").read_text()
     for code in spoil.CODES:
         assert f"`{code}`" in text, code
+
+
+# -- redaction
+
+
+def bullets(text: str) -> list[str]:
+    """Return the items of the first list in `text`, as bare words."""
+    items = re.findall(r"^- (.+(?:\n  .+)*)", text, re.MULTILINE)
+    return [" ".join(item.replace("`", "").split()) for item in items]
+
+
+def test_the_artifacts_page_lists_what_redaction_promises() -> None:
+    """The list of the module's docstring, word for word."""
+    page = sections((REFERENCE / "artifacts.md").read_text())["Redaction"]
+    assert bullets(page) == bullets(redaction.__doc__ or "")
+    assert len(bullets(page)) > 5
