@@ -75,6 +75,8 @@ AGENT = (
     Command("deployments", "history", "list deployments with verdicts and reasons", json=True),
     Command("upload", "upload", "queue an artifact; returns once it is safely on disk"),
     Command("retry", "history", "retry a failed deployment or a refused artifact"),
+    Command("metrics", "metrics", "print the agent's health in the Prometheus text format"),
+    Command("diagnose", "diagnose", "write one redacted archive of what support needs"),
 )
 PROGRAMS = {
     "byteor-firstboot": Program(

@@ -13,8 +13,10 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from firstboot.agent.artifacts import memory
 from firstboot.agent.problems import Problem, of_the_activation, of_the_expiry, unique
 from firstboot.base import files
 from firstboot.base.clock import Clock, from_rfc3339
@@ -102,6 +104,8 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     said = fault or STATES[state][1]
     down = [Problem(f"agent_{state}", said, start_hint(layout))] if said is not None else []
     problems = unique([*down, *told, *ours])
+    sending = memory.progress(layout) if state == RUNNING else None
+    document["upload"] = asdict(sending) if sending is not None else None
     document["problems"] = [problem.shown() for problem in problems]
     document["status"] = "degraded" if problems else "ok"
     return document
@@ -170,17 +174,22 @@ def page(document: Mapping[str, Any], *, now: float) -> list[str]:
     loops = document.get("loops") or {}
     download = (loops.get("deployments") or {}).get("download")
     if isinstance(download, dict):
-        here, size = (
-            value if isinstance(value := download.get(key), int) else 0 for key in ("bytes", "size")
-        )
-        percent = f" ({100 * here // size} %)" if size > 0 else ""
-        named = word(download.get("deployment_id"))
-        lines.append(_row("downloading", f"{named}, {_size(here)} of {_size(size)}{percent}"))
+        said = _so_far(download.get("deployment_id"), download.get("bytes"), download.get("size"))
+        lines.append(_row("downloading", said))
+    upload = document.get("upload")
+    if upload is not None:
+        lines.append(_row("uploading", _so_far(upload["id"], upload["sent"], upload["size"])))
     if loops:
         columns = f"{'last success':<14} {'last attempt':<14} {'next':<12} failures"
         lines += ["", f"{'loop':<14} {columns}"]
         lines += [_loop(name, loop, now) for name, loop in loops.items()]
     return [*lines, "", *_problems(document)]
+
+
+def _so_far(name: object, here: object, size: object) -> str:
+    count, whole = (value if isinstance(value, int) else 0 for value in (here, size))
+    percent = f" ({100 * count // whole} %)" if whole > 0 else ""
+    return f"{word(name)}, {_size(count)} of {_size(whole)}{percent}"
 
 
 def summary(document: Mapping[str, Any], *, now: float) -> list[str]:

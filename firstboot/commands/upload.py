@@ -15,7 +15,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from firstboot.agent.artifacts import cleaning, memory, packing, spool
 from firstboot.agent.artifacts.spool import About, Added
 from firstboot.api.multipart import LARGEST
-from firstboot.base import accounts, documents, files, log
+from firstboot.base import accounts, files, log
 from firstboot.base.clock import Clock, monotonic, rfc3339
 from firstboot.base.errors import ByteorError, LocalFault, Refused, TryAgain
 from firstboot.base.layout import Layout
@@ -64,23 +64,25 @@ def upload_arguments(parser: argparse.ArgumentParser) -> None:
 
 def upload_command(arguments: argparse.Namespace) -> int:
     """Upload, with this host's own key known, so that it is found by its value."""
-    Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))
-    try:
-        store.required(arguments.layout)  # opening it makes its key known
-    except ByteorError:
-        pass  # this user may not, or there is none
+    know_own_key(arguments.layout)
     path = Path(arguments.file)
     return upload(arguments.layout, path, kind=arguments.kind, wait=arguments.wait)
+
+
+def know_own_key(layout: Layout) -> None:
+    """Make this host's runtime key known to `redaction`, as far as this user may open it."""
+    Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))
+    try:
+        store.required(layout)  # opening it makes its key known
+    except ByteorError:
+        pass  # this user may not, or there is none
 
 
 def upload(layout: Layout, path: Path, *, kind: str, wait: bool) -> int:
     """Spool `path` durably, tell the agent, print its id; with `wait` stay until it is stored."""
     account = writer(layout)
     with _opened(path, kind) as (source, about):
-        enter(layout, account)
-        added = spool.add(layout, source, _in_force(layout, about))
-    before = failures(layout)
-    wake.wake(layout, signal.SIGUSR2)
+        added, before = hand_in(layout, account, source, about)
     print(added.id, flush=True)
     for row in about.replaced[: spool.MOST_REPLACED]:
         log.notice(f"replaced in {row['part']}: {', '.join(row['kinds'])}")
@@ -94,6 +96,17 @@ def upload(layout: Layout, path: Path, *, kind: str, wait: bool) -> int:
     if added.state != spool.UPLOADED and (wait or added.state == spool.QUARANTINED):
         log.notice(f"uploaded as {wait_for(layout, added, before=before)}")
     return 0
+
+
+def hand_in(
+    layout: Layout, account: pwd.struct_passwd | None, source: int, about: About
+) -> tuple[Added, object]:
+    """Become `account`, spool an open file, tell the agent; return what `wait_for` needs."""
+    enter(layout, account)
+    added = spool.add(layout, source, _in_force(layout, about))
+    before = failures(layout)
+    wake.wake(layout, signal.SIGUSR2)
+    return added, before
 
 
 def upload_test(layout: Layout) -> str:
@@ -281,24 +294,6 @@ def _raise_refusal(document: Mapping[str, Any], before: object) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Progress:
-    """``upload.json``: how many bytes of the artifact under way were sent."""
-
-    id: str
-    sent: int
-    size: int
-
-
-def progress(layout: Layout) -> Progress | None:
-    """Return how far the upload under way is; None when nothing sensible is said."""
-    try:
-        said = documents.read(layout.upload_progress, Progress)
-    except LocalFault:
-        return None
-    return said if said is not None and said.size > 0 and said.sent <= said.size else None
-
-
 class _Line:
     """One line on stderr: a bar that moves on a terminal, else a sentence."""
 
@@ -312,7 +307,7 @@ class _Line:
                 log.notice("waiting until it is uploaded")
             self._is_said = True
             return
-        said = progress(self._layout)
+        said = memory.progress(self._layout)
         if said is not None and said.id == self._artifact:
             bar = "#" * (BAR * said.sent // said.size)
             line = f"[{bar:<{BAR}}] {said.sent / 2**20:.1f} of {said.size / 2**20:.1f} MiB"

@@ -72,27 +72,44 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Make the checks and print them, one line each; CheckFailed (exit 10) when one failed."""
-    clock, layout = Clock(), arguments.layout
+    layout = arguments.layout
     token = Secret(sys.stdin.read(LONGEST_TOKEN).strip()) if arguments.operator_token else None
-    document = agent.look(layout, clock)
-    listed = _listed(layout, token, document, config=arguments.config)
-    checks = [
-        Check("agent in the environment's list", *listed),
-        Check("heartbeats arriving", *_beating(layout, document, now=clock.wall())),
-        Check("deployment visible", *deployed(document)),
-        Check("artifact upload", *uploaded(_upload(layout) if arguments.upload_test else None)),
-    ]
+    upload = _upload(layout) if arguments.upload_test else None
+    made = checks(layout, token=token, config=arguments.config, upload=upload)
     if arguments.json:
-        print(json.dumps({"v": 1, "checks": [asdict(check) for check in checks]}, indent=1))
+        print(json.dumps(shown(made), indent=1))
     else:
-        for check in checks:
+        for check in made:
             print(f"{MARKS[check.result]} {check.check}: {check.result}: {word(check.seen)}")
             if check.advice:
                 print(f"    {word(check.advice)}")
-    failed = [check.check for check in checks if check.result == FAILED]
+    failed = [check.check for check in made if check.result == FAILED]
     if failed:
         raise CheckFailed(f"validation failed: {', '.join(failed)}")
     return 0
+
+
+def checks(
+    layout: Layout,
+    *,
+    token: Secret | None = None,
+    config: Path | None = None,
+    upload: Callable[[], str] | None = None,
+) -> list[Check]:
+    """Make the four checks; the first needs an operator's `token`, the last sends with `upload`."""
+    clock = Clock()
+    document = agent.look(layout, clock)
+    return [
+        Check("agent in the environment's list", *_listed(layout, token, document, config=config)),
+        Check("heartbeats arriving", *_beating(layout, document, now=clock.wall())),
+        Check("deployment visible", *deployed(document)),
+        Check("artifact upload", *uploaded(upload)),
+    ]
+
+
+def shown(made: list[Check]) -> dict[str, Any]:
+    """Return the document of ``--json``."""
+    return {"v": 1, "checks": [asdict(check) for check in made]}
 
 
 def _upload(layout: Layout) -> Callable[[], str]:

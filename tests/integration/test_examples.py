@@ -31,7 +31,7 @@ def command_line(path: Path) -> str:
     return str(re.findall(r"^ExecStart=[!+]?(.+)$", text, re.MULTILINE)[-1])
 
 
-@pytest.mark.parametrize("which", ["exec", "credential"])
+@pytest.mark.parametrize("which", ["exec", "credential", "metrics"])
 def test_systemd_reads_every_line(which: str, tmp_path: Path) -> None:
     """`systemd-analyze verify` of the runtime's unit with the drop-in finds nothing to say."""
     program = shutil.which("systemd-analyze")
@@ -51,6 +51,8 @@ def test_systemd_reads_every_line(which: str, tmp_path: Path) -> None:
     names = ["byteor-runtime.service"]
     if which == "credential":
         names += ["byteor-identity.socket", "byteor-identity@1.service"]
+    if which == "metrics":
+        names = ["byteor-metrics.service", "byteor-metrics.timer"]
     done = subprocess.run(
         [program, "verify", "--man=no", *[str(tmp_path / "units" / name) for name in names]],
         capture_output=True, text=True, check=False, env={"SYSTEMD_UNIT_PATH": f"{tmp_path}/units:", "PATH": "/usr/bin:/bin"},

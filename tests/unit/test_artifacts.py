@@ -11,7 +11,7 @@ from typing import Any, Callable, Union
 
 import pytest
 
-from firstboot.agent.artifacts import packing, spool
+from firstboot.agent.artifacts import memory, packing, spool
 from firstboot.agent.artifacts.sender import ArtifactsLoop
 from firstboot.agent.artifacts.spool import About
 from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused
@@ -49,6 +49,7 @@ class Plane:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.script: dict[bytes, list[Script]] = {}
+        self.during: Callable[[], object] = lambda: None
 
     def upload_artifact(
         self,
@@ -62,6 +63,7 @@ class Plane:
         data = os.pread(file, 1 << 20, 0)
         self.sent.append(data)
         each(metadata.size)
+        self.during()
         answers = self.script.get(data) or [said(201)]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, ByteorError):
@@ -420,14 +422,11 @@ def test_progress_is_shown_and_a_full_run_does_not_matter(bench: Bench) -> None:
     on.
     """
     name, _ = bench.put(b"1" * (1 << 20), b"2")
+    seen = []
+    bench.plane.during = lambda: seen.append(memory.progress(bench.layout))
     assert bench.run() is None
-    assert files.read_json(bench.layout.upload_progress) == {
-        "v": 1,
-        "id": name,
-        "sent": 1 << 20,
-        "size": 1 << 20,
-    }
-    bench.layout.upload_progress.unlink()
+    assert seen[0] == memory.Progress(name, 1 << 20, 1 << 20)
+    assert memory.progress(bench.layout) is None and not bench.layout.upload_progress.exists()
     bench.layout.agent_run.rmdir()
     bench.put(b"3" * (1 << 20))
     assert bench.run() is None

@@ -1,4 +1,4 @@
-"""The newest uploads, in ``agent/uploaded.json``.
+"""The newest uploads, in ``agent/uploaded.json``, and how far the one under way is.
 
 An upload is recorded before its artifact is removed: after a crash in between it is not sent again,
 `upload --wait` learns the id, and content that is handed in again is known.
@@ -12,7 +12,7 @@ from firstboot.api.multipart import ArtifactMetadata
 from firstboot.base import documents, files, log
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.documents import Digest, Identifier
-from firstboot.base.errors import Corrupt
+from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
 
 MOST = 200  # uploads
@@ -33,6 +33,36 @@ class Uploaded:
 @dataclass(frozen=True)
 class _Memory:
     uploaded: tuple[Uploaded, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``upload.json`` on tmpfs: how many bytes of an artifact were sent."""
+
+    id: str
+    sent: int
+    size: int
+
+
+def progress(layout: Layout) -> Progress | None:
+    """Return how far the upload under way is; None when there is none, or nothing sensible."""
+    try:
+        said = documents.read(layout.upload_progress, Progress)
+    except LocalFault:
+        return None
+    return said if said is not None and said.size > 0 and said.sent <= said.size else None
+
+
+def show(layout: Layout, now: Progress | None) -> None:
+    """Publish the progress, or that nothing is under way; a full /run must not stop an upload."""
+    path = layout.upload_progress
+    try:
+        if now is None:
+            files.remove(path)
+        else:
+            files.write_json(path, {"v": 1, **asdict(now)}, mode=0o644, durable=False)
+    except LocalFault:
+        pass
 
 
 def read(layout: Layout) -> dict[str, Uploaded]:

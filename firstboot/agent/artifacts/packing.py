@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,11 +125,19 @@ class _Limited(io.RawIOBase):
         return self._into.write(data)
 
 
+Part = tuple[str, float, bytes]  # path, time of change, content
+
+
 def pack(top: int, into: BinaryIO) -> Packed:
     """Pack the directory open as `top`; LocalFault when it is unreadable or too large."""
     for _, _, data in _parts(top, Packed()):
         learn(data)
     packed = Packed()
+    return write(_parts(top, packed), packed, into)
+
+
+def write(parts: Iterable[Part], packed: Packed, into: BinaryIO) -> Packed:
+    """Write `parts`, in their order, without their credentials; `packed` says what was done."""
     used = {OURS}
     # Level and format are said, so that no default of another Python changes the bytes.
     with (
@@ -138,7 +146,7 @@ def pack(top: int, into: BinaryIO) -> Packed:
             mode="w|", fileobj=packing, format=tarfile.PAX_FORMAT, encoding="utf-8"
         ) as tar,
     ):
-        for path, changed_at, data in _parts(top, packed):
+        for path, changed_at, data in parts:
             packed.names.append(path)
             packed.newest = max(packed.newest, changed_at)
             if path == "spec.kv":
@@ -184,7 +192,7 @@ def _name(path: str, used: set[str]) -> str:
     return free
 
 
-def _parts(top: int, found: Packed) -> Iterator[tuple[str, float, bytes]]:
+def _parts(top: int, found: Packed) -> Iterator[Part]:
     """Yield path, time and bytes of each regular file below `top`; list others in `left_out`."""
     count, whole = 0, 0
     for path, fd in _files(top, "", 0, found):

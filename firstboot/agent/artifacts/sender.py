@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 from firstboot.agent.artifacts import memory, spool
+from firstboot.agent.artifacts.memory import Progress
 from firstboot.agent.artifacts.spool import Census, Entry, Refusal
 from firstboot.agent.problems import Problem
 from firstboot.api.answers import NotThePlane, RequestRefused, check
 from firstboot.api.client import PlaneApi
 from firstboot.api.messages import HeartbeatReply
 from firstboot.api.multipart import WrongContent
-from firstboot.base import files, log
+from firstboot.base import log
 from firstboot.base.clock import Chance, Clock, rng
 from firstboot.base.errors import ByteorError, Corrupt, LocalFault, Refused, TryAgain
 from firstboot.base.layout import Layout
@@ -250,6 +251,8 @@ class ArtifactsLoop:
             )
         finally:
             os.close(fd)
+            if self._sent >= COSTLY:
+                memory.show(self._layout, None)
         self._status = answer.status
         if answer.status in FINAL and answer.is_json:
             code, said = None, None
@@ -316,11 +319,7 @@ class _Progress:
         if size < COSTLY or now < self._written + PROGRESS_S:
             return  # what is smaller is there before anybody looks
         self._written = now
-        document = {"v": 1, "id": self._entry.id, "sent": sent, "size": size}
-        try:
-            files.write_json(loop._layout.upload_progress, document, mode=0o644, durable=False)
-        except LocalFault:
-            pass  # a full /run must not stop an upload
+        memory.show(loop._layout, Progress(self._entry.id, sent, size))
 
 
 def _open(entry: Entry) -> int:
