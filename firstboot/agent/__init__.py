@@ -1,1 +1,1 @@
-"""Unprivileged, resident, on the network: the loops that run from the three handed-over values alone."""
+"""Unprivileged, resident, on the network: works from the three handed-over values alone."""

@@ -13,11 +13,9 @@ from firstboot.agent.heartbeat import Heartbeat
 from firstboot.agent.keysets import KeySets
 from firstboot.agent.reports import Reports
 from firstboot.agent.schedule import Ask, Schedule
-from firstboot.agent.submit import Activator, Inbox
+from firstboot.agent.submit import Inbox
 from firstboot.agent.transfer import Transfer
-from firstboot.agent.worker import Shared, Worker
-from firstboot.api.client import PlaneApi
-from firstboot.api.transport import Transport
+from firstboot.agent.worker import Context, Crew, Worker
 
 DEADLINE_S = 10.0
 KEY_SETS, REPORTS = "keysets", "reports"
@@ -28,51 +26,26 @@ class Control(Worker):
 
     def __init__(
         self,
-        shared: Shared,
-        transport: Transport,
-        transfer: Transfer,
+        crew: Crew,
+        context: Context,
         condition: Condition,
-        activator: Activator,
+        transfer: Transfer,
+        inbox: Inbox,
         *,
         period: Schedule,
         splay_s: float,
     ) -> None:
-        layout, handed, clock = shared.layout, shared.handed, shared.clock
-        api = PlaneApi(handed.api_base_url, transport, clock=clock, deadline_s=DEADLINE_S)
-        super().__init__("control", shared, api)
-        beat = Heartbeat(
-            layout,
-            handed,
-            api,
-            schedule=period,
-            facts=condition.facts,
-            answered=condition.answered,
-            clock=clock,
-        )
+        super().__init__("control", crew, context)
+        beat = Heartbeat(context, period, condition.facts, condition.answered)
         self.add(FIRST, beat, period, splay_s, first=True)
         if transfer.download is not None:
-            inbox = Inbox(
-                layout, activator, clock=clock, over_tls=handed.api_base_url.startswith("https:")
-            )
             daily = Schedule(keysets.PERIOD_S)
-            keys = KeySets(layout, handed, api, schedule=daily, inbox=inbox, clock=clock)
-            self.add(KEY_SETS, keys, daily, keys.first_delay(shared.chance, splay_s=splay_s))
-            fetch = Deployments(
-                layout,
-                handed,
-                api,
-                inbox=inbox,
-                download=transfer.download,
-                keys_wanted=lambda: self.wake(KEY_SETS, Ask.HINT),
-                clock=clock,
-            )
+            keys = KeySets(context, daily, inbox)
+            self.add(KEY_SETS, keys, daily, keys.first_delay(crew.chance, splay_s=splay_s))
+            fetch = Deployments(context, inbox, transfer.download, self._want_keys)
             self.add(DEPLOYMENTS, fetch, Schedule(deployments.PERIOD_S), splay_s)
-        told = Reports(
-            layout,
-            handed,
-            api,
-            spooled=lambda: transfer.wake(ARTIFACTS),
-            more=lambda: self.wake(REPORTS),
-            clock=clock,
-        )
+        told = Reports(context, lambda: transfer.wake(ARTIFACTS), lambda: self.wake(REPORTS))
         self.add(REPORTS, told, Schedule(reports.PERIOD_S), splay_s)
+
+    def _want_keys(self) -> None:
+        self.wake(KEY_SETS, Ask.HINT)

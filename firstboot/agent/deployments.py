@@ -18,18 +18,15 @@ from typing import Any, Callable, Optional
 from firstboot.agent.download import Download
 from firstboot.agent.problems import Problem
 from firstboot.agent.submit import Inbox
-from firstboot.agent.worker import Work
+from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import NO_DEPLOYMENT, check
-from firstboot.api.client import PlaneApi
 from firstboot.api.messages import HeartbeatReply, entity_tag
 from firstboot.api.transport import CEILING_BYTES
 from firstboot.base import documents, files
-from firstboot.base.clock import Clock
 from firstboot.base.documents import lenient
 from firstboot.base.errors import Corrupt, TryAgain
-from firstboot.base.layout import ENVELOPE, Layout
+from firstboot.base.layout import ENVELOPE
 from firstboot.exchange import verdicts
-from firstboot.exchange.handover import Handover
 from firstboot.exchange.verdicts import Record, Row, Wanted
 
 DOING = "deployments"
@@ -49,35 +46,26 @@ class _Latest:
     etag: Optional[str] = lenient()
 
 
+@dataclass
 class Deployments(Work):
     """Follow what is assigned; `keys_wanted` is called when nobody here knows the signing key."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        handed: Handover,
-        api: PlaneApi,
-        *,
-        inbox: Inbox,
-        download: Download,
-        keys_wanted: Callable[[], None],
-        clock: Clock,
-    ) -> None:
-        self._layout, self._handed, self._api = layout, handed, api
-
-        self._inbox, self._download = inbox, download
-        self._keys_wanted, self._clock = keys_wanted, clock
-        # The envelope in the inbox, and the tag that it came with.
-        self._looked = False
-        self._sha256: str | None = None
-        self._tag: str | None = None
-        self._brought: Wanted | None = None
-        # The newest hint, the hint as it was when we last looked, and what the envelope names.
-        self._hint: Hint | None = None
-        self._dealt: Hint | None = None
-        self._named: Hint | None = None
-        self._keys_at, self._keys_pause = float("-inf"), KEYS_FIRST_S
-        self._waiting: Row | None = None
+    context: Context
+    inbox: Inbox
+    download: Download
+    keys_wanted: Callable[[], None]
+    # The envelope in the inbox, and the tag that it came with.
+    _looked: bool = False
+    _sha256: str | None = None
+    _tag: str | None = None
+    _brought: Wanted | None = None
+    # The newest hint, the hint as it was when we last looked, and what the envelope names.
+    _hint: Hint | None = None
+    _dealt: Hint | None = None
+    _named: Hint | None = None
+    _keys_at: float = float("-inf")
+    _keys_pause: float = KEYS_FIRST_S
+    _waiting: Row | None = None
 
     def run_once(self) -> None:
         """Make one attempt; raise what `answers.check` makes of the answer."""
@@ -89,7 +77,7 @@ class Deployments(Work):
 
     def problems(self) -> list[Problem]:
         """Return what waits for this host, not for the control plane."""
-        found = self._inbox.problems()
+        found = self.inbox.problems()
         if self._waiting is not None:
             named = self._waiting.deployment_id or "the newest deployment"
             detail = (
@@ -101,10 +89,10 @@ class Deployments(Work):
         return found
 
     def shown(self) -> dict[str, Any]:
-        return {"download": self._download.progress}
+        return {"download": self.download.progress}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
-        """Return True when a deployment is named that is news; it comes again with the next beat."""
+        """Return True when a deployment is named that is news; the next beat repeats it."""
         hint = (hints.deployment_id, hints.deployment_sequence)
         if hint in ((None, None), self._dealt, self._named):
             return False
@@ -117,8 +105,8 @@ class Deployments(Work):
 
     def _ask(self) -> None:
         """Take what is assigned."""
-        answer = self._api.latest(self._handed.agent_id, self._handed.api_key, tag=self._tag)
-        self._inbox.heard(answer.date)
+        answer = self.context.api.latest(*self.context.who, tag=self._tag)
+        self.inbox.heard(answer.date)
         code = answer.problem.code if answer.problem is not None else None
         if answer.status == 204 or (answer.status == 404 and code == NO_DEPLOYMENT):
             self._withdraw()
@@ -137,8 +125,8 @@ class Deployments(Work):
         if self._looked:
             return
         try:
-            envelope = files.read(self._layout.inbox / ENVELOPE, limit=CEILING_BYTES)
-            stored = documents.read(self._layout.latest, _Latest) or _Latest()
+            envelope = files.read(self.context.layout.inbox / ENVELOPE, limit=CEILING_BYTES)
+            stored = documents.read(self.context.layout.latest, _Latest) or _Latest()
         except Corrupt:
             envelope, stored = None, _Latest()
         if envelope is not None:
@@ -150,28 +138,30 @@ class Deployments(Work):
     def _take(self, envelope: bytes, tag: str | None) -> None:
         sha256 = hashlib.sha256(envelope).hexdigest()
         if sha256 != self._sha256:
-            self._inbox.put(ENVELOPE, envelope)
+            self.inbox.put(ENVELOPE, envelope)
             self._keys_at, self._keys_pause = float("-inf"), KEYS_FIRST_S
         elif tag == self._tag:
             return
         # After the envelope: a tag without it would let the control plane say "unchanged" for ever.
-        files.write_json(self._layout.latest, {"v": 1, "envelope_sha256": sha256, "etag": tag})
+        files.write_json(
+            self.context.layout.latest, {"v": 1, "envelope_sha256": sha256, "etag": tag}
+        )
         self._sha256, self._tag = sha256, tag
 
     def _withdraw(self) -> None:
         """Nothing is assigned: what is not active yet must not become so."""
         if self._sha256 is not None:
-            files.remove(self._layout.latest)
-            files.remove(self._layout.inbox / ENVELOPE)
+            files.remove(self.context.layout.latest)
+            files.remove(self.context.layout.inbox / ENVELOPE)
             self._sha256 = self._tag = None
 
     def _settle(self) -> None:
-        self._inbox.finish()
-        decided = verdicts.read(self._layout)
+        self.inbox.finish()
+        decided = verdicts.read(self.context.layout)
         if self._is_to_be_asked(decided):
-            self._inbox.request()
-            decided = verdicts.read(self._layout)
-        answered = not self._inbox.pending(decided) and decided.envelope_sha256 == self._sha256
+            self.inbox.request()
+            decided = verdicts.read(self.context.layout)
+        answered = not self.inbox.pending(decided) and decided.envelope_sha256 == self._sha256
         verdict = decided.of_envelope(self._sha256) if answered else None
         self._waiting = verdict if verdict is not None and verdict.verdict == "waiting" else None
         known = decided.wanted if answered and decided.wanted is not None else verdict
@@ -179,22 +169,22 @@ class Deployments(Work):
         if not answered and self._sha256 is not None:
             return
         wanted = decided.wanted if self._sha256 is not None else None
-        self._download.want(wanted)
-        if wanted is None or not self._download.is_here(wanted):
+        self.download.want(wanted)
+        if wanted is None or not self.download.is_here(wanted):
             self._brought = None
         elif self._brought != wanted:
             self._brought = wanted
-            self._inbox.request()
+            self.inbox.request()
 
     def _is_to_be_asked(self, decided: Record) -> bool:
-        inbox = self._inbox
+        inbox = self.inbox
         if inbox.pending(decided):
             return inbox.may_repeat()
         if self._sha256 is None:
             return False
         if decided.envelope_sha256 != self._sha256:
             return True
-        since = self._clock.monotonic() - inbox.asked_at
+        since = self.context.clock.monotonic() - inbox.asked_at
         if decided.wanted is not None:
             # It has the bundle, said nothing of it, and wants it: what held it up may be over.
             return self._brought == decided.wanted and since >= WAITING_S
@@ -208,17 +198,17 @@ class Deployments(Work):
         return False  # final: never asked again
 
     def _clock_was_set(self) -> bool:
-        before, now = self._inbox.asked_with, self._inbox.clock_offset_s
+        before, now = self.inbox.asked_with, self.inbox.clock_offset_s
         if before is None or now is None:
             return before is not now
         return abs(now - before) >= CLOCK_WAS_SET_S
 
     def _key_may_be_known(self, verdict: Row) -> bool:
-        if verdicts.keys_version(self._layout) != verdict.keys_version:
-            return self._inbox.may_repeat()
-        now = self._clock.monotonic()
+        if verdicts.keys_version(self.context.layout) != verdict.keys_version:
+            return self.inbox.may_repeat()
+        now = self.context.clock.monotonic()
         if now >= self._keys_at:
             self._keys_at = now + self._keys_pause
             self._keys_pause = min(KEYS_CAP_S, 2 * self._keys_pause)
-            self._keys_wanted()
+            self.keys_wanted()
         return False

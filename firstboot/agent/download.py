@@ -14,21 +14,21 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, Callable, Optional
 
 from firstboot.agent.schedule import Ask, Schedule
-from firstboot.agent.worker import Work
+from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import check
 from firstboot.api.bundles import Coming, StartOver
-from firstboot.api.client import Answer, PlaneApi
+from firstboot.api.client import Answer
 from firstboot.base import documents, files
-from firstboot.base.clock import Clock
 from firstboot.base.documents import lenient
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain
-from firstboot.base.layout import BUNDLE, PARTIAL, PARTIAL_RECORD, Layout
-from firstboot.exchange.handover import Handover
+from firstboot.base.layout import BUNDLE, PARTIAL, PARTIAL_RECORD
 from firstboot.exchange.verdicts import Wanted
 
 DOING = "bundle"
@@ -59,49 +59,41 @@ class _Record:
     etag: Optional[str] = lenient()
 
 
+@dataclass
 class Download(Work):
     """Bring the bundle that was last wanted; `run_once` for one thread, the rest for any.
 
     `wake` makes the transfer thread run it, `brought` is called when the bundle is there.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        handed: Handover,
-        api: PlaneApi,
-        *,
-        schedule: Schedule,
-        alive: Callable[[], None],
-        changed: Callable[[], None],
-        wake: Callable[[Ask], None],
-        brought: Callable[[], None],
-        clock: Clock,
-    ) -> None:
-        self._handed, self._api, self._clock = handed, api, clock
-        self._alive, self._changed, self._wake, self._tell = alive, changed, wake, brought
-        self.schedule = schedule
-        self._inbox = layout.inbox
-        self._part, self._record = layout.inbox / PARTIAL, layout.inbox / PARTIAL_RECORD
-        self._told = False
-        self._wanted: Wanted | None = None
-        # The bundle on its way: `deployment_id`, `bytes`, `size`.
-        self.progress: dict[str, Any] | None = None
-        self._published_at = 0.0
-        # The bundle whose first byte this process wrote: what was there before may have been
-        # through a power cut.
-        self._own: str | None = None
-        self._wrong: str | None = None
-        self.gained = 0
+    context: Context
+    schedule: Schedule
+    alive: Callable[[], None]
+    changed: Callable[[], None]
+    wake: Callable[[Ask], None]
+    brought: Callable[[], None]
+    # The bundle on its way: `deployment_id`, `bytes`, `size`.
+    progress: dict[str, Any] | None = None
+    _told: bool = False
+    _wanted: Wanted | None = None
+    _published_at: float = 0.0
+    # The bundle whose first byte this process wrote: what was there before may have been through a
+    # power cut.
+    _own: str | None = None
+    _wrong: str | None = None
+
+    def __post_init__(self) -> None:
+        self._inbox = self.context.layout.inbox
+        self._part, self._record = self._inbox / PARTIAL, self._inbox / PARTIAL_RECORD
 
     def want(self, wanted: Wanted | None) -> None:
         """Make `wanted` the bundle to bring, None for none; another one under way is given up."""
         changed = not self._told or wanted != self._wanted
         self._told, self._wanted = True, wanted
         if changed:
-            self._wake(Ask.ANEW)
+            self.wake(Ask.ANEW)
         elif wanted is not None and not self.is_here(wanted):
-            self._wake(Ask.HINT)  # a failed attempt keeps its pause
+            self.wake(Ask.HINT)  # a failed attempt keeps its pause
 
     def is_here(self, wanted: Wanted) -> bool:
         """Return True when its bundle was brought."""
@@ -110,7 +102,7 @@ class Download(Work):
     def run_once(self) -> bool:
         """Make one attempt at what is wanted; False when there is nothing to bring.
 
-        What came before it raised is kept; `gained` says how much that was.
+        What came before it raised is kept.
         """
         wanted = self._wanted
         if not self._told:
@@ -122,41 +114,33 @@ class Download(Work):
             self._bring(wanted)
         except GaveWay:
             return True  # `want` has asked for the next attempt
-        except TryAgain:
-            if self.gained >= WORTH_BYTES:
-                self.schedule.failures = 0
-            raise
         finally:
-            self._api.rest()
-        self._tell()
+            self.context.api.rest()
+        self.brought()
         return True
 
     def _tidy(self, wanted: Wanted | None) -> None:
         """Remove what nobody wants any more."""
-        for path in self._brought():
+        for path in self._inbox.glob(f"*{BUNDLE}"):
             if wanted is None or path != self._bundle(wanted):
                 files.remove(path)
-        if wanted is None or not self._recorded(wanted)[0]:
+        if wanted is None or self._recorded(wanted) is None:
             self.progress = None
             files.remove(self._part)
             files.remove(self._record)
 
     def _bring(self, wanted: Wanted) -> None:
-        self.gained = 0
-        same, tag = self._recorded(wanted)
-        if not same:
+        recorded = self._recorded(wanted)
+        if recorded is None:
             self._record_now(wanted, None)
-        with Partial(self._part, alive=self._alive) as part:
+        tag = recorded.etag if recorded is not None else None
+        with Partial(self._part, alive=self.alive) as part:
             part.take_up()
             if part.size > wanted.size or (tag is None and part.size < wanted.size):
                 part.start_over()
-            before = part.size
             if part.size < wanted.size:
                 self._require_room(wanted, part.size)
-                try:
-                    self._fetch(wanted, part, tag)
-                finally:
-                    self.gained = part.size - before
+                self._fetch(wanted, part, tag)
             self._judge(wanted, part)
             part.complete(self._bundle(wanted))
         files.remove(self._record)
@@ -165,23 +149,11 @@ class Download(Work):
     def _bundle(self, wanted: Wanted) -> Path:
         return self._inbox / f"{wanted.sha256}{BUNDLE}"
 
-    def _brought(self) -> list[Path]:
-        try:
-            return [path for path in self._inbox.iterdir() if path.name.endswith(BUNDLE)]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            files.fail("list", self._inbox, error)
-
     def _fetch(self, wanted: Wanted, part: Partial, tag: str | None) -> None:
         self._show(wanted, part.size, at_once=True)
-        coming = self._api.bundle(
-            self._handed.agent_id,
-            self._handed.api_key,
-            wanted.deployment_id,
-            have=part.size,
-            tag=tag,
-            size=wanted.size,
+        before, size = part.size, wanted.size
+        coming = self.context.api.bundle(
+            *self.context.who, wanted.deployment_id, have=before, tag=tag, size=size
         )
         try:
             with coming as answer:
@@ -194,9 +166,13 @@ class Download(Work):
         except StartOver:
             part.start_over()
             raise
+        except TryAgain:
+            if part.size - before >= WORTH_BYTES:
+                self.schedule.failures = 0
+            raise
 
     def _take(self, wanted: Wanted, part: Partial, coming: Coming) -> None:
-        """Write what comes, and at most one byte more than was signed: it proves that theirs is longer."""
+        """Write what comes; one byte more than was signed proves that theirs is longer."""
         if coming.start == 0 and part.size:
             part.start_over()
         if part.size == 0:
@@ -213,19 +189,17 @@ class Download(Work):
             raise TryAgain(f"{DOING}: it ended after {part.size} of {wanted.size} bytes")
 
     def _judge(self, wanted: Wanted, part: Partial) -> None:
-        """Return if it is what was signed, or if it was wrong before as well; else throw it away."""
+        """Return if it is what was signed, or was wrong before as well; else remove it."""
         if part.size == wanted.size and part.digest.hexdigest() == wanted.sha256:
             self._wrong = None
-            return
-        if self._wrong == wanted.sha256:
-            return
-        if self._own == wanted.sha256:
-            self._wrong = wanted.sha256
-        part.start_over()
-        raise TryAgain(
-            f"{DOING}: what came is not the bundle that was signed; it is fetched once more",
-            hint="a mirror or an object store that changes files does this",
-        )
+        elif self._wrong != wanted.sha256:
+            if self._own == wanted.sha256:
+                self._wrong = wanted.sha256
+            part.start_over()
+            raise TryAgain(
+                f"{DOING}: what came is not the bundle that was signed; it is fetched once more",
+                hint="a mirror or an object store that changes files does this",
+            )
 
     def _require_room(self, wanted: Wanted, have: int) -> None:
         needed = wanted.size - have + (COPIES + UNPACKED) * wanted.size + RESERVE_BYTES
@@ -236,39 +210,31 @@ class Download(Work):
         free = facts.f_bavail * facts.f_frsize
         if free < needed:
             raise LocalFault(
-                f"no room for the bundle of {wanted.deployment_id}: {free // MIB} MiB are free and it takes {needed // MIB}",
+                f"no room for the bundle of {wanted.deployment_id}: {free // MIB} MiB are free"
+                f" and it takes {needed // MIB}",
                 hint=f"free {(needed - free) // MIB + 1} MiB on the disk of {self._inbox}",
             )
 
-    def _recorded(self, wanted: Wanted) -> tuple[bool, str | None]:
-        """Return whether what is there was begun for these bytes, and the tag that it came with."""
+    def _recorded(self, wanted: Wanted) -> _Record | None:
+        """Return the record of what is there, None unless it was begun for these bytes."""
         try:
-            stored = documents.read(self._record, _Record) or _Record()
+            stored = documents.read(self._record, _Record)
         except Corrupt:
-            stored = _Record()
-        same = (stored.sha256, stored.size) == (wanted.sha256, wanted.size)
-        return same, stored.etag if same else None
+            return None
+        same = stored is not None and (stored.sha256, stored.size) == (wanted.sha256, wanted.size)
+        return stored if same else None
 
     def _record_now(self, wanted: Wanted, tag: str | None) -> None:
-        document = {
-            "v": 1,
-            "deployment_id": wanted.deployment_id,
-            "sha256": wanted.sha256,
-            "size": wanted.size,
-            "etag": tag,
-        }
-        files.write_json(self._record, document)
+        record = {"v": 1, "deployment_id": wanted.deployment_id, "size": wanted.size}
+        files.write_json(self._record, {**record, "sha256": wanted.sha256, "etag": tag})
 
     def _show(self, wanted: Wanted, size: int, *, at_once: bool = False) -> None:
-        self.progress = {
-            "deployment_id": wanted.deployment_id,
-            "bytes": min(size, wanted.size),
-            "size": wanted.size,
-        }
-        now = self._clock.monotonic()
+        here = min(size, wanted.size)
+        self.progress = {"deployment_id": wanted.deployment_id, "bytes": here, "size": wanted.size}
+        now = self.context.clock.monotonic()
         if at_once or now - self._published_at >= PUBLISH_S:
             self._published_at = now
-            self._changed()
+            self.changed()
 
 
 class Partial:
@@ -280,20 +246,14 @@ class Partial:
 
     def __init__(self, path: Path, *, alive: Callable[[], None]) -> None:
         self._path, self._alive = path, alive
-        self._fd = self._open()
-        self.size, self.digest = 0, hashlib.sha256()
-        self._synced = 0
-
-    def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            fd = os.open(self._path, flags, 0o600)
-        except OSError as error:
-            self._fail("open", error)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise Corrupt(f"{self._path} is not a regular file")
-        return fd
+        with self._doing("open"):
+            self._fd = os.open(path, flags, 0o600)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise Corrupt(f"{path} is not a regular file")
+        self.size = self._synced = 0
+        self.digest = hashlib.sha256()
 
     def __enter__(self) -> Partial:
         return self
@@ -303,30 +263,23 @@ class Partial:
 
     def take_up(self) -> None:
         """Hash what is there, so that writing goes on at its end."""
-        try:
-            while True:
-                block = os.pread(self._fd, BLOCK_BYTES, self.size)
-                if not block:
-                    break
+        with self._doing("read"):
+            while block := os.pread(self._fd, BLOCK_BYTES, self.size):
                 self.digest.update(block)
                 self.size += len(block)
                 self._alive()
-        except OSError as error:
-            self._fail("read", error)
         self._synced = self.size
 
     def start_over(self) -> None:
         """Forget what is there."""
-        try:
+        with self._doing("empty"):
             os.ftruncate(self._fd, 0)
-        except OSError as error:
-            self._fail("empty", error)
         self.size, self._synced, self.digest = 0, 0, hashlib.sha256()
 
     def add(self, piece: bytes) -> None:
         """Write at the end."""
         left = memoryview(piece)
-        try:
+        with self._doing("write"):
             while left:
                 written = os.pwrite(self._fd, left, self.size)
                 self.digest.update(left[:written])
@@ -335,18 +288,18 @@ class Partial:
             if self.size - self._synced >= SYNC_BYTES:
                 os.fdatasync(self._fd)
                 self._synced = self.size
-        except OSError as error:
-            self._fail("write", error)
         self._alive()
 
     def complete(self, target: Path) -> None:
         """Make it durable and rename it to `target`."""
-        try:
+        with self._doing("complete"):
             os.fsync(self._fd)
             os.rename(self._path, target)
             files.sync_directory(target.parent)
-        except OSError as error:
-            self._fail("complete", error)
 
-    def _fail(self, doing: str, error: OSError) -> NoReturn:
-        files.fail(doing, self._path, error)
+    @contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            files.fail(what, self._path, error)

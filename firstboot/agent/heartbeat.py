@@ -8,9 +8,8 @@ from typing import Annotated, Any, Callable
 
 from firstboot import __version__
 from firstboot.agent.schedule import Schedule
-from firstboot.agent.worker import Work
+from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import check
-from firstboot.api.client import PlaneApi
 from firstboot.api.messages import Heartbeat as Beat
 from firstboot.api.messages import HeartbeatReply
 from firstboot.base import documents, files, log
@@ -18,7 +17,6 @@ from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.documents import Rule
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
-from firstboot.exchange.handover import Handover
 
 BLOCK = 4096  # contract 2.2
 LARGEST = 2**52  # JSON numbers are exact up to 2^53: what is above was never ours
@@ -36,6 +34,7 @@ class Facts:
     quarantined: int = 0
 
 
+@dataclass
 class Heartbeat(Work):
     """Send beats; `schedule.period_s` follows what the control plane asks for.
 
@@ -43,54 +42,36 @@ class Heartbeat(Work):
     it is ahead), None where the reply has no date.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        handed: Handover,
-        api: PlaneApi,
-        *,
-        schedule: Schedule,
-        facts: Callable[[], Facts],
-        answered: Callable[[HeartbeatReply, float | None], None],
-        clock: Clock,
-    ) -> None:
-        self.schedule = schedule
-        self._handed = handed
-        self._api = api
-        self._facts = facts
-        self._answered = answered
-        self._clock = clock
+    context: Context
+    schedule: Schedule
+    facts: Callable[[], Facts]
+    answered: Callable[[HeartbeatReply, float | None], None]
+
+    def __post_init__(self) -> None:
+        layout = self.context.layout
         self._sequence = Sequence(layout)
         self._boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
 
     def run_once(self) -> None:
         """Send one beat; raise what `answers.check` makes of the answer."""
-        facts = self._facts()
+        facts, clock = self.facts(), self.context.clock
         beat = Beat(
+            **vars(facts),
             status="degraded" if facts.problems else "ok",
             agent_version=__version__,
             boot_id=self._boot_id,
             sequence=self._sequence.next(),
-            uptime_s=self._clock.uptime(),
-            sent_at=rfc3339(self._clock.wall()),
-            problems=facts.problems,
-            pending=facts.pending,
-            quarantined=facts.quarantined,
-            deployment=facts.deployment,
-            signing_keys_version=facts.signing_keys_version,
+            uptime_s=clock.uptime(),
+            sent_at=rfc3339(clock.wall()),
         )
-        answer = self._api.heartbeat(
-            self._handed.agent_id,
-            self._handed.api_key,
-            beat,
-            deadline_s=max(SHORTEST_DEADLINE_S, min(LONGEST_DEADLINE_S, self.schedule.period_s)),
-        )
-        skew = self._clock.wall() - answer.date if answer.date is not None else None
+        limit_s = max(SHORTEST_DEADLINE_S, min(LONGEST_DEADLINE_S, self.schedule.period_s))
+        answer = self.context.api.heartbeat(*self.context.who, beat, deadline_s=limit_s)
+        skew = clock.wall() - answer.date if answer.date is not None else None
         check(answer, doing="heartbeat")
         hints = answer.heartbeat or HeartbeatReply()
         if hints.heartbeat_interval_s is not None:
             self.schedule.period_s = hints.heartbeat_interval_s
-        self._answered(hints, skew)
+        self.answered(hints, skew)
 
 
 _Number = Annotated[int, Rule(lambda n: n <= LARGEST, "a sequence number")]
@@ -134,6 +115,6 @@ class Sequence:
         except Corrupt as error:
             log.warning(str(error), kept_as=files.set_aside(self._path))
             # Far above any number that was used, and the control plane only asks that it grows:
-            # one beat per 5 s, the shortest period, since 1970 is fewer than the seconds since then.
+            # a beat every 5 s, the shortest period, since 1970 is fewer than the seconds since.
             return int(Clock().wall())
         return state.sequence_reserved if state is not None else 0

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 
 from firstboot.agent.schedule import Schedule
 from firstboot.agent.submit import Inbox
-from firstboot.agent.worker import Work
+from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import check
-from firstboot.api.client import PlaneApi
 from firstboot.api.messages import HeartbeatReply
 from firstboot.base import documents, files
-from firstboot.base.clock import Chance, Clock, from_rfc3339, rfc3339
+from firstboot.base.clock import Chance, from_rfc3339, rfc3339
 from firstboot.base.documents import Time
 from firstboot.base.errors import LocalFault, TryAgain
-from firstboot.base.layout import KEY_SETS, Layout
+from firstboot.base.layout import KEY_SETS
 from firstboot.exchange import verdicts
-from firstboot.exchange.handover import Handover
 
 DOING = "signing keys"
 PERIOD_S = 86400.0
@@ -37,57 +35,47 @@ class _Kept:
     looked_at: Time
 
 
+@dataclass
 class KeySets(Work):
     """Refresh the key sets; `first_delay` and `schedule` make it daily across reboots."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        handed: Handover,
-        api: PlaneApi,
-        *,
-        schedule: Schedule,
-        inbox: Inbox,
-        clock: Clock,
-    ) -> None:
-        self._layout, self._handed, self._api = layout, handed, api
-        self.schedule = schedule
-        self._inbox, self._clock = inbox, clock
-        # The hint and the trusted version, when we last looked.
-        self._hint: int | None = None
-        self._dealt: tuple[int, int] | None = None
-        self._version: int | None = None
+    context: Context
+    schedule: Schedule
+    inbox: Inbox
+    # The hint and the trusted version, when we last looked.
+    _hint: int | None = None
+    _dealt: tuple[int, int] | None = None
+    _version: int | None = None
 
     def first_delay(self, chance: Chance, *, splay_s: float) -> float:
         """Return the seconds until the first look: with the first beat where there is no set."""
         try:
-            kept = documents.read(self._layout.kept_key_sets, _Kept)
-            if kept is None or not verdicts.keys_version(self._layout):
+            kept = documents.read(self.context.layout.kept_key_sets, _Kept)
+            if kept is None or not verdicts.keys_version(self.context.layout):
                 return splay_s
         except LocalFault:
             return splay_s
-        left = from_rfc3339(kept.looked_at) + PERIOD_S - self._clock.wall()
+        left = from_rfc3339(kept.looked_at) + PERIOD_S - self.context.clock.wall()
         # A clock that jumped must not put it off.
         return splay_s + chance.uniform(0.0, SPREAD_S) + (left if 0 <= left <= PERIOD_S else 0.0)
 
     def run_once(self) -> None:
         """Fetch what is newer, and have it judged."""
-        version = self._version = verdicts.keys_version(self._layout)
+        version = self._version = verdicts.keys_version(self.context.layout)
         self.schedule.period_s = RETRY_S if version else URGENT_S
-        answer = self._api.signing_keys(self._handed.agent_id, self._handed.api_key, since=version)
-        self._inbox.heard(answer.date)
+        answer = self.context.api.signing_keys(*self.context.who, since=version)
+        self.inbox.heard(answer.date)
         check(answer, doing=DOING)
         if answer.key_sets is None:
             said = answer.complaint or "the answer is empty"
             raise TryAgain(f"{DOING}: the control plane answered {answer.status}, and {said}")
         if answer.key_sets:
-            self._inbox.put(KEY_SETS, answer.body)
-            self._inbox.request()
-        files.write_json(
-            self._layout.kept_key_sets, {"v": 1, "looked_at": rfc3339(self._clock.wall())}
-        )
+            self.inbox.put(KEY_SETS, answer.body)
+            self.inbox.request()
+        looked = {"v": 1, "looked_at": rfc3339(self.context.clock.wall())}
+        files.write_json(self.context.layout.kept_key_sets, looked)
         if self._hint is not None:
-            self._dealt = (self._hint, verdicts.keys_version(self._layout))
+            self._dealt = (self._hint, verdicts.keys_version(self.context.layout))
         self.schedule.period_s = PERIOD_S
 
     def hinted(self, hints: HeartbeatReply) -> bool:
@@ -104,6 +92,6 @@ class KeySets(Work):
 
     def _trusted(self) -> int | None:
         try:
-            return verdicts.keys_version(self._layout)
+            return verdicts.keys_version(self.context.layout)
         except LocalFault:
             return None

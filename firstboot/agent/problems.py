@@ -1,4 +1,4 @@
-"""What is wrong with this agent now, each with a code, a sentence and what to do: for the heartbeat and for status."""
+"""Present problems, each with a code, a sentence and a hint, for heartbeat and status."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from firstboot.base.clock import from_rfc3339
-from firstboot.exchange.handover import REENROLL, Handover, key_ends
+from firstboot.exchange.handover import REENROLL, key_ends
 from firstboot.exchange.verdicts import Seen
 
 # As far as deployments' times may be off (contract 3): beyond it, they wait.
 LARGEST_SKEW_S = 300.0
-# Keys are rotated with overlap (contract 2.5): when the last one is so near its end, that did not happen.
+# Keys are rotated with overlap (contract 2.5): a last one so near its end was not.
 KEYS_END_S = 14 * 86400.0
 
 
@@ -27,67 +27,60 @@ class Problem:
         return asdict(self)
 
 
-def of_the_key(handed: Handover, now: float) -> Iterable[Problem]:
-    """The runtime key's own end, from 14 days before it."""
-    return of_the_expiry(handed.expires_at, now)
-
-
 def of_the_expiry(expires_at: str | None, now: float) -> Iterable[Problem]:
-    """The same, for one who has no key but only the date of its end."""
+    """Yield the runtime key's end, from 14 days before it."""
     said = key_ends(expires_at, now)
     if said is not None:
-        yield Problem(
-            "runtime_key_expired" if "expired" in said else "runtime_key_expires", said, REENROLL
-        )
+        code = "runtime_key_expired" if "expired" in said else "runtime_key_expires"
+        yield Problem(code, said, REENROLL)
 
 
 def of_the_clock(skew_s: float | None) -> Iterable[Problem]:
-    """A clock that is too far from the plane's for the times of deployments and certificates."""
+    """Yield a skew that is too large for the times of deployments and certificates."""
     if skew_s is not None and abs(skew_s) > LARGEST_SKEW_S:
         side = "ahead of" if skew_s > 0 else "behind"
-        detail = f"this host's clock is {abs(skew_s):.0f} s {side} the plane's"
+        detail = f"this host's clock is {abs(skew_s):.0f} s {side} the control plane's"
         yield Problem("clock_skew", detail, "check time synchronisation (timedatectl)")
 
 
 def of_the_activation(seen: Seen, now: float) -> Iterable[Problem]:
-    """What the activator's files tell: damage, key sets that were refused or end, a deployment that did not come into force."""
+    """Yield what the activator's files tell: damage, key sets, a deployment that failed."""
     if seen.fault is not None:
         yield Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate")
     refused = (seen.signing_keys or {}).get("refused")
     if isinstance(refused, dict):
-        detail = (
-            f"a set of signing keys was refused: {refused.get('code')}: {refused.get('detail')}"
-        )
-        yield Problem(
-            "signing_keys_refused",
-            detail,
-            "if the plane confirms its keys: byteor-firstboot trust --reset",
-        )
+        detail = f"a signing key set was rejected: {refused.get('code')}: {refused.get('detail')}"
+        hint = "if the control plane confirms its keys: byteor-firstboot trust --reset"
+        yield Problem("signing_keys_refused", detail, hint)
     try:
         left = from_rfc3339(seen.keys_end or "") - now
     except (ValueError, OverflowError):
         left = KEYS_END_S
     if left < KEYS_END_S:
         word = "end" if left > 0 else "ended"
-        detail = f"the signing keys {word} at {seen.keys_end}: nothing new is activated after that, what is active stays"
-        hint = "rotate the signing keys at the plane" + (
-            "" if left > 0 else ", then byteor-firstboot trust --reset here"
+        detail = (
+            f"the signing keys {word} at {seen.keys_end}: nothing new is activated after that,"
+            " what is active stays"
         )
+        hint = "rotate the signing keys at the control plane"
+        if left <= 0:
+            hint += ", then byteor-firstboot trust --reset here"
         yield Problem(f"signing_keys_{word}", detail, hint)
     if seen.shadowed:
-        detail = "/etc/byteor/spec.kv is a file of its own: a runtime that reads it does not see what is deployed"
-        yield Problem(
-            "spec_shadowed", detail, "move it away; systemd-tmpfiles --create makes the link"
+        detail = (
+            "/etc/byteor/spec.kv is a regular file: a runtime that reads it does not see what is"
+            " deployed"
         )
+        hint = "move it away; systemd-tmpfiles --create makes the link"
+        yield Problem("spec_shadowed", detail, hint)
     verdict = seen.last_verdict or {}
     if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
         named = verdict["deployment_id"] or "of an unverified envelope"
         detail = f"deployment {named} {verdict['verdict']}: {verdict['reason'] or verdict['code']}"
-        yield Problem(
-            f"deployment_{verdict['verdict']}", detail, "byteor-agent deployments shows them all"
-        )
+        hint = "byteor-agent deployments shows them all"
+        yield Problem(f"deployment_{verdict['verdict']}", detail, hint)
 
 
 def unique(problems: Iterable[Problem]) -> list[Problem]:
-    """Each code and sentence once, in order."""
+    """Return each code and sentence once, in order."""
     return list(dict.fromkeys(problems))

@@ -14,16 +14,13 @@ from typing import Callable, Optional
 
 from firstboot.agent.artifacts import spool
 from firstboot.agent.problems import Problem
-from firstboot.agent.worker import Work
+from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import RequestRefused, check
-from firstboot.api.client import PlaneApi
 from firstboot.base import documents, files, log
-from firstboot.base.clock import Clock, from_rfc3339, rfc3339
+from firstboot.base.clock import from_rfc3339, rfc3339
 from firstboot.base.documents import Time, lenient
 from firstboot.base.errors import Corrupt, LocalFault
-from firstboot.base.layout import Layout
 from firstboot.exchange import outcomes
-from firstboot.exchange.handover import Handover
 from firstboot.exchange.outcomes import Outcome
 
 DOING = "report"
@@ -44,25 +41,17 @@ class _Kept:
     dropped: Optional[_Dropped] = lenient()
 
 
+@dataclass
 class Reports(Work):
     """Deliver one report in each attempt; `more` is called when others wait behind it.
 
     `spooled` is called when a diagnostic came into the spool.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        handed: Handover,
-        api: PlaneApi,
-        *,
-        spooled: Callable[[], None],
-        more: Callable[[], None],
-        clock: Clock,
-    ) -> None:
-        self._layout, self._handed, self._api, self._clock = layout, handed, api, clock
-        self._spooled, self._more = spooled, more
-        self._kept: _Kept | None = None
+    context: Context
+    spooled: Callable[[], None]
+    more: Callable[[], None]
+    _kept: _Kept | None = None
 
     def run_once(self) -> bool:
         """Deliver the oldest one, False when there is none; raise what stops it."""
@@ -70,13 +59,13 @@ class Reports(Work):
         if outstanding:
             self._deliver(outstanding[0])
         if outstanding[1:]:
-            self._more()
+            self.more()
         return bool(outstanding)
 
     def problems(self) -> list[Problem]:
         """Return the problem of a report that was dropped lately."""
         dropped = self._kept.dropped if self._kept is not None else None
-        if dropped is None or self._clock.wall() - from_rfc3339(dropped.at) >= SHOWN_S:
+        if dropped is None or self.context.clock.wall() - from_rfc3339(dropped.at) >= SHOWN_S:
             return []
         hint = "byteor-agent deployments shows what the control plane was not told"
         return [Problem("report_dropped", dropped.detail, hint)]
@@ -91,13 +80,13 @@ class Reports(Work):
     def _outstanding(self) -> list[int]:
         if self._kept is None:
             self._kept = self._load()
-        delivered, present = self._kept.delivered, outcomes.numbers(self._layout)
+        delivered, present = self._kept.delivered, outcomes.numbers(self.context.layout)
         if present and present[-1] < delivered:
             delivered = 0  # they were begun again: a repeat is harmless, a gap is not
         return [number for number in present if number > delivered]
 
     def _load(self) -> _Kept:
-        path = self._layout.reports
+        path = self.context.layout.reports
         try:
             return documents.read(path, _Kept) or _Kept()
         except Corrupt as error:
@@ -106,13 +95,13 @@ class Reports(Work):
 
     def _deliver(self, number: int) -> None:
         try:
-            outcome = outcomes.read(self._layout, number)
+            outcome = outcomes.read(self.context.layout, number)
         except Corrupt as error:
             self._drop(number, str(error))
             return
         self._spool(number, outcome)
         named, body = outcome.deployment_id, json.dumps(asdict(outcome.report), sort_keys=True)
-        answer = self._api.report(self._handed.agent_id, self._handed.api_key, named, body.encode())
+        answer = self.context.api.report(*self.context.who, named, body.encode())
         try:
             check(answer, doing=DOING)
         except RequestRefused as error:
@@ -125,24 +114,24 @@ class Reports(Work):
     def _spool(self, number: int, outcome: Outcome) -> None:
         """Before the report is marked, so that a crash does not lose it; equal text is one."""
         try:
-            text = outcomes.diagnostic(self._layout, number, limit=LARGEST_DIAGNOSTIC)
+            text = outcomes.diagnostic(self.context.layout, number, limit=LARGEST_DIAGNOSTIC)
             if text:
                 spool.add_text(
-                    self._layout,
+                    self.context.layout,
                     text,
                     kind="diagnostic",
                     deployment_id=outcome.deployment_id,
                     spec_hash=outcome.report.spec_hash,
                 )
-                self._spooled()
+                self.spooled()
         except LocalFault as error:
             # The report matters more than what stands beside it; the activator has its own journal.
             log.warning(f"a diagnostic was not spooled: {error}", hint=error.hint)
 
     def _drop(self, number: int, detail: str) -> None:
         log.warning(detail)
-        self._keep(_Kept(number, _Dropped(rfc3339(self._clock.wall()), detail)))
+        self._keep(_Kept(number, _Dropped(rfc3339(self.context.clock.wall()), detail)))
 
     def _keep(self, kept: _Kept) -> None:
-        files.write_json(self._layout.reports, {"v": 1, **asdict(kept)})
+        files.write_json(self.context.layout.reports, {"v": 1, **asdict(kept)})
         self._kept = kept

@@ -43,6 +43,19 @@ class Reach(enum.IntEnum):
     HOST = 2
 
 
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended.
+
+    `sent`: it asked the control plane anything; else it neither takes a turn nor proves anything.
+    """
+
+    outcome: Outcome = Outcome.DONE
+    reach: Reach = Reach.NOBODY
+    retry_after: float | None = None
+    sent: bool = True
+
+
 class Ask(enum.IntEnum):
     """Who wants a task to run before its pause is over; the larger one counts."""
 
@@ -53,7 +66,7 @@ class Ask(enum.IntEnum):
 
 
 def believed(retry_after: float | None) -> float | None:
-    """Return the pause that the control plane asked for, None when it asked for none that counts."""
+    """Return the pause that was asked for, None when it asked for none that counts."""
     if retry_after is None or not 0 <= retry_after <= LONGEST_RETRY_AFTER_S:
         return None
     return retry_after
@@ -181,36 +194,23 @@ class Agenda:
         with self._lock:
             return self._when(task, now)
 
-    def end(
-        self,
-        task: Task,
-        chance: Chance,
-        now: float,
-        outcome: Outcome,
-        *,
-        reach: Reach = Reach.NOBODY,
-        retry_after: float | None = None,
-        sent: bool = True,
-    ) -> float:
-        """Note how the attempt of `task` ended; return the pause after it in seconds.
-
-        `sent`: it asked the control plane anything; else it neither takes a turn nor proves
-        anything.
-        """
+    def end(self, task: Task, chance: Chance, now: float, end: End) -> float:
+        """Note how the attempt of `task` ended; return the pause after it in seconds."""
         with self._lock:
-            if sent:
+            done = end.outcome is Outcome.DONE
+            if end.sent:
                 task.began = task.running if task.running is not None else now
-            task.running, task.outcome, task.ended = None, outcome, now
-            task.seldom = reach is not Reach.NOBODY
-            if reach is Reach.HOST or (task.seldom and task.first and outcome is Outcome.RETRY):
-                self._slow = True
-            elif outcome is Outcome.DONE and sent:
-                self._slow = False
-            delay = task.schedule.next_delay(chance, outcome, retry_after)
-            if task.on_demand and outcome is Outcome.DONE:
+            task.running, task.outcome, task.ended = None, end.outcome, now
+            task.seldom = end.reach is not Reach.NOBODY
+            # A proxy answers the heartbeat: whatever is asked, it will.
+            proxy = task.seldom and task.first and end.outcome is Outcome.RETRY
+            if end.reach is Reach.HOST or proxy or (done and end.sent):
+                self._slow = not done
+            delay = task.schedule.next_delay(chance, end.outcome, end.retry_after)
+            if task.on_demand and done:
                 delay = FOREVER
             task.due = now + delay
-            task.not_before = task.due if believed(retry_after) is not None else now
+            task.not_before = task.due if believed(end.retry_after) is not None else now
             return delay
 
     def _when(self, task: Task, now: float) -> float:

@@ -1,8 +1,9 @@
-"""How the agent comes to its identity and settings: the hand-over, or the three variables of its environment.
+"""Identity and settings of the agent: from the hand-over, or from its environment.
 
-On a host the unit's pre-start step has handed over; under ``--root`` `unseal` runs as a child, since the key that it
-uses never enters this process. In a container all three BYTEOR_ variables are the identity, and the settings file is the
-rest: nothing is sealed, and `status` says so (contract 6). One agent at a time works on a tree.
+On a host the unit's pre-start step has handed over; under ``--root`` `unseal` runs as a child,
+since the key that it uses never enters this process. In a container all three BYTEOR_ variables are
+the identity, and the settings file is the rest: nothing is sealed, and `status` says so
+(contract 6). One agent at a time works on a tree.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ class ChildFailed(ByteorError):
 def alone(layout: Layout) -> AbstractContextManager[None]:
     """Hold the tree's agent lock for as long as the agent lives; TryAgain when another agent does.
 
-    Two would beat as one, with one sequence file and one status. Makes the agent's directory where no package has.
+    Two would beat as one, with one sequence file and one status. Makes the agent's directory where
+    no package has.
     """
     files.make_directory(layout.agent, 0o700)
     owner = layout.agent.stat().st_uid
     if owner != os.geteuid():
         # What root made there the agent could not open again.
         raise LocalFault(
-            f"{layout.shown(layout.agent)} belongs to user id {owner}: byteor-agent run is to run as that user",
+            f"{layout.shown(layout.agent)} is owned by user id {owner}:"
+            " byteor-agent run must run as that user",
             hint="systemctl start byteor-agent",
         )
     return reachable(layout)
@@ -57,37 +60,50 @@ def alone(layout: Layout) -> AbstractContextManager[None]:
 def arrive(
     layout: Layout, *, config: Path | None, environ: MutableMapping[str, str]
 ) -> tuple[Handover, Settings]:
-    """Return identity and settings, the three variables removed from `environ`: no child is to inherit them.
+    """Return identity and settings; no child inherits the three variables of `environ`.
 
-    Invalid (4) when they are not all there or ill-formed, LocalFault when nothing was handed over, ChildFailed when
-    `unseal` or the reading of the settings file failed.
+    Invalid (4) when they are not all there or ill-formed, LocalFault when nothing was handed over,
+    ChildFailed when `unseal` or the reading of the settings file failed.
     """
     given = {name: environ.pop(name) for name in VARIABLES if name in environ}
     if given:
-        values = _checked(given)
+        base_url, agent_id, key = _checked(given)
         settings = read_config(layout, config=config)
         files.make_directory(layout.agent_run, 0o755)
-        return _from_environment(values, settings), settings
+        handed = Handover(
+            base_url,
+            agent_id,
+            Secret(key),
+            org_id=settings.org_id,
+            project_id=settings.project_id,
+            environment_id=settings.environment_id,
+            name=settings.name,
+            source=ENVIRONMENT,
+        )
+        return handed, settings
     if not layout.is_host:
         _child(["firstboot", "unseal", "--root", str(layout.root)])
-    handed = take(layout)
-    if handed is None:
+    taken = take(layout)
+    if taken is None:
         raise LocalFault(
             "no identity was handed over",
             hint="start byteor-agent.service, which runs byteor-firstboot unseal first",
         )
-    return handed, frozen.load(layout)
+    return taken, frozen.load(layout)
 
 
 def settings_again(layout: Layout, handed: Handover, *, config: Path | None) -> Settings:
     """Read the settings from where `arrive` read them."""
-    return (
-        read_config(layout, config=config) if handed.source == ENVIRONMENT else frozen.load(layout)
-    )
+    if handed.source == ENVIRONMENT:
+        return read_config(layout, config=config)
+    return frozen.load(layout)
 
 
 def read_config(layout: Layout, *, config: Path | None) -> Settings:
-    """The settings of the file `config` or of the image's defaults, read by a child: yaml never enters this process."""
+    """Return the settings of the file `config` or of the image's defaults.
+
+    A child reads them: yaml never enters this process.
+    """
     command = ["firstboot.provision.sources", "--root", str(layout.root)]
     if config is not None:
         command += ["--config", str(config)]
@@ -103,34 +119,13 @@ def _child(arguments: list[str]) -> bytes:
     command = [sys.executable, "-I", "-m", *arguments]  # -I: nothing from the working directory
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            timeout=CHILD_TIMEOUT_S,
-            check=False,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=CHILD_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LocalFault(f"cannot run {arguments[0]}: {type(error).__name__}") from error
     if done.returncode:
         raise ChildFailed(done.returncode)
     return done.stdout
-
-
-def _from_environment(values: dict[str, str], settings: Settings) -> Handover:
-    return Handover(
-        api_base_url=values["BYTEOR_API_BASE_URL"],
-        agent_id=values["BYTEOR_AGENT_ID"],
-        api_key=Secret(values["BYTEOR_AGENT_API_KEY"]),
-        proxy=None,
-        org_id=settings.org_id,
-        project_id=settings.project_id,
-        environment_id=settings.environment_id,
-        name=settings.name,
-        enrolled_at=None,
-        expires_at=None,
-        scopes=(),
-        source=ENVIRONMENT,
-    )
 
 
 def _base_url(value: str) -> str:
@@ -156,18 +151,19 @@ VARIABLES: dict[str, Callable[[str], str]] = {
 }
 
 
-def _checked(given: dict[str, str]) -> dict[str, str]:
+def _checked(given: dict[str, str]) -> list[str]:
+    """Return the values of `VARIABLES` in their order; Invalid unless each is there and sound."""
     missing = [name for name in VARIABLES if name not in given]
     if missing:
         raise Invalid(
             f"the environment sets {', '.join(given)} and not {', '.join(missing)}",
             hint="an agent's identity is all three variables, or none of them",
         )
-    values = {}
+    values = []
     for name, check in VARIABLES.items():
         try:
-            values[name] = check(given[name])
+            values.append(check(given[name]))
         except ValueError as error:
-            # Never the value: any of them may be the key that somebody put under the wrong name.
+            # Never the value: it may be the key that somebody put under the wrong name.
             raise Invalid(f"{name} {error}") from None
     return values

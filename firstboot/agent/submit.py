@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from firstboot.agent.problems import Problem
 from firstboot.base import files, log, systemd
@@ -29,37 +29,26 @@ SILENT_S = 300.0
 SILENT_IN_ACTIVATION_S = 3 * 3600.0
 
 
-class Activator(Protocol):
-    """Root's side of the conversation, or what stands in for it under ``--root``."""
+class Activator:
+    """Root's side of the conversation, started by ``byteor-activate.path``, which saw the request.
 
-    finishes: bool  # True when an interrupted activation is finished without us
+    SIGUSR1 comes when it is done; an activation that was interrupted is finished without us.
+    """
+
+    finishes = True
 
     def start(self, *, anew: bool) -> None:
         """Run it soon; `anew`: since its last start something new was asked."""
 
     def reap(self) -> bool:
         """Return True when one that we started has ended."""
+        return False
 
     def end(self) -> None:
         """Stop it: the agent stops."""
 
 
-class PathUnit:
-    """``byteor-activate.path`` has seen the request; SIGUSR1 comes when the activator is done."""
-
-    finishes = True
-
-    def start(self, *, anew: bool) -> None:
-        pass
-
-    def reap(self) -> bool:
-        return False
-
-    def end(self) -> None:
-        pass
-
-
-class Child:
+class Child(Activator):
     """``byteor-agent activate``, for trees and containers: one at a time, for any thread.
 
     Nobody waits for it: the main thread reaps it when SIGCHLD says so.
@@ -120,96 +109,87 @@ class Child:
 
 def choose(layout: Layout, *, config: Path | None) -> Activator:
     """Return the one for this tree; `config` is the settings file where first boot froze none."""
-    if layout.is_host and systemd.booted():
-        return PathUnit()
-    return Child(layout, config=config)
+    by_path_unit = layout.is_host and systemd.booted()
+    return Activator() if by_path_unit else Child(layout, config=config)
 
 
+@dataclass
 class Inbox:
     """What the activator was asked, and whether it answered; for the control thread.
 
     One request is answered when the newest one is. Other threads may ask for `problems`.
     """
 
-    def __init__(
-        self, layout: Layout, activator: Activator, *, clock: Clock, over_tls: bool = True
-    ) -> None:
-        self._layout = layout
-        self._activator = activator
-        self._clock = clock
-        self._over_tls = over_tls
-        self._plane_ahead_of_monotonic: float | None = None
-        self._newest: str | None = None
-        self._looked = False
-        self._unanswered_since: float | None = None
-        self.asked_at = float("-inf")  # monotonic
-        self.asked_with: float | None = None  # the offset of the clock then
+    layout: Layout
+    activator: Activator
+    clock: Clock
+    over_tls: bool = True
+    asked_at: float = float("-inf")  # monotonic
+    asked_with: float | None = None  # the offset of the clock then
+    _plane_ahead_of_monotonic: float | None = None
+    _newest: str | None = None
+    _looked: bool = False
+    _unanswered_since: float | None = None
 
     def heard(self, date: float | None) -> None:
         """Note the control plane's time; without verified TLS it is no evidence."""
-        if date is not None and self._over_tls:
-            self._plane_ahead_of_monotonic = date - self._clock.monotonic()
+        if date is not None and self.over_tls:
+            self._plane_ahead_of_monotonic = date - self.clock.monotonic()
 
     @property
     def clock_offset_s(self) -> float | None:
         """Seconds by which the control plane's clock is ahead of this host's now."""
-        if self._plane_ahead_of_monotonic is None:
+        ahead = self._plane_ahead_of_monotonic
+        if ahead is None:
             return None
-        return round(
-            self._plane_ahead_of_monotonic + self._clock.monotonic() - self._clock.wall(), 1
-        )
+        return round(ahead + self.clock.monotonic() - self.clock.wall(), 1)
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file into the inbox, durably."""
-        files.make_directory(self._layout.inbox, 0o700)
-        files.write(self._layout.inbox / name, data)
+        files.make_directory(self.layout.inbox, 0o700)
+        files.write(self.layout.inbox / name, data)
 
     def request(self) -> None:
         """Ask the activator to look; it answers later."""
-        files.make_directory(self._layout.inbox, 0o700)
-        self.asked_at, self.asked_with = self._clock.monotonic(), self.clock_offset_s
-        newest = str(uuid.uuid4())
-        write_request(self._layout, Request(newest, self.asked_with))
-        self._newest, self._looked = newest, True
+        files.make_directory(self.layout.inbox, 0o700)
+        self.asked_at, self.asked_with = self.clock.monotonic(), self.clock_offset_s
+        self._newest, self._looked = str(uuid.uuid4()), True
+        write_request(self.layout, Request(self._newest, self.asked_with))
         if self._unanswered_since is None:
             self._unanswered_since = self.asked_at
-        self._activator.start(anew=True)
+        self.activator.start(anew=True)
 
     def pending(self, decided: Record) -> bool:
         """Return True while the newest request, perhaps of an earlier process, is unanswered."""
         if not self._looked:
-            self._newest, self._looked = newest_request(self._layout), True
+            self._newest, self._looked = newest_request(self.layout), True
         if self._newest in (None, decided.request):
             self._unanswered_since = None
             return False
         if self._unanswered_since is None:
-            self._unanswered_since = self._clock.monotonic()
+            self._unanswered_since = self.clock.monotonic()
         return True
 
     def may_repeat(self) -> bool:
         """Return True when asking once more is not too often."""
-        return self._clock.monotonic() - self.asked_at >= AGAIN_S
+        return self.clock.monotonic() - self.asked_at >= AGAIN_S
 
     def finish(self) -> None:
         """Have an interrupted activation finished, where nobody else does it."""
-        if not self._activator.finishes and self.interrupted() and self.may_repeat():
-            self.asked_at = self._clock.monotonic()
-            self._activator.start(anew=False)
+        if not self.activator.finishes and self.interrupted() and self.may_repeat():
+            self.asked_at = self.clock.monotonic()
+            self.activator.start(anew=False)
 
     def problems(self) -> list[Problem]:
         """Return the problem of an activator that does not answer."""
         since = self._unanswered_since
         limit = SILENT_IN_ACTIVATION_S if self.interrupted() else SILENT_S
-        if since is None or self._clock.monotonic() - since < limit:
+        if since is None or self.clock.monotonic() - since < limit:
             return []
-        return [
-            Problem(
-                "activator_silent",
-                f"the activator has not answered for over {limit / 60:.0f} min",
-                "systemctl status byteor-activate, or journalctl -u byteor-activate",
-            )
-        ]
+        detail = f"the activator has not answered for over {limit / 60:.0f} min"
+        hint = "systemctl status byteor-activate, or journalctl -u byteor-activate"
+        return [Problem("activator_silent", detail, hint)]
 
     def interrupted(self) -> bool:
         """Return True while an activation is under way or was cut."""
-        return self._layout.journal.exists()
+        return self.layout.journal.exists()

@@ -11,16 +11,17 @@ from __future__ import annotations
 import os
 import select
 import signal
-import threading
 from pathlib import Path
 
 from firstboot import __version__
-from firstboot.agent import startup, submit
+from firstboot.agent import control, startup, submit
 from firstboot.agent.control import Control
 from firstboot.agent.health import ARTIFACTS, DEPLOYMENTS, Condition
 from firstboot.agent.schedule import Ask, Schedule
+from firstboot.agent.submit import Inbox
 from firstboot.agent.transfer import Transfer
-from firstboot.agent.worker import Shared, Worker
+from firstboot.agent.worker import Context, Crew, Worker
+from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base import log, systemd
 from firstboot.base.clock import Clock
@@ -82,44 +83,35 @@ class Supervisor:
         *,
         config: Path | None = None,
     ) -> None:
-        self._signals = signals
-        self._layout, self._config, self._handed = layout, config, handed
-        self._clock = Clock()
-        self._stop = threading.Event()
-        self._crash: str | None = None
-        self._condition = Condition(layout, handed, clock=self._clock)
-        shared = Shared(
-            layout,
-            handed,
-            self._clock,
-            self._stop,
-            self._crashed,
-            self._condition.publish,
-            self._condition.agenda,
-            self._condition.jobs,
-        )
+        self._layout, self._handed, self._signals, self._config = layout, handed, signals, config
+        self._clock, self._crash = Clock(), ""
+        # Filled while `self` is: what publishes is called by running workers only.
+        crew = self._crew = Crew(self._crashed, lambda: self._condition.publish())
+        condition = Condition(layout, handed, self._clock, crew.agenda, crew.jobs)
+        self._condition = condition
         self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
         # One splay for all: the first look at deployments comes with the first beat (contract 2.3).
-        before = self._condition.before
         spread_s = self._period.period_s
-        if before.running:
+        if condition.before.running:
             spread_s = max(1.0, spread_s - RESTART_S)
-        self._splay_s = Schedule(spread_s).first_delay(shared.chance) + _crash_pause(before.crashes)
-        settings_file = (config or layout.image_defaults) if handed.source == ENVIRONMENT else None
-        self._activator = submit.choose(layout, config=settings_file)
+        splay_s = Schedule(spread_s).first_delay(crew.chance)
+        self._splay_s = splay_s + _crash_pause(condition.before.crashes)
+        file = (config or layout.image_defaults) if handed.source == ENVIRONMENT else None
+        self._activator = submit.choose(layout, config=file)
         self._transfer = Transfer(
-            shared,
-            _transport(handed, settings),
-            brought=lambda: self._control.wake(DEPLOYMENTS),
+            crew,
+            self._context(settings),
+            lambda: self._control.wake(DEPLOYMENTS),
             period_s=self._period.period_s,
             splay_s=self._splay_s,
         )
+        over_tls = handed.api_base_url.startswith("https:")
         self._control = Control(
-            shared,
-            _transport(handed, settings),
+            crew,
+            self._context(settings, deadline_s=control.DEADLINE_S),
+            condition,
             self._transfer,
-            self._condition,
-            self._activator,
+            Inbox(layout, self._activator, self._clock, over_tls),
             period=self._period,
             splay_s=self._splay_s,
         )
@@ -130,6 +122,11 @@ class Supervisor:
                 " to verify them by"
             )
 
+    def _context(self, settings: Settings, **options: float) -> Context:
+        transport = _transport(self._handed, settings)
+        api = PlaneApi(self._handed.api_base_url, transport, clock=self._clock, **options)
+        return Context(self._layout, self._handed, api, self._clock)
+
     def run(self) -> int:
         """Stay until a signal or a crash; 0 after an orderly end, 1 after a crash."""
         self._condition.publish()
@@ -139,14 +136,14 @@ class Supervisor:
         log.notice("started", agent_id=self._handed.agent_id, version=__version__)
         period = systemd.watchdog_s()
         pause = period / 2 if period else LOOK_S
-        while not self._stop.is_set():
+        while not self._crew.stop.is_set():
             for number in dict.fromkeys(self._signals.wait(pause)):
                 self._follow(number)
             self._feed()
         systemd.notify("STOPPING=1")
         self._activator.end()
-        self._condition.publish(running=False, crashed=self._crash is not None)
-        if self._crash is not None:
+        self._condition.publish(running=False, crashed=bool(self._crash))
+        if self._crash:
             log.error(self._crash)
             return 1
         log.notice("stopped")
@@ -155,7 +152,7 @@ class Supervisor:
     def _follow(self, number: int) -> None:
         """Do what a signal asks."""
         if number in ENDING:
-            self._stop.set()
+            self._crew.stop.set()
         elif number == signal.SIGHUP:
             self._read_settings_again()
         elif number == signal.SIGUSR2:
@@ -176,7 +173,7 @@ class Supervisor:
         self._signals.send(signal.SIGTERM)
 
     def _read_settings_again(self) -> None:
-        """SIGHUP: new trust, proxy and period from the next request on; invalid settings change nothing."""
+        """Use new trust, proxy and period from the next request on; invalid ones change nothing."""
         systemd.notify("RELOADING=1")
         try:
             settings = startup.settings_again(self._layout, self._handed, config=self._config)
@@ -188,9 +185,9 @@ class Supervisor:
             for worker, transport in zip(self._workers, transports):
                 worker.api.reconnect(transport)
             log.notice("settings read again")
-            for name, job in self._condition.jobs.items():
+            for name, job in self._crew.jobs.items():
                 if not job.task.on_demand or job.problem is not None:
-                    self._condition.agenda.ask(name, Ask.ANEW)
+                    self._crew.agenda.ask(name, Ask.ANEW)
             for worker in self._workers:
                 worker.wake()
         systemd.notify("READY=1")

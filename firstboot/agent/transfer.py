@@ -9,10 +9,8 @@ from firstboot.agent.artifacts import sender
 from firstboot.agent.artifacts.sender import ArtifactsLoop
 from firstboot.agent.download import Download
 from firstboot.agent.health import ARTIFACTS, DOWNLOAD
-from firstboot.agent.schedule import FOREVER, Schedule
-from firstboot.agent.worker import Shared, Worker
-from firstboot.api.client import PlaneApi
-from firstboot.api.transport import Transport
+from firstboot.agent.schedule import FOREVER, Ask, Schedule
+from firstboot.agent.worker import Context, Crew, Worker
 
 
 class Transfer(Worker):
@@ -23,31 +21,27 @@ class Transfer(Worker):
 
     def __init__(
         self,
-        shared: Shared,
-        transport: Transport,
-        *,
+        crew: Crew,
+        context: Context,
         brought: Callable[[], None],
+        *,
         period_s: float,
         splay_s: float,
     ) -> None:
-        layout, handed, clock = shared.layout, shared.handed, shared.clock
-        api = PlaneApi(handed.api_base_url, transport, clock=clock)
-        super().__init__("transfer", shared, api)
+        super().__init__("transfer", crew, context)
         self.download: Download | None = None
+        handed = context.handed
         if handed.org_id and handed.project_id and handed.environment_id:
             schedule = Schedule(download.PERIOD_S)
             self.download = Download(
-                layout,
-                handed,
-                api,
-                schedule=schedule,
-                alive=self.alive,
-                changed=shared.changed,
-                wake=lambda by: self.wake(DOWNLOAD, by),
-                brought=brought,
-                clock=clock,
+                context, schedule, self.alive, crew.changed, self._want, brought
             )
             self.add(DOWNLOAD, self.download, schedule, FOREVER, on_demand=True)
-        sent = ArtifactsLoop(layout, handed, api, clock=clock, alive=self.alive)
-        each_period = Schedule(min(2 * period_s, sender.LONGEST_PERIOD_S))
-        self.add(ARTIFACTS, sent, each_period, splay_s)
+        sent = ArtifactsLoop(
+            context.layout, handed, context.api, clock=context.clock, alive=self.alive
+        )
+        each = Schedule(min(2 * period_s, sender.LONGEST_PERIOD_S))
+        self.add(ARTIFACTS, sent, each, splay_s)
+
+    def _want(self, by: Ask) -> None:
+        self.wake(DOWNLOAD, by)

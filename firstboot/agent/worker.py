@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Protocol
 
 from firstboot.agent.problems import Problem
-from firstboot.agent.schedule import Agenda, Ask, Outcome, Reach, Schedule, Task
+from firstboot.agent.schedule import Agenda, Ask, End, Outcome, Reach, Schedule, Task
 from firstboot.api.answers import KeyRefused, NotThePlane
 from firstboot.api.client import PlaneApi
 from firstboot.api.connection import ProxyRefused
@@ -21,11 +21,27 @@ from firstboot.base import log
 from firstboot.base.clock import Chance, Clock, rfc3339, rng
 from firstboot.base.errors import ByteorError, Refused, TryAgain
 from firstboot.base.layout import Layout
+from firstboot.base.secret import Secret
 from firstboot.exchange.handover import Handover
 
 # A worker that is later than its next attempt plus this is stuck, and the watchdog may end us.
 GRACE_S = 90.0
 LONGEST_WAIT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where and as whom tasks work; `api` is their worker's session."""
+
+    layout: Layout
+    handed: Handover
+    api: PlaneApi
+    clock: Clock
+
+    @property
+    def who(self) -> tuple[str, Secret]:
+        """Return the agent's id and key, with which each request begins."""
+        return self.handed.agent_id, self.handed.api_key
 
 
 class Work(Protocol):
@@ -61,75 +77,55 @@ class Job:
     last_success_at: str | None = None
     problem: str | None = None
     hint: str | None = None
-    logged_s: float = field(default=0.0, repr=False)  # the pause that was logged last
+    logged_s: float = 0.0  # the pause that was logged last
 
     def shown(self, next_attempt_at: str | None) -> dict[str, Any]:
         """Return the members of one loop of `status.json`."""
-        schedule, outcome = self.task.schedule, self.task.outcome
+        names = ("last_attempt_at", "last_success_at", "problem", "hint")
+        outcome, schedule = self.task.outcome, self.task.schedule
         return {
-            "last_attempt_at": self.last_attempt_at,
-            "last_success_at": self.last_success_at,
+            **{name: getattr(self, name) for name in names},
             "next_attempt_at": next_attempt_at,
             "outcome": outcome.value if outcome is not None else None,
-            "problem": self.problem,
-            "hint": self.hint,
             "failures": schedule.failures,
             "period_s": schedule.period_s,
         }
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What all workers of an agent have in common.
+@dataclass
+class Crew:
+    """What the workers of an agent share.
 
-    `stop` ends them once they are woken. `crashed` gets one sentence about an unexpected error,
-    which ends a worker. `changed` is called after each attempt that changed anything.
+    `stop` ends those that are woken. `crashed` gets one sentence about an unexpected error, which
+    ends a worker. `changed` is called after each attempt that changed anything.
     """
 
-    layout: Layout
-    handed: Handover
-    clock: Clock
-    stop: threading.Event
     crashed: Callable[[str], None]
     changed: Callable[[], None]
     agenda: Agenda = field(default_factory=Agenda)
     jobs: dict[str, Job] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
     chance: Chance = field(default_factory=rng)
 
 
 class Worker(threading.Thread):
-    """Run its own tasks, one at a time, on the session of `api`."""
+    """Run its own tasks, one at a time, on the session of its context."""
 
-    def __init__(
-        self,
-        name: str,
-        shared: Shared,
-        api: PlaneApi,
-        *,
-        woken: threading.Event | None = None,
-    ) -> None:
+    def __init__(self, name: str, crew: Crew, context: Context) -> None:
         super().__init__(name=name, daemon=True)
         self.due_by = float("inf")  # monotonic
-        self.api = api
-        self._shared, self._agenda, self._clock = shared, shared.agenda, shared.clock
-        self._woken = woken or threading.Event()
+        self.api = context.api
+        self._crew, self._agenda, self._clock = crew, crew.agenda, context.clock
+        self._woken = threading.Event()
         self._nudged = False
 
     def add(
-        self,
-        name: str,
-        work: Work,
-        schedule: Schedule,
-        delay_s: float,
-        *,
-        first: bool = False,
-        on_demand: bool = False,
+        self, name: str, work: Work, schedule: Schedule, delay_s: float, **options: Any
     ) -> None:
-        """Take one more task before the start, due in `delay_s`; the rest as of `Task`."""
+        """Take one more task before the start, due in `delay_s`; `options` as of `Task`."""
         due = self._clock.monotonic() + delay_s
-        task = Task(name, self.name, schedule, due, first=first, on_demand=on_demand)
-        self._agenda.tasks[name] = task
-        self._shared.jobs[name] = Job(task, work)
+        task = self._agenda.tasks[name] = Task(name, self.name, schedule, due, **options)
+        self._crew.jobs[name] = Job(task, work)
 
     def wake(self, name: str = "", by: Ask = Ask.LOCAL) -> None:
         """Look again now; `name` is a task that somebody wants to run. For any thread."""
@@ -148,27 +144,25 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Thread body."""
         try:
-            while not self._shared.stop.is_set():
+            while not self._crew.stop.is_set():
                 self._step()
         except Exception as error:  # noqa: BLE001 - the one broad except of the package
             # Frames without values: a local variable may hold the key.
-            frames = "; ".join(
-                f"{f.filename}:{f.lineno} {f.name}"
-                for f in traceback.extract_tb(error.__traceback__)
-            )
-            self._shared.crashed(f"worker {self.name} ended by {type(error).__name__} at {frames}")
+            frames = traceback.extract_tb(error.__traceback__)
+            places = "; ".join(f"{f.filename}:{f.lineno} {f.name}" for f in frames)
+            self._crew.crashed(f"worker {self.name} ended by {type(error).__name__} at {places}")
 
     def _step(self) -> None:
         self.alive()
         if self._nudged:
             self._nudged = False
-            for job in self._shared.jobs.values():
+            for name, job in self._crew.jobs.items():
                 if job.task.worker == self.name and job.work.nudged():
-                    self._agenda.ask(job.task.name, Ask.LOCAL)
+                    self._agenda.ask(name, Ask.LOCAL)
         now = self._clock.monotonic()
         task, until = self._agenda.take(self.name, now)
         if task is not None:
-            self._attempt(self._shared.jobs[task.name])
+            self._attempt(self._crew.jobs[task.name])
             return
         pause = min(until - now, LONGEST_WAIT_S)
         self.alive(pause + GRACE_S)
@@ -176,36 +170,21 @@ class Worker(threading.Thread):
         self._woken.clear()
 
     def _attempt(self, job: Job) -> None:
-        task, before = job.task, job.problem
-        job.last_attempt_at = rfc3339(self._clock.wall())
-        error, sent = None, True
+        before, job.last_attempt_at = job.problem, rfc3339(self._clock.wall())
         try:
-            sent = job.work.run_once() is not False
-        except ByteorError as raised:
-            error = raised
-        outcome, reach = _judge(error)
-        retry_after = error.retry_after if isinstance(error, TryAgain) else None
-        delay = self._agenda.end(
-            task,
-            self._shared.chance,
-            self._clock.monotonic(),
-            outcome,
-            reach=reach,
-            retry_after=retry_after,
-            sent=sent,
-        )
-        if error is None:
+            end = End(sent=job.work.run_once() is not False)
             job.problem = job.hint = None
-            if sent:
+            if end.sent:
                 job.last_success_at = job.last_attempt_at
-        else:
-            job.problem, job.hint = str(error), error.hint
+        except ByteorError as error:
+            end, job.problem, job.hint = _judge(error), str(error), error.hint
+        delay = self._agenda.end(job.task, self._crew.chance, self._clock.monotonic(), end)
         self._say(job, before, delay)
-        if sent or before is not None:
-            self._shared.changed()
+        if end.sent or before is not None:
+            self._crew.changed()
 
     def _say(self, job: Job, before: str | None, delay: float) -> None:
-        """Log a trouble when it begins, when it changes, as its pauses grow, and when it is over."""
+        """Log a trouble when it begins, when it changes, as its pauses grow, and when it ends."""
         if job.problem is None:
             job.logged_s = 0.0
             if before is not None:
@@ -215,14 +194,14 @@ class Worker(threading.Thread):
             log.warning(job.problem, loop=job.task.name, next_in_s=delay, hint=job.hint)
 
 
-def _judge(error: ByteorError | None) -> tuple[Outcome, Reach]:
-    """Return what the end of an attempt means for the next ones (contract 2.6)."""
-    if error is None:
-        return Outcome.DONE, Reach.NOBODY
+def _judge(error: ByteorError) -> End:
+    """Return what a failure means for the next attempts (contract 2.6)."""
+    retry_after = error.retry_after if isinstance(error, TryAgain) else None
     if isinstance(error, (KeyRefused, ProxyRefused)):
-        return Outcome.REFUSED, Reach.HOST
+        return End(Outcome.REFUSED, Reach.HOST)
     if isinstance(error, Refused):
-        return Outcome.REFUSED, Reach.TASK
+        return End(Outcome.REFUSED, Reach.TASK)
     # A proxy's answer to one task may be about what that one sends; to a heartbeat it is about
     # this host, which the agenda knows.
-    return Outcome.RETRY, Reach.TASK if isinstance(error, NotThePlane) else Reach.NOBODY
+    reach = Reach.TASK if isinstance(error, NotThePlane) else Reach.NOBODY
+    return End(Outcome.RETRY, reach, retry_after)

@@ -25,6 +25,7 @@ from pathlib import Path
 from firstboot.exchange.verdicts import Wanted
 from firstboot.agent.download import Download
 from firstboot.agent.schedule import Schedule
+from firstboot.agent.worker import Context
 from firstboot.api.client import PlaneApi
 from firstboot.base.clock import Clock
 from firstboot.exchange.handover import Handover
@@ -36,8 +37,8 @@ peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0
 before, wall, cpu = peak(), time.perf_counter(), time.process_time()
 handed = Handover(base, "agt_1", Secret("key_1"), None, None, None, None, None, None, None, ())
 with PlaneApi(base, Transport(ca_certificates=open(ca).read())) as api:
-    download = Download(Layout(Path(root)), handed, api, schedule=Schedule(60.0), alive=lambda: None, changed=lambda: None,
-                        wake=lambda by: None, brought=lambda: None, clock=Clock())
+    context, nothing = Context(Layout(Path(root)), handed, api, Clock()), lambda *_: None
+    download = Download(context, Schedule(60.0), nothing, nothing, nothing, nothing)
     download.want(Wanted("dep_1", 1, sha256, SIZE))
     download.run_once()
 with open(report, "w") as out:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Callable
 
-from firstboot.agent.schedule import Agenda, Outcome, Reach, Schedule, Task
+from firstboot.agent.schedule import Agenda, End, Outcome, Reach, Schedule, Task
 
 # (task, worker, period): artifacts are sent by the other worker; key sets could not be refreshed.
 TASKS = (
@@ -16,17 +16,6 @@ TASKS = (
     ("keysets", "control", 300.0),
     ("reports", "control", 300.0),
 )
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of one attempt: how it went, and after how many seconds."""
-
-    outcome: Outcome = Outcome.DONE
-    reach: Reach = Reach.NOBODY
-    took_s: float = 0.0
-    retry_after: float | None = None
-    sent: bool = True
 
 
 KEY_REFUSED = End(Outcome.REFUSED, Reach.HOST)
@@ -43,10 +32,13 @@ class Attempt:
 
 @dataclass
 class Host:
-    """Both workers, each running one task at a time; `answer` ends the attempt that begins now."""
+    """Both workers, each running one task at a time.
+
+    `answer` says how the attempt that begins now ends, and after how many seconds.
+    """
 
     seed: int
-    answer: Callable[[Task, float], End]
+    answer: Callable[[Task, float], tuple[End, float]]
     agenda: Agenda = field(default_factory=Agenda)
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -67,15 +59,7 @@ class Host:
             for worker, (ends, task, end) in list(busy.items()):
                 if ends <= now:
                     del busy[worker]
-                    self.agenda.end(
-                        task,
-                        self.chance,
-                        now,
-                        end.outcome,
-                        reach=end.reach,
-                        retry_after=end.retry_after,
-                        sent=end.sent,
-                    )
+                    self.agenda.end(task, self.chance, now, end)
             following = [ends for ends, _, _ in busy.values()]
             for worker in {task.worker for task in self.agenda.tasks.values()} - set(busy):
                 moments = {task.name: task.moment() for task in self.agenda.tasks.values()}
@@ -84,21 +68,21 @@ class Host:
                     following.append(until)
                     continue
                 self.attempts.append(Attempt(begun.name, moments[begun.name], now))
-                answer = self.answer(begun, now)
-                busy[worker] = now + answer.took_s, begun, answer
-                following.append(now + answer.took_s)
+                end, took_s = self.answer(begun, now)
+                busy[worker] = now + took_s, begun, end
+                following.append(now + took_s)
             now = min(following)
 
 
 def refused_attempts(*, seed: int, until_s: float) -> list[float]:
     """Return the seconds of all attempts of a host whose key expired in second 0."""
-    host = Host(seed, lambda task, now: KEY_REFUSED)
+    host = Host(seed, lambda task, now: (KEY_REFUSED, 0.0))
     host.run(until_s)
     return [attempt.began for attempt in host.attempts]
 
 
 def loose_attempts(*, seed: int, until_s: float) -> list[float]:
     """Return the same for tasks that take no turns."""
-    host = Host(seed, lambda task, now: End(Outcome.REFUSED))
+    host = Host(seed, lambda task, now: (End(Outcome.REFUSED), 0.0))
     host.run(until_s)
     return [attempt.began for attempt in host.attempts]

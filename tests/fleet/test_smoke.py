@@ -18,7 +18,7 @@ import pytest
 from firstboot.agent import schedule as pauses
 from firstboot.agent.heartbeat import Facts, Heartbeat
 from firstboot.agent.schedule import Schedule
-from firstboot.agent.worker import Shared, Worker
+from firstboot.agent.worker import Context, Crew, Worker
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base.clock import Clock
@@ -65,22 +65,13 @@ def fleet(plane: Any, directory: Path) -> Iterator[list[Worker]]:
     for number, one in enumerate(handed):
         layout = Layout(directory / str(number))
         layout.agent.mkdir(parents=True)
-        schedule, api = (
-            Schedule(SCALED_S),
-            PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem)),
-        )
-        shared = Shared(layout, one, Clock(), stop, crashes.append, lambda: None)
-        worker = Worker(f"agent-{number}", shared, api)
-        beat = Heartbeat(
-            layout,
-            one,
-            api,
-            schedule=schedule,
-            facts=Facts,
-            answered=lambda hints, skew: None,
-            clock=Clock(),
-        )
-        worker.add("heartbeat", beat, schedule, schedule.first_delay(shared.chance), first=True)
+        schedule = Schedule(SCALED_S)
+        api = PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem))
+        context = Context(layout, one, api, Clock())
+        crew = Crew(crashes.append, lambda: None, stop=stop)
+        worker = Worker(f"agent-{number}", crew, context)
+        beat = Heartbeat(context, schedule, Facts, lambda hints, skew: None)
+        worker.add("heartbeat", beat, schedule, schedule.first_delay(crew.chance), first=True)
         workers.append(worker)
     for each in workers:
         each.start()

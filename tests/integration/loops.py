@@ -18,7 +18,8 @@ from firstboot.agent.heartbeat import Facts, Heartbeat
 from firstboot.agent.keysets import KeySets
 from firstboot.agent.reports import Reports
 from firstboot.agent.schedule import Ask, Schedule
-from firstboot.agent.submit import Inbox
+from firstboot.agent.submit import Activator, Inbox
+from firstboot.agent.worker import Context
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base.clock import Clock
@@ -41,15 +42,13 @@ def ring(layout: Layout, version: int) -> None:
     layout.keyring.write_text(json.dumps(stored))
 
 
-class Decides:
+class Decides(Activator):
     """Stands in for the activator, which takes half a second: it answers the request, and wants
     `wanted`.
 
     `silent`: it does not run. `verdicts`: rows of the history, for the envelope that is there; one
     that is active unless something is wanted. `forgetful`: it answers, and nothing comes of it.
     """
-
-    finishes = True
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.silent, self.asked = layout, False, 0
@@ -81,28 +80,21 @@ class Decides:
         self.layout.activation.mkdir(exist_ok=True)
         (self.layout.activation / "deployments.json").write_text(json.dumps(document))
 
-    def reap(self) -> bool:
-        return False
 
-    def end(self) -> None:
-        pass
+def nothing() -> None:
+    """Stand in for what nobody waits for."""
 
 
 class Fetch:
     """Both tasks of a deployment, run as the two workers do: what is asked for is done next."""
 
-    def __init__(self, make: Callable[..., Deployments], **made: Any) -> None:
+    def __init__(self, context: Context, inbox: Inbox) -> None:
         self.asked: list[Ask] = []
         self.schedule = Schedule(60.0)
         self.download = Download(
-            schedule=self.schedule,
-            alive=lambda: None,
-            changed=lambda: None,
-            wake=self.asked.append,
-            brought=lambda: None,
-            **made,
+            context, self.schedule, nothing, nothing, self.asked.append, brought=nothing
         )
-        self.deployments = make(download=self.download)
+        self.deployments = Deployments(context, inbox, self.download, keys_wanted=nothing)
 
     def run_once(self) -> None:
         """Look, bring what is wanted, and have it looked at; raise what stops it."""
@@ -125,7 +117,7 @@ class Agent:
         self.apis: list[PlaneApi] = []
         self.handed = self._enrolled()
         self.activator = Decides(self.layout)
-        self.inbox = Inbox(self.layout, self.activator, clock=self.clock)
+        self.inbox = Inbox(self.layout, self.activator, self.clock)
         self.answered: list[Any] = []
 
     def api(self, base_url: str | None = None) -> PlaneApi:
@@ -170,31 +162,17 @@ class Agent:
             "artifacts": self._artifacts,
         }[request](self.api(base_url))
 
+    def context(self, api: PlaneApi) -> Context:
+        return Context(self.layout, self.handed, api, self.clock)
+
     def _heartbeat(self, api: PlaneApi) -> Callable[[], Any]:
-        return Heartbeat(
-            self.layout,
-            self.handed,
-            api,
-            schedule=Schedule(30.0),
-            facts=Facts,
-            clock=self.clock,
-            answered=lambda hints, skew: self.answered.append(hints),
-        ).run_once
+        def answered(hints: Any, skew_s: float | None) -> None:
+            self.answered.append(hints)
+
+        return Heartbeat(self.context(api), Schedule(30.0), Facts, answered).run_once
 
     def deployments(self, api: PlaneApi) -> Fetch:
-        made = {"layout": self.layout, "handed": self.handed, "api": api, "clock": self.clock}
-        return Fetch(
-            lambda download: Deployments(
-                self.layout,
-                self.handed,
-                api,
-                inbox=self.inbox,
-                download=download,
-                keys_wanted=lambda: None,
-                clock=self.clock,
-            ),
-            **made,
-        )
+        return Fetch(self.context(api), self.inbox)
 
     def _latest(self, api: PlaneApi) -> Callable[[], Any]:
         self.plane.deploy()
@@ -224,25 +202,11 @@ class Agent:
         }
         document = {"v": 1, "deployment_id": made["deployment_id"], "report": report}
         (self.layout.outcomes / "00000001.json").write_text(json.dumps(document))
-        self.reports = Reports(
-            self.layout,
-            self.handed,
-            api,
-            spooled=lambda: None,
-            more=lambda: None,
-            clock=self.clock,
-        )
+        self.reports = Reports(self.context(api), spooled=nothing, more=nothing)
         return self.reports.run_once
 
     def _signing_keys(self, api: PlaneApi) -> Callable[[], Any]:
-        return KeySets(
-            self.layout,
-            self.handed,
-            api,
-            schedule=Schedule(86400.0),
-            inbox=self.inbox,
-            clock=self.clock,
-        ).run_once
+        return KeySets(self.context(api), Schedule(86400.0), self.inbox).run_once
 
     def _artifacts(self, api: PlaneApi) -> Callable[[], Any]:
         spool.add_text(self.layout, b"what happened\n", kind="diagnostic")

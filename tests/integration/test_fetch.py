@@ -295,7 +295,7 @@ def test_a_disk_that_fills_up_keeps_what_came(
 
     monkeypatch.setattr(download.os, "pwrite", full)
     error = raised(loop.run_once)
-    assert type(error) is LocalFault and "no space left" in str(error) and error.hint
+    assert isinstance(error, LocalFault) and "no space left" in str(error) and error.hint
     monkeypatch.undo()
     have = agent.part.stat().st_size
     assert have > MIB
@@ -334,7 +334,7 @@ def test_a_long_download_gives_way_to_what_is_newer(agent: Fetching) -> None:
         if pieces == 3:
             loop.download.want(same)
 
-    loop.download._alive = alive
+    loop.download.alive = alive
     loop.asked.clear()
     assert loop.download.run_once() is True and loop.asked == [Ask.ANEW]
     have = agent.part.stat().st_size

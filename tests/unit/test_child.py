@@ -14,9 +14,9 @@ from firstboot.agent import submit
 from firstboot.agent.submit import (
     SILENT_IN_ACTIVATION_S,
     SILENT_S,
+    Activator,
     Child,
     Inbox,
-    PathUnit,
     choose,
 )
 from firstboot.base.errors import LocalFault
@@ -93,7 +93,8 @@ def test_a_child_that_cannot_be_started_is_this_hosts_fault(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("root", "booted", "kind"), [("/", True, PathUnit), ("/", False, Child), ("/tree", True, Child)]
+    ("root", "booted", "kind"),
+    [("/", True, Activator), ("/", False, Child), ("/tree", True, Child)],
 )
 def test_a_host_with_systemd_has_its_path_unit(
     monkeypatch: pytest.MonkeyPatch, root: str, booted: bool, kind: type
@@ -123,7 +124,7 @@ def test_an_activation_in_progress_may_take_its_time(tmp_path: Path) -> None:
     layout, clock = Layout(tmp_path), Moment()
     there = Decides(layout)
     there.silent = True
-    inbox = Inbox(layout, there, clock=clock)
+    inbox = Inbox(layout, there, clock)
     inbox.request()
     clock.now += SILENT_S
     assert [problem.code for problem in inbox.problems()] == ["activator_silent"]

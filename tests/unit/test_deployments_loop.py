@@ -15,6 +15,7 @@ from firstboot.agent.deployments import Deployments
 from firstboot.agent.download import Download
 from firstboot.agent.schedule import Ask, Schedule
 from firstboot.agent.submit import SILENT_S, Inbox
+from firstboot.agent.worker import Context
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply
 from firstboot.api.messages import Problem as Said
@@ -23,7 +24,7 @@ from firstboot.base.errors import ByteorError, Corrupt, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange.handover import Handover
-from tests.integration.loops import Decides, ring
+from tests.integration.loops import Decides, nothing, ring
 
 HANDED = Handover(
     "https://plane", "agt_1", Secret("k" * 20), proxy=None, org_id=None, project_id=None, environment_id=None, name=None,
@@ -86,28 +87,17 @@ class Scene:
 
     def start(self) -> None:
         """Another process on the same disk."""
-        self.inbox = Inbox(self.layout, self.activator, clock=self.clock)
+        self.inbox = Inbox(self.layout, self.activator, self.clock)
         self.wakes: list[Ask] = []
+        plane: Any = self.plane
+        context = Context(self.layout, HANDED, plane, self.clock)
         self.download = Download(
-            self.layout,
-            HANDED,
-            self.plane,  # type: ignore[arg-type]
-            schedule=Schedule(60.0),
-            alive=lambda: None,
-            changed=lambda: None,
-            wake=self.wakes.append,
-            brought=lambda: None,
-            clock=self.clock,
+            context, Schedule(60.0), nothing, nothing, self.wakes.append, brought=nothing
         )
-        self.loop = Deployments(
-            self.layout,
-            HANDED,
-            self.plane,  # type: ignore[arg-type]
-            inbox=self.inbox,
-            download=self.download,
-            keys_wanted=lambda: self.keys_wanted.append(self.clock.now),
-            clock=self.clock,
-        )
+        self.loop = Deployments(context, self.inbox, self.download, self.want_keys)
+
+    def want_keys(self) -> None:
+        self.keys_wanted.append(self.clock.now)
 
     def run(self, *, minutes: float = 0.0) -> None:
         """Each minute, as the loop's runner does."""
@@ -358,7 +348,7 @@ def test_the_request_names_its_envelope_by_being_answered(scene: Scene) -> None:
 
 def test_no_clock_is_vouched_for_without_tls(scene: Scene) -> None:
     """Over plain http on loopback the plane's date proves nothing."""
-    scene.inbox = Inbox(scene.layout, scene.activator, clock=scene.clock, over_tls=False)
+    scene.inbox = Inbox(scene.layout, scene.activator, scene.clock, over_tls=False)
     scene.inbox.heard(scene.clock.wall())
     documents: dict[str, Any] = {}
     scene.inbox.request()

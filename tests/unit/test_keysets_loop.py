@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from firstboot.agent.keysets import PERIOD_S, RETRY_S, SPREAD_S, URGENT_S, KeySets
 from firstboot.agent.schedule import Schedule
 from firstboot.agent.submit import Inbox
+from firstboot.agent.worker import Context
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply
 from firstboot.base.clock import rfc3339
@@ -52,15 +54,10 @@ class Scene:
         self.layout, self.clock, self.plane = Layout(root), Moment(), Plane()
         (root / "var/lib/byteor/agent").mkdir(parents=True)
         self.activator, self.schedule = Adopts(self.layout), Schedule(PERIOD_S)
-        inbox = Inbox(self.layout, self.activator, clock=self.clock)
-        self.loop = KeySets(
-            self.layout,
-            HANDED,
-            self.plane,  # type: ignore[arg-type]
-            schedule=self.schedule,
-            inbox=inbox,
-            clock=self.clock,
-        )
+        plane: Any = self.plane
+        context = Context(self.layout, HANDED, plane, self.clock)
+        inbox = Inbox(self.layout, self.activator, self.clock)
+        self.loop = KeySets(context, self.schedule, inbox)
 
     def delays(self) -> list[float]:
         return [self.loop.first_delay(random.Random(seed), splay_s=7.0) for seed in range(50)]

@@ -15,6 +15,7 @@ import pytest
 from firstboot.agent import reports as reports_module
 from firstboot.agent.artifacts import spool
 from firstboot.agent.reports import SHOWN_S, Reports
+from firstboot.agent.worker import Context
 from firstboot.api.answers import NotThePlane, RequestRefused
 from firstboot.api.client import Answer
 from firstboot.api.messages import Problem as Said
@@ -60,14 +61,9 @@ class Scene:
         def spooled() -> None:
             self.spooled += 1
 
-        self.loop = Reports(
-            self.layout,
-            HANDED,
-            self.plane,  # type: ignore[arg-type]
-            spooled=spooled,
-            more=lambda: self.more.append(True),
-            clock=self.clock,
-        )
+        plane: Any = self.plane
+        context = Context(self.layout, HANDED, plane, self.clock)
+        self.loop = Reports(context, spooled, lambda: self.more.append(True))
 
     def run(self) -> None:
         """As the worker does while more waits behind a report."""

@@ -14,13 +14,14 @@ from firstboot.agent.schedule import (
     FOREVER,
     Agenda,
     Ask,
+    End,
     Outcome,
     Reach,
     Schedule,
     Task,
 )
 from tests.fleet import figures
-from tests.fleet.host import TASKS, End, Host
+from tests.fleet.host import TASKS, Host
 
 NAMES = [name for name, _, _ in TASKS]
 OTHERS_S = 10.0  # the longest request but the heartbeat's
@@ -54,10 +55,9 @@ def test_retry_after_is_a_floor_where_it_is_believable(asked: float, floor: floa
 
 
 REFUSALS = [
-    End(Outcome.REFUSED, Reach.HOST),
-    End(Outcome.REFUSED, Reach.TASK),
-    End(Outcome.REFUSED, Reach.TASK, took_s=9.0),
-    End(Outcome.REFUSED, Reach.HOST, took_s=9.0),
+    (End(Outcome.REFUSED, reach), took_s)
+    for reach in (Reach.HOST, Reach.TASK)
+    for took_s in (0.0, 9.0)
 ]
 # Nobody asks for a beat.
 asks = st.lists(st.tuples(st.sampled_from(NAMES[1:]), st.sampled_from([Ask.HINT, Ask.LOCAL])))
@@ -90,12 +90,12 @@ def test_no_beat_is_later_than_the_longest_other_request(
     """With others hanging until their deadline, at any share of them, a beat begins in time."""
     chance = random.Random(seed)
 
-    def answer(task: Task, now: float) -> End:
+    def answer(task: Task, now: float) -> tuple[End, float]:
         if task.name == "heartbeat":
-            return End(took_s=chance.uniform(0.0, 1.0))
+            return End(), chance.uniform(0.0, 1.0)
         if chance.random() < hanging:
-            return End(Outcome.RETRY, took_s=300.0 if task.worker == "transfer" else OTHERS_S)
-        return End(took_s=chance.uniform(0.0, OTHERS_S), sent=chance.random() < 0.5)
+            return End(Outcome.RETRY), 300.0 if task.worker == "transfer" else OTHERS_S
+        return End(sent=chance.random() < 0.5), chance.uniform(0.0, OTHERS_S)
 
     host = Host(seed, answer)
 
@@ -114,12 +114,8 @@ def test_no_beat_is_later_than_the_longest_other_request(
 
 def test_what_timed_out_goes_behind_the_others_ever_more_rarely() -> None:
     """Everything but the beat hangs: nobody is starved, and the attempts become rare."""
-    host = Host(
-        7,
-        lambda task, now: (
-            End() if task.name == "heartbeat" else End(Outcome.RETRY, took_s=OTHERS_S)
-        ),
-    )
+    hangs = End(Outcome.RETRY), OTHERS_S
+    host = Host(7, lambda task, now: (End(), 0.0) if task.name == "heartbeat" else hangs)
     host.run(2 * 3600.0)
     for name, _, period_s in TASKS[1:]:
         begins = [each.began for each in host.attempts if each.task == name]
@@ -146,15 +142,7 @@ class Bench:
                     break
                 self.now = min(until, self.now + 1.0)
             self.at.append(self.now)
-            self.agenda.end(
-                task,
-                self.chance,
-                self.now,
-                end.outcome,
-                reach=end.reach,
-                retry_after=end.retry_after,
-                sent=end.sent,
-            )
+            self.agenda.end(task, self.chance, self.now, end)
         return [later - earlier for earlier, later in zip(self.at, self.at[1:])]
 
 
@@ -224,18 +212,18 @@ def test_turns_are_taken_in_the_order_of_being_due_and_the_heartbeat_goes_first(
     }
     tasks["heartbeat"].due = 20.0
     agenda, chance = Agenda(tasks.values()), random.Random(1)
-    refused = {"outcome": Outcome.REFUSED, "reach": Reach.HOST}
+    refused = End(Outcome.REFUSED, Reach.HOST)
     task, _ = agenda.take("a", 1.0)
     assert task is tasks["one"]
-    agenda.end(task, chance, 1.0, **refused)  # type: ignore[arg-type]
+    agenda.end(task, chance, 1.0, refused)
     assert agenda.take("b", 3.0) == (None, 31.0)
     assert agenda.take("b", 31.0) == (None, 61.0)  # the heartbeat is due, and goes first
     assert agenda.take("a", 31.0)[0] is tasks["heartbeat"]
     assert agenda.take("b", 61.0)[0] is tasks["two"]  # "a" is busy
-    agenda.end(tasks["heartbeat"], chance, 61.0, **refused)  # type: ignore[arg-type]
-    agenda.end(tasks["two"], chance, 61.0, Outcome.DONE, sent=False)
+    agenda.end(tasks["heartbeat"], chance, 61.0, refused)
+    agenda.end(tasks["two"], chance, 61.0, End(sent=False))
     assert agenda.take("b", 61.0)[0] is tasks["three"]  # which takes the turn that "two" had
-    agenda.end(tasks["three"], chance, 62.0, Outcome.DONE)
+    agenda.end(tasks["three"], chance, 62.0, End())
     tasks["one"].due = 63.0
     assert agenda.take("a", 63.0)[0] is tasks["one"]  # something was accepted
 
@@ -247,8 +235,8 @@ def test_a_task_on_demand_ends_with_its_success() -> None:
     assert agenda.take("one", 1e9) == (None, FOREVER)
     agenda.ask("download", Ask.ANEW)
     assert agenda.take("one", 5.0)[0] is task
-    agenda.end(task, chance, 6.0, Outcome.RETRY)
+    agenda.end(task, chance, 6.0, End(Outcome.RETRY))
     assert 6.0 <= task.due <= 11.0
     assert agenda.take("one", 11.0)[0] is task
-    agenda.end(task, chance, 12.0, Outcome.DONE)
+    agenda.end(task, chance, 12.0, End())
     assert agenda.take("one", 1e9) == (None, FOREVER)

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 
 from firstboot.agent.schedule import Ask, Outcome, Schedule
-from firstboot.agent.worker import GRACE_S, Job, Shared, Work, Worker
+from firstboot.agent.worker import GRACE_S, Context, Crew, Job, Work, Worker
 from firstboot.api.answers import KeyRefused, NotThePlane
 from firstboot.api.connection import ProxyRefused
 from firstboot.base.clock import Clock
@@ -71,17 +71,12 @@ class Scene:
         self.clock = Moment()
         self.crashes: list[str] = []
         self.changes = 0
-        self.shared = Shared(
-            Layout(tmp_path),
-            HANDED,
-            self.clock,
-            threading.Event(),
-            self.crashes.append,
-            self.changed,
-        )
+        self.shared = Crew(self.crashes.append, self.changed)
         self.event = Wait(self.clock)
         api: Any = None
-        self.worker = Worker("control", self.shared, api, woken=self.event)
+        context = Context(Layout(tmp_path), HANDED, api, self.clock)
+        self.worker = Worker("control", self.shared, context)
+        self.worker._woken = self.event
         self.work = Does(self, *ends)
         self.worker.add(name, self.work, Schedule(30.0), 5.0, first=name == "heartbeat")
 
