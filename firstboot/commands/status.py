@@ -73,9 +73,10 @@ def status_command(arguments: argparse.Namespace) -> int:
     print(f"{'state':<14} {document['summary']}")
     for key in SHOWN:
         if document.get(key):
-            print(f"{key.replace('plane', 'control plane'):<14} {document[key]}")
+            named = key.replace("plane", "control plane")
+            print(f"{named:<14} {agent_status.word(str(document[key]))}")
     for notice in document["notices"]:
-        print(f"{'notice':<14} {notice}")
+        print(f"{'notice':<14} {agent_status.word(notice)}")
     if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
         print("\n".join(agent_status.summary(agent, now=clock.wall())))
     return 0

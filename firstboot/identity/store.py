@@ -27,23 +27,7 @@ from firstboot.base.secret import Secret
 from firstboot.identity import host as hostfacts
 from firstboot.identity import seal as envelope
 from firstboot.identity import sealkey
-from firstboot.identity.host import host_facts, hostname
-
-__all__ = [
-    "Identity",
-    "Look",
-    "State",
-    "drop_unused_key",
-    "fingerprint",
-    "hostname",
-    "look",
-    "probe_sealing",
-    "rebind",
-    "required",
-    "same_host",
-    "save",
-    "set_aside",
-]
+from firstboot.identity.host import host_facts
 
 PURPOSE = "byteor identity"
 PROBE = "byteor probe"

@@ -111,8 +111,15 @@ def _enrolled_nothing(answer: Answer, intent: Intent) -> bool:
 class Unbelieved(TryAgain):
     """An answer that says nothing for certain; `pause_s` until it is asked for again."""
 
-    def __init__(self, message: str, *, hint: str | None = None, pause_s: float) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, answer: Answer, judged: Meaning, *, pause_s: float) -> None:
+        said = f"the control plane answered {answer.status} without a usable agent id and key"
+        hint = None
+        if judged is Meaning.GATEWAY:
+            said = (
+                f"{answer.host} answers {answer.status} in a form that is not the control plane's"
+            )
+            hint = "check api_base_url and the three ids; if they are right, the token"
+        super().__init__(said, hint=hint)
         self.pause_s = pause_s
 
 
@@ -122,23 +129,6 @@ def malformed_for_good(answer: Answer) -> Refused:
         f"the control plane answers {answer.status}, but {answer.complaint}",
         hint="the token may be spent; the next run repeats with the same key; "
         "ask the control plane's operator",
-    )
-
-
-def malformed(answer: Answer, *, pause_s: float) -> Unbelieved:
-    """Return the error for a success without a well-formed id or key."""
-    return Unbelieved(
-        f"the control plane answered {answer.status} without a usable agent id and key",
-        pause_s=pause_s,
-    )
-
-
-def gateway(answer: Answer, *, pause_s: float) -> Unbelieved:
-    """Return the error for a gateway's own JSON; its sentence is what `status` shows."""
-    return Unbelieved(
-        f"{answer.host} answers {answer.status} in a form that is not the control plane's",
-        hint="check api_base_url and the three ids; if they are right, the token",
-        pause_s=pause_s,
     )
 
 

@@ -150,54 +150,58 @@ def _intent_state(
     return IntentState.OURS if ours else IntentState.OTHER
 
 
+MINT = "mint a new token, provide it and run again"
+FIND = f"look for {{name}} in the agent list, delete it, {MINT}"
+# Step -> (error, one sentence, what to do).
+STOPS: dict[Step, tuple[type[ByteorError], str, str]] = {
+    Step.STOP_REFUSED: (
+        Refused,
+        "the control plane refused this token, and it was presented in this boot already",
+        "mint a new token; or fix the cause at the control plane, then run --again",
+    ),
+    Step.STOP_LOST: (
+        Refused,
+        "the token is spent and the identity that it bought is not on this disk",
+        f"delete the agent of this host in the agent list, {MINT}",
+    ),
+    Step.STOP_PROBABLY_SPENT: (
+        Refused,
+        "an enrollment was begun as {name}, its token is gone, and no identity is here: "
+        "it was probably spent",
+        FIND,
+    ),
+    Step.STOP_FOREIGN: (
+        Foreign,
+        "the identity on this disk belongs to another host: {why}",
+        "a clone needs a token of its own: provide a fresh one and run again",
+    ),
+    Step.STOP_UNREADABLE: (
+        LocalFault,
+        "the sealed identity does not open: {why}",
+        "restore /var/lib/byteor/identity, or provide a fresh token and run again",
+    ),
+    Step.STOP_NO_TOKEN: (
+        NoToken,
+        "no enrollment token in any source, and this host is not enrolled",
+        "put one into user data, /run/byteor-firstboot/settings.yaml or "
+        "/etc/byteor/enrollment-token",
+    ),
+}
+
+
 def stop_error(step: Step, view: View) -> ByteorError:
     """Return the error that ends a run at `step`: its exit code, one sentence, and what to do."""
-    name = view.intent.name if view.intent is not None else "this host"
-    mint = "mint a new token, provide it and run again"
+    intent, here = view.intent, view.seen.identity
+    kind, said, hint = STOPS[step]
     # Only reenroll stops with an identity here: it must not speak as if none were.
-    if view.seen.identity is not None:
-        return NoToken(
-            "reenroll needs a fresh token; "
-            f"this host stays enrolled as {view.seen.identity.agent_id}",
-            hint="mint a new token for this environment, provide it and run "
-            "byteor-firstboot reenroll",
+    if here is not None:
+        kind = NoToken
+        said = f"reenroll needs a fresh token; this host stays enrolled as {here.agent_id}"
+        hint = "mint a new token for this environment, provide it and run byteor-firstboot reenroll"
+    elif step is Step.STOP_REFUSED and intent is not None and intent.unanswered:
+        said = (
+            "the control plane refused this token after an answer was lost: it was probably spent"
         )
-    if step is Step.STOP_REFUSED and view.intent is not None and view.intent.unanswered:
-        return Refused(
-            "the control plane refused this token after an answer was lost: "
-            "it was probably spent by that one",
-            hint=f"look for {name} in the agent list, delete it, {mint}",
-        )
-    if step is Step.STOP_REFUSED:
-        return Refused(
-            "the control plane refused this token, and it was presented in this boot already",
-            hint="mint a new token; or fix the cause at the control plane, then "
-            "byteor-firstboot run --again",
-        )
-    if step is Step.STOP_LOST:
-        return Refused(
-            "the token is spent and the identity that it bought is not on this disk",
-            hint=f"delete the agent of this host in the agent list, {mint}",
-        )
-    if step is Step.STOP_PROBABLY_SPENT:
-        return Refused(
-            f"an enrollment was begun as {name}, its token is gone, and no identity is here: "
-            "it was probably spent",
-            hint=f"look for {name} in the agent list, delete it, {mint}",
-        )
-    if step is Step.STOP_FOREIGN:
-        return Foreign(
-            f"the identity on this disk belongs to another host: {view.seen.why}",
-            hint="a clone needs a token of its own: provide a fresh one and run again "
-            "(byteor-firstboot status)",
-        )
-    if step is Step.STOP_UNREADABLE:
-        return LocalFault(
-            f"the sealed identity does not open: {view.seen.why}",
-            hint="restore /var/lib/byteor/identity, or provide a fresh token and run again",
-        )
-    return NoToken(
-        "no enrollment token in any source, and this host is not enrolled",
-        hint="put one into user data, /run/byteor-firstboot/settings.yaml or "
-        "/etc/byteor/enrollment-token",
-    )
+        hint = FIND
+    name = intent.name if intent is not None else "this host"
+    return kind(said.format(name=name, why=view.seen.why), hint=hint.format(name=name))

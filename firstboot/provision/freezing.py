@@ -19,7 +19,7 @@ from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.identity import store
 from firstboot.identity.store import Identity, Look
-from firstboot.provision.schema import CLEARABLE, PLACE
+from firstboot.provision.schema import CHECKS, CLEARABLE, PLACE
 
 HTTPS_PORT = 443
 IMAGE = "/etc/byteor/firstboot.yaml"
@@ -41,7 +41,8 @@ def refreeze(settings: Settings, image: Mapping[str, Any]) -> Settings:
         keys = ("name", "no_proxy", "seal", "signing_keys_trust", "activation")
         given = tuple(key for key in keys if getattr(settings, key) != getattr(Settings, key))
     named = set(image) - kept
-    gone = tuple(key for key in given if key not in {*named, *kept, *CLEARABLE})
+    stays = {*named, *kept, *CLEARABLE}
+    gone = tuple(key for key in given if key in CHECKS and key not in stays)
     changed = {key: getattr(Settings, key) for key in gone}
     changed.update((key, value) for key, value in image.items() if key in named)
     return replace(settings, **changed, from_image=tuple(sorted(named)), reverted=gone)

@@ -27,6 +27,7 @@ from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
 from firstboot.identity import store
+from firstboot.identity.host import hostname
 from firstboot.identity.store import Identity, State
 from firstboot.provision import cleanup, enrollment, preflight
 from firstboot.provision.decision import IntentState, Step, next_step
@@ -34,7 +35,7 @@ from firstboot.provision.enrollment import PAUSES_S, Meaning
 from firstboot.provision.erase.receipt import Receipt
 from firstboot.provision.facts import View, look, stop_error
 from firstboot.provision.freezing import freeze_again, with_proxy_of
-from firstboot.provision.schema import require_complete
+from firstboot.provision.schema import PLACE, require_complete
 from firstboot.provision.sources import Inputs
 from firstboot.provision.tokens import Intent, TokenClass
 
@@ -201,7 +202,7 @@ class FirstBoot:
 
     def _new_intent(self, view: View, *, nameless: bool = False) -> Intent:
         token, former = self._token(view), view.intent
-        mark, name = view.marks.mark(token), view.settings.name or store.hostname(self._layout)
+        mark, name = view.marks.mark(token), view.settings.name or hostname(self._layout)
         body = {} if nameless else enrollment_body(name=view.settings.name, hostname=name)
         same_token = former is not None and former.token_mark == mark
         if former is not None and former.unanswered and not same_token:
@@ -254,11 +255,9 @@ class FirstBoot:
         self._unbelieved[meaning] += 1
         again = count < len(PAUSES_S)
         pause_s = PAUSES_S[count] if again else self._chance.uniform(*HOURLY_S)
-        if meaning is Meaning.MALFORMED:
-            if not again:
-                return enrollment.malformed_for_good(answer)
-            return enrollment.malformed(answer, pause_s=pause_s)
-        error = enrollment.gateway(answer, pause_s=pause_s)
+        if meaning is Meaning.MALFORMED and not again:
+            return enrollment.malformed_for_good(answer)
+        error = enrollment.Unbelieved(answer, meaning, pause_s=pause_s)
         if not again:
             with self._lock():
                 stored = Intent.load(self._layout)
@@ -270,20 +269,15 @@ class FirstBoot:
         reply = answer.enrolled
         assert reply is not None  # noqa: S101 - what ENROLLED means
         found = with_proxy_of(self._inputs.environ, view.settings)
+        names = (*PLACE, "proxy", "ca_certificates", "no_proxy")
         fresh = Identity(
-            api_base_url=found.api_base_url or "",
-            org_id=found.org_id or "",
-            project_id=found.project_id or "",
-            environment_id=found.environment_id or "",
+            **{name: getattr(found, name) for name in names},
             agent_id=reply.agent_id,
             name=reply.name or intent.name,
             api_key=reply.api_key,
             scopes=reply.scopes,
             expires_at=reply.expires_at,
             enrolled_at=rfc3339(self._clock.wall()),
-            proxy=found.proxy,
-            ca_certificates=found.ca_certificates,
-            no_proxy=found.no_proxy,
             routed=True,
             idempotency_key=intent.key,
         )

@@ -1,46 +1,31 @@
-"""``byteor-firstboot unseal``: open the identity and hand it to the agent, as its unit's privileged pre-start step.
+"""``byteor-firstboot unseal``: open the identity and hand it to the agent.
 
-Runs as root outside the agent's sandbox, so that the sealing key and the cryptography never enter the resident
-process. A foreign or unreadable identity is not handed over: the agent then does not start, and `status` says why.
+It is the privileged pre-start step of the agent's unit. It runs as root outside the agent's
+sandbox, so that the sealing key and the cryptography never enter the resident process. A foreign or
+unreadable identity is not handed over: the agent then does not start, and `status` says why.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from firstboot.base import accounts, files
 from firstboot.base.layout import Layout
 from firstboot.exchange import handover, settings
+from firstboot.exchange.handover import Handover
 from firstboot.identity import store
 
 
 def unseal(layout: Layout) -> int:
-    """Write the hand-over file; the error says why there is nothing to hand over (exit 3, 7 or 8)."""
-    files.remove(
-        layout.handover
-    )  # one that no agent took must not outlive the identity that it came from
+    """Write the hand-over file; the error says why there is none (exit 3, 7 or 8)."""
+    # One that no agent took must not outlive the identity that it came from.
+    files.remove(layout.handover)
     here = store.required(layout)
-    handover.write(
-        layout,
-        handover.Handover(
-            api_base_url=here.api_base_url,
-            agent_id=here.agent_id,
-            api_key=here.api_key,
-            # The other ones stand in settings.json, where a later boot may change them.
-            proxy=here.proxy if settings.has_password(here.proxy) else None,
-            org_id=here.org_id,
-            project_id=here.project_id,
-            environment_id=here.environment_id,
-            name=here.name,
-            enrolled_at=here.enrolled_at,
-            expires_at=here.expires_at,
-            scopes=here.scopes,
-        ),
-        owner=_agent(layout),
-    )
+    names = {member.name for member in fields(Handover)} - {"source", "proxy"}
+    # A proxy without a password is in settings.json, where a later boot may change it.
+    proxy = here.proxy if settings.has_password(here.proxy) else None
+    handed = Handover(**{name: getattr(here, name) for name in names}, proxy=proxy)
+    user = accounts.agent() if layout.is_host else None
+    owner = (user.pw_uid, user.pw_gid) if user is not None else None
+    handover.write(layout, handed, owner=owner)
     return 0
-
-
-def _agent(layout: Layout) -> tuple[int, int] | None:
-    if not layout.is_host:
-        return None
-    user = accounts.agent()
-    return user.pw_uid, user.pw_gid
