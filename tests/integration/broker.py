@@ -1,9 +1,9 @@
 """Hand out one enrollment token per instance: a token broker over AWS Secrets Manager, for tests.
 
-``python -m tests.integration.broker CERTIFICATE SECRET SETTINGS``: POST / takes an instance's
-identity document (PKCS #7, base64, as the metadata service gives it), verifies it with CERTIFICATE,
-takes one token out of SECRET (JSON: {"tokens": [...], "given": {instance id: token}}), and answers
-SETTINGS with it. An instance that asks again gets the same token. Prints its port.
+``python -m tests.integration.broker ADDRESS CERTIFICATE SECRET SETTINGS``: POST / takes an
+instance's identity document (PKCS #7, base64, as the metadata service gives it), verifies it with
+CERTIFICATE, takes one token out of SECRET (JSON: {"tokens": [...], "given": {instance id: token}}),
+and answers SETTINGS with it. An instance that asks again gets the same token. Prints its port.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import boto3
 
-CERTIFICATE, SECRET, SETTINGS = sys.argv[1:]
+ADDRESS, CERTIFICATE, SECRET, SETTINGS = sys.argv[1:]
 STORE = boto3.client("secretsmanager")
 
 
@@ -55,6 +55,6 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = HTTPServer((ADDRESS, 0), Handler)
     print(server.server_address[1], flush=True)
     server.serve_forever()

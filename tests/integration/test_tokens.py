@@ -9,18 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.boot.ec2 import MetadataService
+from tests.integration.autoscaling import SignedIdentity, Signer, broker
 from tests.integration.host import BIN, Host
 from tests.unit.test_pages import PAGES, TOP
 
@@ -181,108 +179,26 @@ def test_libvirt_passes_systemd_credentials(host: Host, tmp_path: Path) -> None:
     assert len(host.enrollments()) == 1
 
 
-class SignedIdentity(MetadataService):
-    """A metadata service that signs its identity document, as EC2 does at `rsa2048`."""
-
-    signed = b""
-
-    def answer(self, path: str) -> bytes | None:
-        return self.signed if path.endswith("/instance-identity/rsa2048") else super().answer(path)
-
-
-def sign(document: bytes, place: Path) -> bytes:
-    """Return the document in PKCS #7: base64 without the lines around it; the key is in `place`."""
-    key, certificate = place / "key.pem", place / "certificate.pem"
-    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2"]
-    run = {"capture_output": True, "check": True}
-    subprocess.run(["openssl", *words, "-keyout", key, "-out", certificate], **run)
-    words = ["smime", "-sign", "-nodetach", "-binary", "-outform", "PEM"]
-    done = subprocess.run(
-        ["openssl", *words, "-signer", certificate, "-inkey", key], input=document, **run
-    )
-    return b"\n".join(done.stdout.splitlines()[1:-1])
-
-
-def started(stack: ExitStack, *words: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, *words], env=env, text=True, cwd=TOP,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    stack.enter_context(process)
-    stack.callback(process.terminate)
-    return process
-
-
-@pytest.fixture
-def secrets_manager(tmp_path: Path) -> Iterator[Mapping[str, str]]:
-    """The environment of a process that uses AWS Secrets Manager, which moto stands in for."""
-    pytest.importorskip("moto")
-    if shutil.which("curl") is None or shutil.which("openssl") is None:
-        pytest.skip("curl or openssl is not on this machine")
-    code = (
-        "from moto.server import ThreadedMotoServer as S; import signal; s = S('127.0.0.1', 0, verbose=False); s.start();"
-        "print(s.get_host_and_port()[1], flush=True); signal.pause()"
-    )
-    with ExitStack() as stack:
-        server = started(stack, "-c", code, env=dict(os.environ))
-        assert server.stdout is not None
-        port = server.stdout.readline().strip()
-        names = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_DEFAULT_REGION": "eu-central-1",
-        }
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-        yield {**os.environ, **names, **keys, "HOME": str(tmp_path)}
-
-
-CREATE = (
-    "import boto3, sys; boto3.client('secretsmanager')"
-    ".create_secret(Name='byteor/tokens', SecretString=sys.argv[1])"
-)
-
-
-def test_an_autoscaling_group_gets_its_tokens_from_a_broker(
-    host: Host, tmp_path: Path, secrets_manager: Mapping[str, str]
-) -> None:
-    """An instance that proves who it is gets a token; one that another key vouches for gets none."""
-    stock = {"tokens": [host.mint(), host.mint()], "given": {}}
-    subprocess.run(
-        [sys.executable, "-c", CREATE, json.dumps(stock)], env=secrets_manager, check=True
-    )
-    (tmp_path / "settings").write_text(f"name: edge-{int(time.time())}")
+def test_an_autoscaling_group_gets_its_tokens_from_a_broker(host: Host, tmp_path: Path) -> None:
+    """An instance that proves who it is gets a token; one with a strange signature gets none."""
     ask = EXAMPLES / "autoscaling/byteor-broker-token"
-    other = tmp_path / "other/settings.yaml"
-    other.parent.mkdir()
-    with ExitStack() as stack:
-        identities = [
-            stack.enter_context(
-                SignedIdentity(
-                    "127.0.0.1",
-                    instance_id=f"i-{number}",
-                    hostname="edge",
-                    user_data="#cloud-config\n",
-                )
-            )
-            for number in (1, 2)
-        ]
-        first, second = identities
-        first.signed = sign(first.identity, tmp_path)
-        words = ("certificate.pem", "byteor/tokens", "settings")
-        given = [str(tmp_path / word) if "/" not in word else word for word in words]
-        broker = started(stack, "-m", "tests.integration.broker", *given, env=secrets_manager)
-        assert broker.stdout is not None
-        url = f"http://127.0.0.1:{broker.stdout.readline().strip()}"
+    ours, stranger = Signer(tmp_path / "ours"), Signer(tmp_path / "stranger")
+    given = {"tokens": [host.mint(), host.mint()], "settings": "name: edge-17"}
+    identity = SignedIdentity("127.0.0.1", instance_id="i-1", hostname="edge", user_data="")
+    with broker("127.0.0.1", tmp_path, certificate=ours.certificate, **given) as url, identity:
+        environ = {"IMDS": identity.url, "BROKER": url, "DROP_PLACE": str(host.path(DROP_PLACE))}
 
-        def asked(identity: SignedIdentity, place: Path) -> int:
-            environ = {**os.environ, "IMDS": identity.url, "BROKER": url, "DROP_PLACE": str(place)}
-            return subprocess.run([str(ask)], env=environ, capture_output=True).returncode
+        def asked(signer: Signer) -> int:
+            identity.signed = signer.sign(identity.identity)
+            command = [sys.executable, "-I", str(ask)]
+            return subprocess.run(command, env=environ, capture_output=True).returncode
 
-        assert asked(first, host.path(DROP_PLACE)) == 0
-        # Signed with another key: refused, and nothing is dropped.
-        (tmp_path / "strange").mkdir()
-        second.signed = sign(second.identity, tmp_path / "strange")
-        assert asked(second, other) != 0 and list(other.parent.iterdir()) == []
-    judge_settings(host.path(DROP_PLACE).read_text(), left_to_the_image=ROUTING)
+        assert asked(stranger) != 0
+        assert list(host.path(DROP_PLACE).parent.iterdir()) == []
+        assert asked(ours) == 0
+        first = host.path(DROP_PLACE).read_text()
+        assert asked(ours) == 0 and host.path(DROP_PLACE).read_text() == first
+    judge_settings(first, left_to_the_image=ROUTING)
     enrolls_from_the_drop_place(host)
 
 
