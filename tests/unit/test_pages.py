@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,11 @@ from firstboot.commands.status import STATES
 from firstboot.provision.erase.receipt import RESULTS
 from firstboot.provision.schema import CHECKS, IMAGE_ONLY
 from tests.controlplane import spoil
+from tests.unit import texts
+from tests.unit.texts import TOP
 
-TOP = Path(__file__).resolve().parents[2]
 REFERENCE = TOP / ".github/reference"
 PAGES = sorted([*TOP.glob("*.md"), *(TOP / ".github").rglob("*.md")])
-SOURCES = sorted((TOP / "firstboot").rglob("*.py"))
 LONGEST_LINE, LONGEST_ROW = 110, 160  # characters; of prose, of a table
 
 
@@ -171,32 +169,14 @@ def test_the_json_page_has_every_result_of_erasing() -> None:
     assert set(first_column(table)) == set(RESULTS)
 
 
-def problem_codes() -> Iterator[str]:
-    """Yield the first argument of every ``Problem(...)`` as a pattern."""
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Call) and node.args):
-                continue
-            if isinstance(node.func, ast.Name) and node.func.id == "Problem":
-                yield from codes_of(node.args[0])
-
-
-def codes_of(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.Constant):
-        yield re.escape(str(node.value))
-    elif isinstance(node, ast.IfExp):
-        yield from codes_of(node.body)
-        yield from codes_of(node.orelse)
-    elif isinstance(node, ast.JoinedStr):
-        yield "".join(
-            re.escape(str(part.value)) if isinstance(part, ast.Constant) else "[a-z_]+"
-            for part in node.values
-        )
+def problem_codes() -> set[str]:
+    """Return the code of every ``Problem(...)`` as a pattern."""
+    return {re.escape(code).replace("…", "[a-z_]+") for code in texts.codes("Problem")}
 
 
 def test_the_json_page_has_every_problem_code() -> None:
     """Each code that the code makes is listed, and nothing else."""
-    patterns = set(problem_codes())
+    patterns = problem_codes()
     listed = first_column(json_section("byteor-agent status").split("| Code |")[1])
     assert len(patterns) > 10
     for pattern in patterns:
