@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from firstboot.base import redaction
+from firstboot.base.layout import Layout, Row
 from firstboot.commands.status import STATES
 from firstboot.provision.erase.receipt import RESULTS
 from firstboot.provision.schema import CHECKS, IMAGE_ONLY
@@ -193,6 +194,17 @@ def test_the_contract_has_every_refusal() -> None:
     text = (TOP / ".github/CONTRACT.md").read_text()
     for code in spoil.CODES:
         assert f"`{code}`" in text, code
+
+
+# -- files
+
+
+def test_the_files_page_has_every_path_of_ours() -> None:
+    """The table of the layout, but for what belongs to the host or to cloud-init."""
+    rows = [row.absolute for row in vars(Layout).values() if isinstance(row, Row)]
+    listed = re.findall(r"^\| `(/[^`]+)`", (REFERENCE / "files.md").read_text(), re.MULTILINE)
+    assert set(listed) == {path for path in rows if "byteor" in path}
+    assert len(listed) == len(set(listed))
 
 
 # -- redaction
