@@ -41,6 +41,8 @@ class Signer:
     """A key and its certificate in `place`; signs documents as the platform does."""
 
     def __init__(self, place: Path) -> None:
+        if shutil.which("openssl") is None:
+            pytest.skip("openssl is not on this machine (Debian: apt-get install openssl)")
         place.mkdir(exist_ok=True)
         self._key, self.certificate = place / "key.pem", place / "certificate.pem"
         words = ["-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "2"]
@@ -63,8 +65,6 @@ def broker(
 ) -> Iterator[str]:
     """Run the broker over a Secrets Manager that moto stands in for; yields the broker's URL."""
     pytest.importorskip("moto")
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not on this machine")
     (place / "settings").write_text(settings)
     with ExitStack() as stack:
         port = _port_of(stack, "-c", STORE, env=os.environ)
