@@ -15,7 +15,7 @@ from firstboot.agent.problems import Problem, of_the_activation, of_the_clock, o
 from firstboot.agent.schedule import Agenda, Ask, Outcome
 from firstboot.agent.worker import Job
 from firstboot.api.messages import HeartbeatReply
-from firstboot.base import documents, files, log
+from firstboot.base import documents, files, log, systemd
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.documents import lenient
 from firstboot.base.errors import LocalFault
@@ -24,7 +24,8 @@ from firstboot.exchange import verdicts
 from firstboot.exchange.handover import Handover
 
 FIRST, ARTIFACTS, DEPLOYMENTS, DOWNLOAD = "heartbeat", "artifacts", "deployments", "download"
-CLOSING_S = 2.0
+CLOSING_S = 1.0
+MOST_PROBLEMS = 50  # status.json is read up to a limit
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ class Condition:
         # minute. On tmpfs, so no fsync.
         data = (json.dumps(document, sort_keys=True) + "\n").encode()
         files.write(self._layout.agent_status, data, mode=0o644, durable=False)
+        last = self._jobs[FIRST].last_success_at
+        well = f"ok, last beat at {last}" if last is not None else "ok, no beat yet"
+        said = f"degraded: {verdicts.sentence(problems[0].detail)}" if problems else well
+        systemd.notify(f"STATUS={said}")
 
     def _shown(self, name: str) -> dict[str, Any]:
         own = self._jobs[name].work.shown() if name != ARTIFACTS else {}
@@ -156,7 +161,7 @@ class Condition:
         found.extend(of_the_activation(seen, self._clock.wall()))
         found.extend(of_the_expiry(self._handed.expires_at, self._clock.wall()))
         found.extend(of_the_clock(self._skew_s))
-        return unique(found)
+        return unique(found)[:MOST_PROBLEMS]
 
     def _crashes_so_far(self, crashed: bool) -> int:
         if crashed:

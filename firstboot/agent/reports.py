@@ -19,7 +19,7 @@ from firstboot.api.answers import RequestRefused, check
 from firstboot.base import documents, files, log
 from firstboot.base.clock import from_rfc3339, rfc3339
 from firstboot.base.documents import Time, lenient
-from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.errors import ByteorError, Corrupt, LocalFault
 from firstboot.exchange import outcomes
 from firstboot.exchange.outcomes import Outcome
 
@@ -27,6 +27,7 @@ DOING = "report"
 PERIOD_S = 300.0
 SHOWN_S = 86400.0  # a dropped report is a problem for so long, or until the next one is accepted
 LARGEST_DIAGNOSTIC = 16 << 20
+SPOOL_WAIT_S = 2.0  # neither a report nor a beat waits for an upload that comes in
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,10 @@ class Reports(Work):
                     kind="diagnostic",
                     deployment_id=outcome.deployment_id,
                     spec_hash=outcome.report.spec_hash,
+                    wait_s=SPOOL_WAIT_S,
                 )
                 self.spooled()
-        except LocalFault as error:
+        except ByteorError as error:
             # The report matters more than what stands beside it; the activator has its own journal.
             log.warning(f"a diagnostic was not spooled: {error}", hint=error.hint)
 

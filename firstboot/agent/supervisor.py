@@ -9,7 +9,6 @@ something new. Neither yaml nor cryptography is ever loaded here.
 from __future__ import annotations
 
 import os
-import select
 import signal
 from pathlib import Path
 
@@ -18,9 +17,11 @@ from firstboot.agent import control, startup, submit
 from firstboot.agent.control import Control
 from firstboot.agent.health import ARTIFACTS, DEPLOYMENTS, Condition
 from firstboot.agent.schedule import Ask, Schedule
+from firstboot.agent.signals import ENDING, Signals
 from firstboot.agent.submit import Inbox
 from firstboot.agent.transfer import Transfer
 from firstboot.agent.worker import Context, Crew, Worker
+from firstboot.api import tls
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
 from firstboot.base import log, systemd
@@ -31,9 +32,6 @@ from firstboot.exchange.handover import ENVIRONMENT, Handover
 from firstboot.exchange.settings import Settings
 
 DEFAULT_PERIOD_S = 30.0
-ENDING = (signal.SIGTERM, signal.SIGINT)
-
-FOLLOWED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGCHLD)
 # How often the main thread looks at the workers when no watchdog asks for more.
 LOOK_S = 60.0
 # After a crash systemd starts us again in 10 s; the n-th in a row begins its tasks this much later,
@@ -41,34 +39,6 @@ LOOK_S = 60.0
 CRASH_PAUSE_S, LONGEST_CRASH_PAUSE_S = 10.0, 300.0
 # systemd's pause and our start: after a kill the next beat comes within one period all the same.
 RESTART_S = 12.0
-
-
-class Signals:
-    """Signals as bytes in a pipe, from the first moment on; none is lost, whatever thread gets it.
-
-    The kernel gives SIGCHLD to the thread that started the child, which wakes nobody who waits for
-    a lock in the main thread.
-    """
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-
-    def follow(self) -> None:
-        """Begin, in the main thread."""
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in FOLLOWED:
-            signal.signal(number, lambda *_: None)
-
-    def send(self, number: int) -> None:
-        """Add one as if it had come; for any thread."""
-        os.write(self._write, bytes([number]))
-
-    def wait(self, pause: float) -> bytes:
-        """Return those that came, after `pause` seconds at the latest."""
-        ready, _, _ = select.select([self._read], [], [], pause)
-        return os.read(self._read, 1 << 16) if ready else b""
 
 
 class Supervisor:
@@ -129,17 +99,17 @@ class Supervisor:
 
     def run(self) -> int:
         """Stay until a signal or a crash; 0 after an orderly end, 1 after a crash."""
+        self._signals.at_once = False
         self._condition.publish()
         for worker in self._workers:
             worker.start()
-        systemd.notify("READY=1", f"STATUS=agent {self._handed.agent_id}")
+        systemd.notify("READY=1")
         log.notice("started", agent_id=self._handed.agent_id, version=__version__)
         period = systemd.watchdog_s()
-        pause = period / 2 if period else LOOK_S
         while not self._crew.stop.is_set():
-            for number in dict.fromkeys(self._signals.wait(pause)):
+            for number in dict.fromkeys(self._signals.wait(period / 2 if period else LOOK_S)):
                 self._follow(number)
-            self._feed()
+            self._feed(bool(period))
         systemd.notify("STOPPING=1")
         self._activator.end()
         self._condition.publish(running=False, crashed=bool(self._crash))
@@ -161,12 +131,14 @@ class Supervisor:
             for worker in self._workers:
                 worker.nudge()
 
-    def _feed(self) -> None:
+    def _feed(self, watched: bool) -> None:
         late = [w.name for w in self._workers if w.due_by < self._clock.monotonic()]
-        if late:
+        if not late:
+            systemd.notify("WATCHDOG=1")
+        elif watched:
             log.error("a worker is stuck, the watchdog is not fed", workers=",".join(late))
         else:
-            systemd.notify("WATCHDOG=1")
+            self._crashed(f"stuck, and nobody watches: worker {', '.join(late)}")
 
     def _crashed(self, message: str) -> None:
         self._crash = message
@@ -175,9 +147,13 @@ class Supervisor:
     def _read_settings_again(self) -> None:
         """Use new trust, proxy and period from the next request on; invalid ones change nothing."""
         systemd.notify("RELOADING=1")
+        tls.forget()
+        self._signals.at_once = True
         try:
             settings = startup.settings_again(self._layout, self._handed, config=self._config)
             transports = [_transport(self._handed, settings) for _ in self._workers]
+        except SystemExit:
+            pass  # `run` ends in order: the signal is in the pipe
         except ByteorError as error:
             log.warning(f"the settings were not read again: {error}", hint=error.hint)
         else:
@@ -190,6 +166,7 @@ class Supervisor:
                     self._crew.agenda.ask(name, Ask.ANEW)
             for worker in self._workers:
                 worker.wake()
+        self._signals.at_once = False
         systemd.notify("READY=1")
 
 
@@ -205,10 +182,8 @@ def _transport(handed: Handover, settings: Settings) -> Transport:
     )
 
 
-def start(layout: Layout, *, config: Path | None) -> int:
+def start(layout: Layout, signals: Signals, *, config: Path | None) -> int:
     """Run the agent: hand-over or environment, settings, supervise."""
-    signals = Signals()
-    signals.follow()
     with startup.alone(layout):
         try:
             handed, settings = startup.arrive(layout, config=config, environ=os.environ)

@@ -23,6 +23,7 @@ from firstboot.base.errors import ByteorError, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange.handover import Handover
+from firstboot.exchange.verdicts import sentence
 
 # A worker that is later than its next attempt plus this is stuck, and the watchdog may end us.
 GRACE_S = 90.0
@@ -137,9 +138,9 @@ class Worker(threading.Thread):
         self._nudged = True
         self._woken.set()
 
-    def alive(self, for_s: float = GRACE_S) -> None:
-        """Say that a long attempt makes progress; it may then be silent for `for_s` seconds."""
-        self.due_by = self._clock.monotonic() + for_s
+    def alive(self, pause_s: float = 0.0) -> None:
+        """Say that a long attempt makes progress, or that a pause of `pause_s` seconds begins."""
+        self.due_by = self._clock.monotonic() + pause_s + GRACE_S
 
     def run(self) -> None:
         """Thread body."""
@@ -165,7 +166,7 @@ class Worker(threading.Thread):
             self._attempt(self._crew.jobs[task.name])
             return
         pause = min(until - now, LONGEST_WAIT_S)
-        self.alive(pause + GRACE_S)
+        self.alive(pause)
         self._woken.wait(pause)
         self._woken.clear()
 
@@ -177,7 +178,8 @@ class Worker(threading.Thread):
             if end.sent:
                 job.last_success_at = job.last_attempt_at
         except ByteorError as error:
-            end, job.problem, job.hint = _judge(error), str(error), error.hint
+            end, job.hint = _judge(error), error.hint
+            job.problem = sentence(str(error))
         delay = self._agenda.end(job.task, self._crew.chance, self._clock.monotonic(), end)
         self._say(job, before, delay)
         if end.sent or before is not None:

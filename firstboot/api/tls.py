@@ -48,6 +48,11 @@ class NamedContext(ssl.SSLContext):
 _shared: weakref.WeakValueDictionary[str | None, NamedContext] = weakref.WeakValueDictionary()
 
 
+def forget() -> None:
+    """Read the system's store anew for the next transport; those that are there keep theirs."""
+    _shared.clear()
+
+
 def tls_context(ca_certificates: str | None) -> NamedContext:
     """Return the context for `ca_certificates` (PEM), else for the system's store; LocalFault.
 

@@ -17,9 +17,13 @@ def unseal_command(arguments: argparse.Namespace) -> int:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Run the agent until it is told to stop."""
+    from firstboot.agent.signals import Signals
+
+    signals = Signals()
+    signals.follow()  # before what takes long to import
     from firstboot.agent.supervisor import start
 
-    return start(arguments.layout, config=arguments.config)
+    return start(arguments.layout, signals, config=arguments.config)
 
 
 def activate_command(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,17 +194,28 @@ def test_a_period_from_the_plane_is_followed_within_its_bounds(
 def test_the_service_manager_hears_ready_and_the_watchdog(
     host: Host, start: Callable[..., Agent], tmp_path: Path
 ) -> None:
-    """READY=1 once the loops run, WATCHDOG=1 within the period, STOPPING=1 at the end."""
+    """READY=1 once the workers run, WATCHDOG=1 within the period, STOPPING=1 at the end; its status
+    line says how it is.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(15)
         agent = start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
-        assert b"READY=1" in manager.recv(1000)
-        assert b"WATCHDOG=1" in manager.recv(1000)
+        heard: list[bytes] = []
+
+        def hear(word: bytes) -> None:
+            while not heard or word not in heard[-1]:
+                heard.append(manager.recv(4096))
+
+        hear(b"READY=1")
+        hear(b"WATCHDOG=1")
+        hear(b"STATUS=ok, last beat at 20")
+        host.plane.fault("heartbeat", "problem", times=None, status=401, code="key_revoked")
+        hear(b"STATUS=degraded: heartbeat")
+        assert b"401" in heard[-1] and b"key_revoked" in heard[-1]
+        host.plane.clear_faults()
         assert agent.end()[0] == 0
-        rest = []
-        while not rest or b"STOPPING=1" not in rest[-1]:
-            rest.append(manager.recv(1000))
+        hear(b"STOPPING=1")
 
 
 def test_without_an_identity_it_says_so(tmp_path: Path, control_plane: Any) -> None:
@@ -339,3 +351,68 @@ def test_a_clock_that_is_off_is_a_problem(host: Host, start: Callable[..., Agent
     assert 3990 < shown["clock_skew_s"] < 4010 and shown["status"] == "degraded"
     problem = next(problem for problem in shown["problems"] if problem["code"] == "clock_skew")
     assert "ahead" in problem["detail"] and problem["hint"]
+
+
+def _catches(pid: int, number: int) -> bool:
+    line = next(
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    )
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+EARLY = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def test_signals_at_the_start_neither_end_it_nor_get_lost(
+    host: Host, start: Callable[..., Agent]
+) -> None:
+    """From the moment on at which it takes signals, which is before it has read who it is."""
+    agent = start()
+    host.plane.wait_for(lambda: _catches(agent.process.pid, signal.SIGHUP), limit_s=20)
+    assert not host.path("run/byteor-agent/status.json").exists()
+    for number in EARLY:
+        agent.process.send_signal(number)
+    wait_for_beats(host, 1)
+    code, _, err = agent.end()
+    assert code == 0 and "settings read again" in err, err
+
+
+@pytest.mark.parametrize("as_init", [False, True])
+@pytest.mark.skipif(os.geteuid() != 0, reason="a namespace of processes needs root")
+def test_sigterm_at_the_start_ends_it(host: Host, as_init: bool) -> None:
+    """Also as process 1 of a container, for which the kernel drops what it does not handle."""
+    command = [sys.executable, "-m", "firstboot", "agent", "run", "--root", str(host.root)]
+    if as_init:
+        command = ["unshare", "--pid", "--fork", "--kill-child", *command]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/")
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if as_init:
+            host.plane.wait_for(children.read_text, limit_s=20)
+        pid = int(children.read_text().split()[0]) if as_init else process.pid
+        host.plane.wait_for(lambda: _catches(pid, signal.SIGTERM), limit_s=20)
+        os.kill(pid, signal.SIGTERM)
+        assert process.wait(3) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert not host.path("run/byteor-agent/status.json").exists()
+
+
+def test_a_worker_that_is_stuck_ends_a_process_that_nobody_watches(host: Host) -> None:
+    """Without a watchdog it ends itself, and says so: what runs the container starts another."""
+    code = """
+import sys, threading
+from firstboot.agent import heartbeat, supervisor, worker
+supervisor.LOOK_S, worker.GRACE_S = 0.5, 1.0
+heartbeat.Heartbeat.run_once = lambda self: threading.Event().wait(60)
+from firstboot.cli import agent_main
+sys.exit(agent_main())
+"""
+    command = [sys.executable, "-c", code, "run", "--root", str(host.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False, cwd="/")
+    assert done.returncode == 1 and "stuck" in done.stderr and "control" in done.stderr, done
+    page = json.loads(host.path("run/byteor-agent/status.json").read_text())
+    assert not page["running"] and page["crashes"] == 1

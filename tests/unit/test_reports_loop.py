@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from firstboot.agent.worker import Context
 from firstboot.api.answers import NotThePlane, RequestRefused
 from firstboot.api.client import Answer
 from firstboot.api.messages import Problem as Said
+from firstboot.base import files
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -229,6 +231,18 @@ def test_a_diagnostic_is_in_the_spool_before_the_report_is_told(scene: Scene) ->
         b"it failed" in entries[0].data.read_bytes()
         and b"abcdefghijklmnop" not in entries[0].data.read_bytes()
     )
+
+
+def test_a_spool_that_is_busy_does_not_hold_up_the_report(scene: Scene) -> None:
+    """An `upload` copies 64 MiB meanwhile: it is waited for no longer than two seconds."""
+    scene.outcome(1)
+    (scene.layout.outcomes / "00000001.txt").write_text("it failed\n")
+    spool.prepare(scene.layout)
+    busy = LocalFault("busy")
+    began = time.monotonic()
+    with files.locked(scene.layout.spool_lock, wait_s=0.0, busy=lambda: busy):
+        scene.run()
+    assert scene.plane.told == ["dep_1"] and time.monotonic() - began < 10.0
 
 
 def test_a_full_spool_does_not_hold_up_the_report(

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from firstboot.agent.heartbeat import Sequence
-from firstboot.agent.supervisor import RESTART_S, Signals, Supervisor
+from firstboot.agent.signals import Signals
+from firstboot.agent.supervisor import RESTART_S, Supervisor
+from firstboot.api import tls
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
@@ -78,3 +80,11 @@ def test_numbers_grow_where_none_can_be_reserved(
 
 def _full(*arguments: object, **keywords: object) -> None:
     raise LocalFault("cannot write: no space left on device")
+
+
+def test_the_systems_store_is_read_again_when_it_is_to_be() -> None:
+    """SIGHUP: an authority that was added or removed counts from the next connection on."""
+    before = tls.tls_context(None)
+    assert tls.tls_context(None) is before
+    tls.forget()
+    assert tls.tls_context(None) is not before

@@ -216,15 +216,16 @@ def recover(layout: Layout) -> None:
         log.warning(str(error), hint=error.hint)
 
 
-def add(layout: Layout, source: int, about: About) -> Added:
+def add(layout: Layout, source: int, about: About, *, wait_s: float = LOCK_WAIT_S) -> Added:
     """Put the content of the open file `source` into the spool, durably, once.
 
-    LocalFault when it is empty, too large, or changes while it is read; Full when there is no room.
+    LocalFault when it is empty, too large, or changes while it is read; Full when there is no room;
+    TryAgain when another one comes in for longer than `wait_s` seconds.
     """
     prepare(layout)
     now = Clock().wall()
     size, sha256 = packing.digest(source, about.name)
-    with _alone(layout, wait_s=LOCK_WAIT_S):
+    with _alone(layout, wait_s=wait_s):
         _sweep(layout)
         known = _known(layout, sha256, about.kind)
         if known is not None:
@@ -268,15 +269,15 @@ def add_text(
     name: str = "diagnostic",
     deployment_id: str | None = None,
     spec_hash: str | None = None,
+    wait_s: float = LOCK_WAIT_S,
 ) -> Added:
     """Put a text into the spool, redacted; as `add`. Safe to repeat: equal text is there once."""
     clean, kinds = redact(text.decode("utf-8", "replace").encode())
     replaced = ({"part": name, "kinds": kinds},) if kinds else ()
     held = packing.hold(clean)
     try:
-        return add(
-            layout, held, About(kind, name, Clock().wall(), deployment_id, spec_hash, replaced)
-        )
+        about = About(kind, name, Clock().wall(), deployment_id, spec_hash, replaced)
+        return add(layout, held, about, wait_s=wait_s)
     finally:
         os.close(held)
 
