@@ -6,7 +6,7 @@ from typing import Callable
 
 from firstboot.agent import download
 from firstboot.agent.artifacts import sender
-from firstboot.agent.artifacts.sender import ArtifactsLoop
+from firstboot.agent.artifacts.sender import Sender
 from firstboot.agent.download import Download
 from firstboot.agent.health import ARTIFACTS, DOWNLOAD
 from firstboot.agent.schedule import FOREVER, Ask, Schedule
@@ -37,11 +37,8 @@ class Transfer(Worker):
                 context, schedule, self.alive, crew.changed, self._want, brought
             )
             self.add(DOWNLOAD, self.download, schedule, FOREVER, on_demand=True)
-        sent = ArtifactsLoop(
-            context.layout, handed, context.api, clock=context.clock, alive=self.alive
-        )
         each = Schedule(min(2 * period_s, sender.LONGEST_PERIOD_S))
-        self.add(ARTIFACTS, sent, each, splay_s)
+        self.add(ARTIFACTS, Sender(context, self.alive), each, splay_s)
 
     def _want(self, by: Ask) -> None:
         self.wake(DOWNLOAD, by)

@@ -59,6 +59,7 @@ _SHAPES = (
     ("token", rb"rk_(?<![A-Za-z0-9]rk_)(?:live|test)_[A-Za-z0-9]{10,}"),
     ("token", rb"whsec_[A-Za-z0-9+/=]{16,}"),
     ("token", rb"x(?<![A-Za-z0-9]x)(?:ox[a-z]|app)-[\w-]{10,}"),
+    ("token", rb"hooks\.slack\.com/services/([\w/]{20,})"),
     ("token", rb"npm_(?<![A-Za-z0-9]npm_)[A-Za-z0-9]{30,}"),
     ("token", rb"hv(?<![A-Za-z0-9]hv)[sbr]\.[\w-]{20,}"),
 )

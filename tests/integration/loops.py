@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from firstboot.agent.artifacts import spool
-from firstboot.agent.artifacts.sender import ArtifactsLoop
+from firstboot.agent.artifacts.sender import Sender
 from firstboot.agent.deployments import Deployments
 from firstboot.agent.download import Download
 from firstboot.agent.heartbeat import Facts, Heartbeat
@@ -210,9 +210,7 @@ class Agent:
 
     def _artifacts(self, api: PlaneApi) -> Callable[[], Any]:
         spool.add_text(self.layout, b"what happened\n", kind="diagnostic")
-        return ArtifactsLoop(
-            self.layout, self.handed, api, clock=self.clock, alive=lambda: None
-        ).run_once
+        return Sender(self.context(api), lambda: None).run_once
 
 
 def raised(run_once: Callable[[], Any]) -> ByteorError | None:

@@ -108,6 +108,7 @@ SHAPES = [
     ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaSECRETSECRET\nSECRETSECRET", "private_key"),
     ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,SECRET\n\nSECRET\n-----END RSA PRIVATE KEY-----", "private_key"),
     ('{"k": "-----BEGIN PRIVATE KEY-----\\nMIISECRET\\nSECRET\\n-----END PRIVATE KEY-----\\n"}', "private_key"),
+    ("https://hooks.slack.com/services/T012/B345/SECRET", "token"),
     *((f"with {prefix}SECRET and more", "token") for prefix in (*credentials.KINDS, "bek_")),
     *(
         (f"with {prefix}SECRETSECRET and more", "token")

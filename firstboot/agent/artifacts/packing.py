@@ -106,25 +106,6 @@ class Packed:
         return [name for name in V1_PARTS if name not in self.names]
 
 
-class _Limited(io.RawIOBase):
-    """A bundle that is being written; LocalFault at the size that an artifact may have."""
-
-    def __init__(self, into: BinaryIO) -> None:
-        self._into, self._size = into, 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._size += len(data)
-        if self._size > LARGEST:
-            raise LocalFault(
-                f"the incident bundle is larger than {LARGEST >> 20} MiB when packed",
-                hint="leave parts out",
-            )
-        return self._into.write(data)
-
-
 Part = tuple[str, float, bytes]  # path, time of change, content
 
 
@@ -141,7 +122,7 @@ def write(parts: Iterable[Part], packed: Packed, into: BinaryIO) -> Packed:
     used = {OURS}
     # Level and format are said, so that no default of another Python changes the bytes.
     with (
-        gzip.GzipFile("", "wb", 6, _Limited(into), mtime=0) as packing,
+        gzip.GzipFile("", "wb", 6, into, mtime=0) as packing,
         tarfile.open(
             mode="w|", fileobj=packing, format=tarfile.PAX_FORMAT, encoding="utf-8"
         ) as tar,
@@ -160,6 +141,7 @@ def write(parts: Iterable[Part], packed: Packed, into: BinaryIO) -> Packed:
             if not seen:
                 packed.unseen.append(name)
             _put(tar, name, clean)
+            _require_small(into)
         if not packed.names:
             raise LocalFault(
                 "the directory holds no file", hint="an incident bundle has at least one part"
@@ -171,7 +153,16 @@ def write(parts: Iterable[Part], packed: Packed, into: BinaryIO) -> Packed:
         }
         if any(said.values()):
             _put(tar, OURS, (json.dumps({"v": 1, **said}, indent=1) + "\n").encode())
+    _require_small(into)
     return packed
+
+
+def _require_small(into: BinaryIO) -> None:
+    if into.tell() > LARGEST:
+        raise LocalFault(
+            f"the incident bundle is larger than {LARGEST >> 20} MiB when packed",
+            hint="leave parts out",
+        )
 
 
 def _put(tar: tarfile.TarFile, name: str, data: bytes) -> None:

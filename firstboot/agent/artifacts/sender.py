@@ -18,16 +18,13 @@ from firstboot.agent.artifacts import memory, spool
 from firstboot.agent.artifacts.memory import Progress
 from firstboot.agent.artifacts.spool import Census, Entry, Refusal
 from firstboot.agent.problems import Problem
+from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import NotThePlane, RequestRefused, check
-from firstboot.api.client import PlaneApi
-from firstboot.api.messages import HeartbeatReply
 from firstboot.api.multipart import WrongContent
 from firstboot.base import log
-from firstboot.base.clock import Chance, Clock, rng
+from firstboot.base.clock import Chance, rng
 from firstboot.base.errors import ByteorError, Corrupt, LocalFault, Refused, TryAgain
-from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
-from firstboot.exchange.handover import Handover
 
 SCOPE = "agent:artifact_upload"
 TOO_LARGE = 413
@@ -59,21 +56,15 @@ class Wait:
         self.error, self.due, self.failures = error, now + pause, self.failures + 1
 
 
-class ArtifactsLoop:
+class Sender(Work):
     """`run_once` uploads what is due; `alive` is told that a long upload makes progress."""
 
     def __init__(
-        self,
-        layout: Layout,
-        handed: Handover,
-        api: PlaneApi,
-        *,
-        clock: Clock,
-        alive: Callable[[], None],
-        chance: Chance | None = None,
+        self, context: Context, alive: Callable[[], None], *, chance: Chance | None = None
     ) -> None:
-        self._layout, self._handed, self._api = layout, handed, api
-        self._clock, self._alive, self._chance = clock, alive, chance or rng()
+        self._layout, self._handed, self._api = context.layout, context.handed, context.api
+        self._who = context.who
+        self._clock, self._alive, self._chance = context.clock, alive, chance or rng()
         self._prepared = self._asked = False
         self._sent = 0  # bytes of the latest attempt
         self._status: int | None = None  # of the latest answer
@@ -155,10 +146,6 @@ class ArtifactsLoop:
         except LocalFault:
             rows = []
         return {**vars(there), "quarantine": rows}
-
-    def hinted(self, hints: HeartbeatReply) -> bool:
-        """Return False: no hint of the control plane concerns artifacts."""
-        return False
 
     def _census(self) -> Census:
         """Count the artifacts; as last seen where the disk cannot be read."""
@@ -243,11 +230,7 @@ class ArtifactsLoop:
                 return
             self._asked = True
             answer = self._api.upload_artifact(
-                self._handed.agent_id,
-                self._handed.api_key,
-                entry.metadata,
-                fd,
-                each=_Progress(self, entry),
+                *self._who, entry.metadata, fd, each=self._progress(entry)
             )
         finally:
             os.close(fd)
@@ -276,6 +259,21 @@ class ArtifactsLoop:
         except LocalFault as error:
             log.warning(f"an upload is not remembered: {error}", hint=error.hint)
 
+    def _progress(self, entry: Entry) -> Callable[[int], None]:
+        """Return what feeds the watchdog during a long upload, and shows how far it is."""
+        shown_at = float("-inf")
+
+        def each(sent: int) -> None:
+            nonlocal shown_at
+            self._alive()
+            self._sent, now = sent, self._clock.monotonic()
+            # What is smaller is there before anybody looks.
+            if entry.metadata.size >= COSTLY and now >= shown_at + PROGRESS_S:
+                shown_at = now
+                memory.show(self._layout, Progress(entry.id, sent, entry.metadata.size))
+
+        return each
+
     def _refuse(self, name: str, why: Refusal) -> None:
         self._refused[name] = why
         log.warning(
@@ -303,23 +301,6 @@ class ArtifactsLoop:
         wait = self._alone.setdefault(name, Wait(error))
         base_s = max(ALONE_BASE_S, self._base_s())
         wait.grow(error, base_s, self._clock.monotonic(), self._chance)
-
-
-class _Progress:
-    """Feeds the watchdog during a long upload, and shows `upload --wait` how far it is."""
-
-    def __init__(self, loop: ArtifactsLoop, entry: Entry) -> None:
-        self._loop, self._entry = loop, entry
-        self._written = float("-inf")
-
-    def __call__(self, sent: int) -> None:
-        loop, now, size = self._loop, self._loop._clock.monotonic(), self._entry.metadata.size
-        loop._alive()
-        loop._sent = sent
-        if size < COSTLY or now < self._written + PROGRESS_S:
-            return  # what is smaller is there before anybody looks
-        self._written = now
-        memory.show(loop._layout, Progress(self._entry.id, sent, size))
 
 
 def _open(entry: Entry) -> int:
