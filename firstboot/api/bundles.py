@@ -2,8 +2,8 @@
 
 It comes from the control plane, or from the one place that this redirects to. The credential goes
 to the control plane's own origin alone. The address of the other place is a secret as well (it
-alone gives the bundle): it stands in no message. What answers there is not the control plane, so
-whatever it says is never more than "not now".
+alone gives the bundle): its path and query stand in no message. What answers there is not the
+control plane, so whatever it says is never more than "not now".
 """
 
 from __future__ import annotations
