@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Callable
 
 from firstboot.base import files, log
 from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, Invalid, LocalFault, NoToken
 from firstboot.commands import enroll
-from firstboot.provision import userdata
-from firstboot.provision.schema import Rank, parse
-from firstboot.provision.sources import Source, merge
+from firstboot.provision import advice, userdata
+from firstboot.provision.schema import PLACE, Rank, parse
+from firstboot.provision.sources import USER_DATA_LIMIT
 
 LOCK_WAIT_S = 30.0
-LONGEST_BYTES = 16384  # EC2's limit; others allow more
 
 
 def check_userdata_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,40 +24,33 @@ def check_userdata_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_userdata_command(arguments: argparse.Namespace) -> int:
-    """Judge the user data in a file, or on stdin."""
+    """Judge the user data in a file, or on stdin, read with the limit that a host has."""
     name = arguments.file
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        with sys.stdin.buffer if name == "-" else open(name, "rb") as stream:
+            data = stream.read(USER_DATA_LIMIT + 1)
     except OSError as error:
         reason = (error.strerror or "failed").lower()
         raise Invalid(
             f"cannot read {name}: {reason}", hint="name a file, or - for stdin"
         ) from error
+    if len(data) > USER_DATA_LIMIT:
+        raise Invalid(f"user data is larger than {USER_DATA_LIMIT} bytes", hint="send less")
     return check_userdata(data, as_json=arguments.json)
 
 
 def check_userdata(data: bytes, *, as_json: bool = False) -> int:
-    """0 when it carries a token (and says what it leaves to the image); NoToken or Invalid otherwise."""
+    """Return 0 when a host with this would enroll; NoToken or Invalid otherwise."""
     try:
         form, missing, warnings = _judge(data)
     except ByteorError as error:
         if as_json:
-            print(
-                json.dumps(
-                    {"v": 1, "would_enroll": False, "problem": str(error), "hint": error.hint},
-                    indent=1,
-                )
-            )
+            verdict = {"would_enroll": False, "problem": str(error), "hint": error.hint}
+            print(json.dumps({"v": 1, **verdict}, indent=1))
         raise
     if as_json:
-        document = {
-            "v": 1,
-            "would_enroll": True,
-            "form": form,
-            "left_to_the_image": missing,
-            "warnings": warnings,
-        }
-        print(json.dumps(document, indent=1))
+        said = {"form": form, "left_to_the_image": missing, "warnings": warnings}
+        print(json.dumps({"v": 1, "would_enroll": True, **said}, indent=1))
         return 0
     if missing:
         log.warning(f"left to the image's /etc/byteor/firstboot.yaml: {', '.join(missing)}")
@@ -71,24 +62,32 @@ def check_userdata(data: bytes, *, as_json: bool = False) -> int:
 
 def _judge(data: bytes) -> tuple[str, list[str], list[str]]:
     """Return the form, the keys that are left to the image, and warnings."""
-    found = userdata.read(data, where="user data")
-    values = parse(found.raw, where="user data", rank=Rank.USER_DATA) if found is not None else {}
-    token = values.pop("enrollment_token", None)
+    where = "user data"
+    reading = userdata.examine(data, where=where)
+    found = reading.chosen()
+    for miss in reading.misses:
+        raise miss
+    values = parse(found.raw, where=where, rank=Rank.USER_DATA) if found is not None else {}
+    token = values.get("enrollment_token")
     if found is None or token is None:
+        if reading.written_late and (found is None or found.form != "write_files"):
+            return "script", [], ["a script writes our settings or token: it cannot be judged"]
         raise NoToken(
             "this user data carries no enrollment token",
             hint="README: a comment block, write_files, byteor:",
         )
-    settings, _ = merge([Source(Rank.USER_DATA, "user data", values)], chosen=None)
-    needed = ("api_base_url", "org_id", "project_id", "environment_id")
-    warnings = []
+    for one in reading.found:
+        if one.refusal:
+            raise Invalid(f"{where}: {one.refusal}", hint="correct it: first boot refuses the file")
+    warnings = [warning for one in reading.found for warning in one.warnings]
     if found.form == "mapping":
         warnings.append(
-            "cloud-init 24.2 and newer reports degraded for a byteor: mapping; a comment block costs nothing"
+            "cloud-init 24.2 and newer reports degraded for a byteor: mapping; "
+            "a comment block costs nothing"
         )
-    if len(data) > LONGEST_BYTES:
-        warnings.append(f"it is larger than the {LONGEST_BYTES} bytes that some platforms allow")
-    return found.form, [key for key in needed if getattr(settings, key) is None], warnings
+    warnings += advice.on(data, token.reveal().encode())
+    rendered = {key for one in reading.found for key in one.rendered}
+    return found.form, [key for key in PLACE if key not in {*values, *rendered}], warnings
 
 
 def preflight_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ class Settings:
     signing_keys: tuple[Mapping[str, str], ...] = ()
     signing_keys_trust: Optional[str] = None
     activation: Optional[Mapping[str, Any]] = None
+    erase: Optional[Mapping[str, Any]] = None
     # The enrollment reply's, as envelopes; no setting of a source.
     key_sets: tuple[Mapping[str, Any], ...] = ()
     # Keys that a source above the image's defaults gave: a later boot does not take them from there.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Callable
@@ -185,8 +186,25 @@ def _seconds(least: float, most: float) -> Callable[[Any], float]:
 
 
 def _token(value: Any) -> Secret | None:
-    text = _matching(r"[!-~]{16,4096}", "16 to 4096 visible ASCII characters")(value)
-    return None if set(text) == {"x"} else Secret(text)  # all x is what erasing leaves behind
+    text = _text(value).strip()
+    if set(text) == {"x"}:  # what erasing leaves behind, longer where the token had escapes
+        return None
+    if "${" in text or "{{" in text or re.fullmatch("<[^>]*>", text):
+        raise ValueError("looks like a template that was not filled in")
+    if re.fullmatch(r"([\"'`]).*\1", text):
+        raise ValueError("has quotes around it: they are not part of a token")
+    if re.match(r"[A-Za-z_][A-Za-z0-9_]*=.{16}", text):
+        raise ValueError("begins with NAME=: give the token alone")
+    return Secret(_matching(r"[!-~]{16,4096}", "16 to 4096 visible ASCII characters")(text))
+
+
+def _erase(value: Any) -> Mapping[str, list[str]]:
+    paths = value.get("paths") if isinstance(value, dict) and set(value) == {"paths"} else None
+    if not isinstance(paths, list) or not all(
+        isinstance(path, str) and path.isprintable() and os.path.isabs(path) for path in paths
+    ):
+        raise ValueError("must be a mapping of paths: a list of absolute paths of files")
+    return {"paths": paths}
 
 
 def _pem(value: Any) -> str:
@@ -292,8 +310,9 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "signing_keys": _keys,
     "signing_keys_trust": _one_of("chained", "tls"),
     "activation": _activation,
+    "erase": _erase,
 }
-IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation"})
+IMAGE_ONLY = frozenset({"seal", "signing_keys", "signing_keys_trust", "activation", "erase"})
 CLEARABLE = frozenset({"ca_certificates", "signing_keys", "proxy"})  # by `null`, in the image's
 PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
 ROUTING = frozenset({*PLACE, "ca_certificates", "proxy", "no_proxy"})

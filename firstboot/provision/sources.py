@@ -26,6 +26,7 @@ from firstboot.exchange.settings import Settings
 from firstboot.provision import userdata
 from firstboot.provision.schema import ROUTING, Rank, load_yaml, parse
 from firstboot.provision.tokens import TokenClass
+from firstboot.provision.userdata import NearMiss
 
 TOKEN_LIMIT = 8192  # bytes
 YAML_LIMIT = 1 << 20
@@ -100,7 +101,9 @@ def gather(
     for rank, fault in broken:
         # A broken place below the token's cannot redirect it, and may be beyond anybody's reach on
         # this host. One of the same rank is the same source (the two credentials).
-        if chosen is not None and rank > chosen.rank and rank not in (Rank.ENVIRONMENT, Rank.IMAGE):
+        # A near miss is nobody's source.
+        below = rank not in (Rank.ENVIRONMENT, Rank.IMAGE)
+        if chosen is not None and (isinstance(fault, NearMiss) or (rank > chosen.rank and below)):
             warnings.append(str(fault))
         elif strict:
             raise fault

@@ -1,48 +1,53 @@
-"""User-data bytes to the settings in them: comment block, `write_files` or `byteor:` mapping, in any part.
+"""Find the settings in user data: comment block, `write_files` or `byteor:` mapping, in any part.
 
-The forms are measured in CLOUD-INIT.md, section 2.1. A part is searched for the comment block whatever its type (a script may
-carry it). Its YAML is composed only where a line that is no comment has our key or our path, and of the tree only our own
-nodes become values: other people's user data costs nothing and cannot stop us. Jinja is not rendered, `#include` not
-fetched (cloud-init's ``user-data.txt.i`` has what it fetched). Errors name a part and a line, and never quote one.
+A part is searched for the comment block whatever its type (a script may carry it). Its YAML is
+composed only where a line that is no comment has our key or one of our paths, and of the tree only
+our own nodes become values: other people's user data costs nothing and cannot stop us. `#include`
+is not fetched (cloud-init's ``user-data.txt.i`` has what it fetched), and jinja is not rendered:
+what an expression stands in is left out. Errors name a line of the file, and never quote one.
 
-The marker stands alone on its line. `#byteor-firstboot: {…}` on one line, and a line of the block that names a key of
-ours but does not begin with `#` and two spaces, are errors, since whoever wrote them meant something by them.
+A block is never read in part: a line in it that is not of it, or a key of it further down, is an
+error. What looks like a form of ours and is none (a marker that is indented or spelled otherwise,
+UTF-16, a line without its ``#``) is a `NearMiss`: it stops a host only where nothing else has a
+token.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import posixpath
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from firstboot.base.errors import Invalid
-from firstboot.provision.parts import Unpacking, gunzip
-from firstboot.provision.schema import CHECKS, compose, load_yaml, plain
+from firstboot.provision import block, writefiles
+from firstboot.provision.block import Misplaced
+from firstboot.provision.parts import UTF8_MARK, Part, Unpacking
+from firstboot.provision.schema import compose, load_yaml, plain
+from firstboot.provision.writefiles import DROP_PLACE, TOKEN_FILE
 
-DROP_PLACE = "/run/byteor-firstboot/settings.yaml"
 MAPPING_LIMIT = 256 << 10  # bytes of one mapping of ours
 COPIES_LIMIT = 8  # the same mapping may stand in several places
 ARCHIVE_LIMIT = 100  # parts of one cloud-config-archive
-UTF8_MARK = b"\xef\xbb\xbf"
+JINJA = "JINJA-EXPRESSION"  # stands for what cloud-init would render
 
-_BLOCK = re.compile(
-    rb"^#byteor-firstboot:[ \t]*(?:\r?\n|\Z)((?:#  [^\n]*(?:\n|\Z))*)", re.MULTILINE
-)
-_ONE_LINE = re.compile(rb"^#byteor-firstboot:[ \t]*\{", re.MULTILINE)
-_ESCAPED = re.compile(rb"#[ \t]*(?:" + "|".join(CHECKS).encode() + rb")[ \t]*:")
-# Our key or our path on a line that is no comment. Within one line: `\s` would run on and cost quadratic time.
-_OURS = re.compile(
-    rb"^(?![ \t]*#)[^\n]*?(?:byteor[\"']?[ \t]*:|\?[ \t]*[\"']?byteor|byteor-firstboot/+settings\.yaml)",
-    re.MULTILINE,
+_PATHS = rb"byteor-firstboot(?:\\?/)+settings\.yaml|byteor(?:\\?/)+enrollment-token"
+_OURS = re.compile(rb"byteor[\"']?[ \t]*:|" + _PATHS)
+_WRITES = re.compile(_PATHS)
+_VALUE = re.compile(
+    rb"""^[^#\n]*enrollment_token["']?[ \t]*:[ \t]*["']?([!-~]{16,})""", re.MULTILINE
 )
 _NO_YAML = (b"#!", b"#cloud-boothook", b"#include", b"#part-handler")
-_JINJA = re.compile(rb"##[ \t]*template:[^\n]*\n")
+_TEMPLATE = re.compile(rb"##[ \t]*template:[^\n]*\n")
+_EXPRESSION = re.compile(rb"\{\{[^\n]*?\}\}")
+_STATEMENT = re.compile(rb"\{%[^\n]*?%\}|\{#[^\n]*?#\}")
+
+
+class NearMiss(Invalid):
+    """User data that was meant for us and is none: an error where no source has a token."""
 
 
 @dataclass(frozen=True)
@@ -51,145 +56,291 @@ class Found:
 
     form: str
     raw: Any
+    warnings: tuple[str, ...] = ()
+    refusal: str | None = None  # why the file that cloud-init writes of it is never used
+    rendered: tuple[str, ...] = ()  # keys that only cloud-init's jinja knows
+
+
+@dataclass
+class Reading:
+    """What one user data carries: mappings, near misses, and whether a script writes our files."""
+
+    where: str
+    found: list[Found] = field(default_factory=list)
+    misses: list[NearMiss] = field(default_factory=list)
+    written_late: bool = False
+
+    def chosen(self) -> Found | None:
+        """Return the mapping, None for nothing; Invalid for two, NearMiss for what is none."""
+        if not self.found:
+            if self.misses:
+                raise self.misses[0]
+            return None
+        if any(other.raw != self.found[0].raw for other in self.found[1:]):
+            raise Invalid(
+                f"{self.where} carries two different settings for byteor-firstboot",
+                hint="keep one of them",
+            )
+        return self.found[0]
 
 
 def read(data: bytes, *, where: str) -> Found | None:
-    """Return what `data` carries for us, None for nothing; Invalid when it is broken or carries two different mappings."""
-    unpacking = Unpacking(where)
-    found: list[Found] = []
+    """Return what `data` carries for us, None for nothing; Invalid when it is broken."""
+    return examine(data, where=where).chosen()
+
+
+def examine(data: bytes, *, where: str) -> Reading:
+    """Read every part; Invalid when one is broken, its line being named as the file has it."""
+    unpacking, reading = Unpacking(where), Reading(where)
     for part in unpacking.parts(data):
-        for one in _in_part(part, unpacking):
-            if one.raw is not None:
-                found.append(one)
-            if len(found) > COPIES_LIMIT:
-                raise Invalid(
-                    f"{where} carries more than {COPIES_LIMIT} settings for byteor-firstboot",
-                    hint="keep one",
-                )
-    if not found:
-        return None
-    if any(other.raw != found[0].raw for other in found[1:]):
-        raise Invalid(
-            f"{where} carries two different settings for byteor-firstboot", hint="keep one of them"
-        )
-    return found[0]
-
-
-def _in_part(part: bytes, unpacking: Unpacking) -> Iterator[Found]:
-    if b"byteor" not in part:
-        return
-    where = unpacking.where
-    part = part[len(UTF8_MARK) :] if part.startswith(UTF8_MARK) else part
-    blocks = False
-    for match in _BLOCK.finditer(part):
-        if _ESCAPED.match(part, match.end()):
+        _Part(part, data, unpacking, reading).read()
+        if len(reading.found) > COPIES_LIMIT:
             raise Invalid(
-                f"a line of the comment block in {where} is not part of it",
-                hint="begin each line with # and two spaces",
+                f"{where} carries more than {COPIES_LIMIT} settings for byteor-firstboot",
+                hint="keep one",
             )
-        lines = [line[1:].rstrip(b"\r") for line in match.group(1).split(b"\n") if line]
-        if lines:
-            blocks = True
-            yield Found("comment", _mapping(b"\n".join(lines), f"the comment block in {where}"))
-    if _ONE_LINE.search(part):
-        raise Invalid(
-            f"the comment block in {where} must begin on the line after its marker",
-            hint="#byteor-firstboot: alone on a line, then lines that begin with # and two spaces",
+    if unpacking.marked and reading.found:
+        reading.found.clear()
+        reading.misses.append(
+            NearMiss(
+                f"{where} is base64 after a UTF-8 mark (BOM), which cloud-init does not decode",
+                hint="save it without the mark",
+            )
         )
-    body = (
-        _JINJA.sub(b"", part.lstrip(), count=1)
-        if part.lstrip().startswith(b"##")
-        else part.lstrip()
-    )
-    if body.startswith(b"#cloud-config-archive"):
-        yield from _in_archive(part, unpacking)
-    elif not body.startswith(_NO_YAML) and _OURS.search(part):
-        try:
-            yield from _in_cloud_config(part, where)
-        except Invalid:
-            if not blocks:
-                raise  # else the block has what we need, and cloud-init will complain about the rest
+    return reading
 
 
-def _mapping(data: bytes, where: str) -> Any:
-    if len(data) > MAPPING_LIMIT:
-        raise Invalid(f"{where} is larger than {MAPPING_LIMIT} bytes")
-    return load_yaml(data, where=where)
-
-
-def _in_archive(part: bytes, unpacking: Unpacking) -> Iterator[Found]:
-    """Search the parts of a ``#cloud-config-archive``: a list of texts, or of mappings with the text in `content`."""
-    root = compose(part, where=unpacking.where)
-    items = root.value if isinstance(root, yaml.SequenceNode) else []
-    if len(items) > ARCHIVE_LIMIT:
-        raise Invalid(f"{unpacking.where} has more than {ARCHIVE_LIMIT} parts")
-    for item in items:
-        content = _fields(item).get("content") if isinstance(item, yaml.MappingNode) else item
-        if isinstance(content, yaml.ScalarNode):
-            text = _bytes(content, unpacking.where)
-            unpacking.charge(len(text))
-            if not text.lstrip().startswith(
-                b"#cloud-config-archive"
-            ):  # nested ones are not unpacked
-                yield from _in_part(text, unpacking)
-
-
-def _in_cloud_config(part: bytes, where: str) -> Iterator[Found]:
-    root = compose(part, where=where)
-    if not isinstance(root, yaml.MappingNode):
-        return
-    for key, value in root.value:
-        if key.value == "byteor":
-            yield Found("mapping", plain(value, where=f"byteor in {where}"))
-        elif key.value == "write_files" and isinstance(value, yaml.SequenceNode):
-            for entry in value.value:
-                yield from _in_entry(entry, where)
-
-
-def _in_entry(entry: yaml.Node, where: str) -> Iterator[Found]:
-    fields = _fields(entry)
-    path, content = fields.get("path"), fields.get("content")
-    if (
-        not isinstance(path, yaml.ScalarNode)
-        or posixpath.normpath(path.value) != DROP_PLACE
-        or content is None
-    ):
-        return
-    where = f"the content of {DROP_PLACE} in {where}"
-    if not isinstance(content, yaml.ScalarNode):
-        raise Invalid(f"{where} is not a text")
-    encoding = fields.get("encoding")
-    named = encoding.value if isinstance(encoding, yaml.ScalarNode) else ""
-    yield Found("write_files", _mapping(_decoded(_bytes(content, where), named, where), where))
-
-
-def _fields(node: yaml.Node) -> dict[str, yaml.Node]:
-    """The entries of a mapping by their text keys; keys of other shapes are none of ours."""
-    entries = node.value if isinstance(node, yaml.MappingNode) else []
-    return {key.value: value for key, value in entries if isinstance(key, yaml.ScalarNode)}
-
-
-def _bytes(node: yaml.ScalarNode, where: str) -> bytes:
-    """The bytes that cloud-init would see: those of a ``!!binary`` are decoded by YAML itself."""
-    data: bytes = node.value.encode()
-    return _unbase64(data, where) if node.tag == "tag:yaml.org,2002:binary" else data
-
-
-def _unbase64(data: bytes, where: str) -> bytes:
+def spoken(data: bytes) -> Iterator[bytes]:
+    """Yield every text that reading makes of `data`: what erasing must leave no token in."""
+    unpacking, reading = Unpacking("it"), Reading("it")
     try:
-        return base64.b64decode(b"".join(data.split()), validate=True)
-    except binascii.Error:
-        raise Invalid(f"{where} is not base64") from None
+        for part in unpacking.parts(data):
+            yield part.data
+            try:
+                _Part(part, data, unpacking, reading).read()
+            except Invalid:
+                continue
+    except Invalid:
+        pass
+    for found in reading.found:
+        yield json.dumps(found.raw, default=str).encode()
 
 
-def _decoded(content: bytes, encoding: str, where: str) -> bytes:
-    """Undo an `encoding` of write_files (cc_write_files.canonicalize_extraction; what it does not know is plain text)."""
-    steps = set(encoding.strip().lower().split("+"))
-    if steps & {"b64", "base64"}:
-        content = _unbase64(content, where)
-    if steps & {"gz", "gzip"}:
-        unpacked = gunzip(content, limit=MAPPING_LIMIT)
-        if unpacked is None:
-            raise Invalid(f"{where} is not gzip")
-        content = unpacked
-    return content
+def broken_values(data: bytes) -> Iterator[bytes]:
+    """Yield the values of `enrollment_token` in the parts of `data` whose YAML is broken."""
+    try:
+        for part in Unpacking("it").parts(data):
+            if _says(part.data, _OURS) and b"enrollment_token" in part.data:
+                try:
+                    compose(part.data, where="it")
+                except Invalid:
+                    yield from _VALUE.findall(part.data)
+    except Invalid:
+        return
+
+
+class _Part:
+    """One part being read; `whole` is the file that it came in, for the numbers of lines."""
+
+    def __init__(self, part: Part, whole: bytes, unpacking: Unpacking, reading: Reading) -> None:
+        data = part.data
+        self._data = data[len(UTF8_MARK) :] if data.startswith(UTF8_MARK) else data
+        self._whole = whole
+        self._unpacking = unpacking
+        self._reading = reading
+        self._where = reading.where
+
+    def read(self) -> None:
+        """Add what the part carries to the reading."""
+        data = self._data
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            self._near_miss(data.decode("utf-16", "replace").encode())
+        if b"byteor" not in data.lower():
+            return
+        self._reading.written_late |= _says(data, _WRITES)
+        blocks = self._blocks()
+        body = data.lstrip()
+        template = _TEMPLATE.match(body)
+        if template:
+            body = body[template.end() :]
+        if body.startswith(b"#cloud-config-archive"):
+            self._archive()
+        elif not body.startswith(_NO_YAML) and _says(data, _OURS):
+            try:
+                self._cloud_config(template is not None)
+            except Invalid:
+                if not blocks:
+                    raise  # else the block has what we need, and cloud-init complains of the rest
+        if not blocks and not _WRITES.search(data):
+            # A script that writes our file may well speak of us in a comment.
+            self._near_miss(data)
+
+    # -- the comment block
+
+    def _blocks(self) -> bool:
+        where, found = f"the comment block in {self._where}", False
+        try:
+            for one in block.blocks(self._data):
+                found = True
+                if one.bare is not None:
+                    self._miss(one.bare, "is a line of the comment block without its #")
+                else:
+                    self._found("comment", self._mapping(one.text, where, at=one.at))
+        except Misplaced as error:
+            raise Invalid(
+                f"{self._line(error.at)} of {self._where} {error}", hint=error.hint
+            ) from None
+        return found
+
+    def _near_miss(self, text: bytes) -> None:
+        at = block.near_miss(text)
+        if at is not None and text is self._data:
+            self._miss(at, "is no marker: #byteor-firstboot: stands at the beginning of a line")
+        elif at is not None:
+            self._reading.misses.append(
+                NearMiss(f"{self._where} is UTF-16", hint="save it as UTF-8")
+            )
+
+    def _miss(self, at: int, what: str) -> None:
+        self._reading.misses.append(
+            NearMiss(
+                f"{self._line(at)} of {self._where} {what}",
+                hint="byteor-firstboot check-userdata checks it offline",
+            )
+        )
+
+    # -- cloud-config
+
+    def _archive(self) -> None:
+        """Search the parts of a ``#cloud-config-archive``: texts, or mappings with a `content`."""
+        root = compose(self._data, where=self._where)
+        items = root.value if isinstance(root, yaml.SequenceNode) else []
+        if len(items) > ARCHIVE_LIMIT:
+            raise Invalid(
+                f"{self._where} has more than {ARCHIVE_LIMIT} parts", hint="send fewer parts"
+            )
+        for item in items:
+            content = (
+                writefiles.fields(item).get("content")
+                if isinstance(item, yaml.MappingNode)
+                else item
+            )
+            if isinstance(content, yaml.ScalarNode):
+                inner = writefiles.bytes_of(content, self._where)
+                self._unpacking.charge(len(inner))
+                if not inner.lstrip().startswith(b"#cloud-config-archive"):  # nested: not unpacked
+                    _Part(Part(inner), self._whole, self._unpacking, self._reading).read()
+
+    def _cloud_config(self, jinja: bool) -> None:
+        data = self._data
+        if jinja:
+            data = _STATEMENT.sub(b"", _EXPRESSION.sub(JINJA.encode(), data))
+        try:
+            root = compose(self._shift(0) + data, where=self._where)
+        except Invalid as error:
+            hint = error.hint
+            if jinja:
+                hint = "jinja is not rendered here: byteor-firstboot check-userdata cannot judge it"
+            if b"enrollment_token" in data:
+                hint = (
+                    "cloud-init prints the broken line into its logs, the journal and the "
+                    "console: mint a new token, and check-userdata first"
+                )
+            raise Invalid(str(error), hint=hint) from None
+        if not isinstance(root, yaml.MappingNode):
+            return
+        for key, value in root.value:
+            if key.value == "byteor":
+                self._found("mapping", plain(value, where=f"byteor in {self._where}"))
+            elif key.value == "write_files":
+                self._write_files(value)
+
+    def _write_files(self, node: yaml.Node) -> None:
+        if not isinstance(node, yaml.SequenceNode):
+            if writefiles.is_ours(writefiles.text(writefiles.fields(node).get("path"))):
+                raise Invalid(
+                    f"write_files in {self._where} is a mapping, and must be a list",
+                    hint="put a dash before path",
+                )
+            return
+        entries = [writefiles.fields(entry) for entry in node.value]
+        entries.sort(
+            key=lambda entry: writefiles.true(entry.get("defer"))
+        )  # as cloud-init writes them
+        written: dict[str, tuple[bytes, dict[str, yaml.Node]]] = {}
+        for entry in entries:
+            path = writefiles.normal(writefiles.text(entry.get("path")))
+            if path in (DROP_PLACE, TOKEN_FILE):
+                content = writefiles.content_of(entry, f"the content of {path} in {self._where}")
+                if writefiles.true(entry.get("append")) and path in written:
+                    content = written[path][0] + content
+                self._unpacking.charge(len(content))
+                written[path] = content, entry
+        settings, bare = written.get(DROP_PLACE), written.get(TOKEN_FILE)
+        if settings is not None:
+            content, entry = settings
+            raw = self._mapping(content, f"the content of {DROP_PLACE} in {self._where}")
+            if bare is None or (isinstance(raw, dict) and "enrollment_token" in raw):
+                self._found("write_files", raw, *writefiles.permitted(DROP_PLACE, entry))
+                return
+        if bare is not None:
+            content, entry = bare
+            token = content.decode("ascii", "replace").strip()
+            self._found(
+                "write_files", {"enrollment_token": token}, *writefiles.permitted(TOKEN_FILE, entry)
+            )
+
+    # -- what all forms share
+
+    def _mapping(self, data: bytes, where: str, *, at: int | None = None) -> Any:
+        if len(data) > MAPPING_LIMIT:
+            raise Invalid(f"{where} is larger than {MAPPING_LIMIT} bytes", hint="shorten it")
+        return load_yaml((self._shift(at) if at is not None else b"") + data, where=where)
+
+    def _found(
+        self, form: str, raw: Any, warning: str | None = None, refusal: str | None = None
+    ) -> None:
+        warnings = [warning] if warning else []
+        rendered: list[str] = []
+        if isinstance(raw, dict):
+            rendered = [key for key, value in raw.items() if JINJA in str(value)]
+            if "enrollment_token" in rendered:
+                raise Invalid(
+                    f"enrollment_token in {self._where} is a jinja expression: it is not rendered",
+                    hint="put the token itself there",
+                )
+            raw = {key: value for key, value in raw.items() if key not in rendered}
+            warnings += [f"{key} is rendered by jinja: it cannot be judged" for key in rendered]
+        if raw is not None:
+            self._reading.found.append(Found(form, raw, tuple(warnings), refusal, tuple(rendered)))
+
+    def _line(self, at: int) -> str:
+        """Name the line of the file that a place of this part is in."""
+        before = self._data.count(b"\n", 0, at) + 1
+        start = self._whole.find(self._data)
+        if start < 0:
+            return f"line {before} of a part"
+        return f"line {before + self._whole.count(bytes([10]), 0, start)}"
+
+    def _shift(self, at: int) -> bytes:
+        """Return as many line ends as stand before a place, so that errors name the file's line."""
+        start = self._whole.find(self._data)
+        before = self._data.count(b"\n", 0, at)
+        return b"\n" * (before + (self._whole.count(b"\n", 0, start) if start > 0 else 0))
+
+
+def _says(data: bytes, pattern: re.Pattern[bytes]) -> bool:
+    """Return True where a line that is no comment has our key, or one of our paths."""
+    at = data.find(b"byteor")
+    while at >= 0:
+        # `? byteor` is a key, too, and its colon is on another line.
+        asked = data[max(at - 16, 0) : at].rstrip(b" \t\"'").endswith(b"?")
+        if pattern.match(data, at) or (asked and pattern is _OURS):
+            begin = data.rfind(b"\n", 0, at) + 1
+            if data[begin:at].lstrip(b" \t")[:1] != b"#":
+                return True
+            at = data.find(b"\n", at)  # a line is judged once
+            if at < 0:
+                return False
+        at = data.find(b"byteor", at + 1)
+    return False

@@ -106,7 +106,7 @@ WRONG = [
     ("enrollment_token", "short"),
     ("enrollment_token", "with space in the middle of it"),
     ("enrollment_token", 1234567890123456),
-    ("enrollment_token", "x" * 4097),
+    ("enrollment_token", "y" * 4097),
     ("enrollment_token", "tokën_0123456789abcdef"),
     ("org_id", 12),
     ("org_id", ""),

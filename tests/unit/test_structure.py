@@ -46,7 +46,7 @@ DOORS = {
     "requests": {"api.transport"},
     "urllib3": {"api.transport"},
     "cryptography": {"identity.seal", "identity.sealkey", "activate.signatures"},
-    "yaml": {"provision.schema", "provision.userdata"},
+    "yaml": {"provision.schema", "provision.userdata", "provision.writefiles"},
     "time": {"base.clock"},
     "random": {"base.clock"},
     "logging": {"api.transport"},
@@ -127,7 +127,7 @@ def test_each_dangerous_library_has_one_door(path: Path) -> None:
         assert door is None or name_of(path) in door, f"{name_of(path)} imports {imported}"
 
 
-WRITERS = ("base.files", "base.private", "base.trees", "agent.download")
+WRITERS = ("base.files", "base.inplace", "base.private", "base.trees", "agent.download")
 
 
 @pytest.mark.parametrize(

