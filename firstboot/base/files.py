@@ -59,6 +59,14 @@ def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | No
     readable by nobody else and have one link, since it holds a secret. Not checked: the directories
     above (see `private.check_directory`).
     """
+    found = read_with_facts(path, limit=limit, private_to=private_to)
+    return found[0] if found is not None else None
+
+
+def read_with_facts(
+    path: Path, *, limit: int, private_to: int | None = None
+) -> tuple[bytes, os.stat_result] | None:
+    """Do as `read`, and return what fstat said of the file that was read."""
     try:
         # O_NONBLOCK: a FIFO planted in place of the file must not stop a boot.
         fd = os.open(path, _READ)
@@ -85,7 +93,7 @@ def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | No
         os.close(fd)
     if len(data) > limit:
         raise Corrupt(f"{path} is larger than {limit} bytes")
-    return data
+    return data, facts
 
 
 def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
@@ -318,56 +326,3 @@ def locked(path: Path, *, wait_s: float, busy: Callable[[], Exception]) -> Itera
         yield fd
     finally:
         os.close(fd)
-
-
-def overwrite(path: Path, data: bytes) -> None:
-    """Replace the bytes of a file in place and fsync; it must have `data`'s length.
-
-    Not an atomic write on purpose: a new file would leave the old blocks, with the token, free on
-    the disk. A write that is cut leaves a mixture of old and new bytes of the same length; the next
-    `erase` finishes it.
-    """
-    try:
-        fd = _open_to_overwrite(path)
-        try:
-            facts = os.fstat(fd)
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size != len(data):
-                raise LocalFault(
-                    f"{path} changed while it was being erased", hint="byteor-firstboot erase"
-                )
-            written = 0
-            while written < len(data):
-                written += os.pwrite(fd, data[written:], written)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        fail("overwrite", path, error)
-
-
-def _open_to_overwrite(path: Path) -> int:
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return os.open(path, flags)
-    except PermissionError:
-        # Without root (--root on a tree of one's own) a 0400 file such as obj.pkl needs a new mode.
-        mode = stat.S_IMODE(os.lstat(path).st_mode)
-        if mode & 0o200 or path.is_symlink():
-            raise
-        os.chmod(path, mode | 0o200)
-        try:
-            return os.open(path, flags)
-        finally:
-            os.chmod(path, mode)
-
-
-def wipe(path: Path) -> None:
-    """Overwrite a regular file with zeros, fsync, then unlink it; nothing when it is absent."""
-    try:
-        size = os.lstat(path).st_size
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        fail("look at", path, error)
-    overwrite(path, b"\0" * size)
-    remove(path)

@@ -70,10 +70,20 @@ def start(unit: str, *, restart: bool = False) -> None:
     Never waits for the job: a blocking start from inside cloud-final hangs the boot (CLOUD-INIT.md,
     section 5).
     """
-    hint = f"systemctl status {unit}"
+    words = ("--no-block", "restart" if restart else "start", unit)
+    command("systemctl", *words, doing=f"start {unit}", hint=f"systemctl status {unit}")
+
+
+def reload() -> None:
+    """Let systemd read unit files again; LocalFault if that fails."""
+    command("systemctl", "daemon-reload", doing="read its units again", hint="systemctl status")
+
+
+def command(*words: str, doing: str, hint: str) -> None:
+    """Run a command of systemd's; LocalFault when it fails or takes longer than 30 s."""
     try:
         done = subprocess.run(
-            ["systemctl", "--no-block", "restart" if restart else "start", unit],
+            words,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -81,8 +91,8 @@ def start(unit: str, *, restart: bool = False) -> None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        reason = f"cannot ask systemd to start {unit}: {type(error).__name__}"
+        reason = f"cannot ask systemd to {doing}: {type(error).__name__}"
         raise LocalFault(reason, hint=hint) from error
     if done.returncode:
         reason = done.stderr.strip() or f"exit code {done.returncode}"
-        raise LocalFault(f"systemd does not start {unit}: {reason}", hint=hint)
+        raise LocalFault(f"systemd does not {doing}: {reason}", hint=hint)

@@ -9,7 +9,8 @@ import argparse
 import os
 import sys
 
-from firstboot.base import systemd
+from firstboot.base import log, systemd
+from firstboot.base.errors import LocalFault
 from firstboot.provision.sources import Inputs
 
 LONGEST_STDIN = 65537  # bytes; one more than any source may hold, so that too much is noticed
@@ -77,6 +78,12 @@ def reenroll_command(arguments: argparse.Namespace) -> int:
 def erase_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``erase``."""
     parser.add_argument("--refused", action="store_true", help="erase refused tokens too")
+    parser.add_argument(
+        "--journal",
+        action="store_true",
+        help="if this boot's journal holds a token, remove all of this host's log",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask before removing the log")
 
 
 def erase_command(arguments: argparse.Namespace) -> int:
@@ -84,5 +91,20 @@ def erase_command(arguments: argparse.Namespace) -> int:
     from firstboot.provision.cleanup import erase_again
 
     return erase_again(
-        arguments.layout, inputs(arguments), refused=arguments.refused, as_json=arguments.json
+        arguments.layout,
+        inputs(arguments),
+        refused=arguments.refused,
+        as_json=arguments.json,
+        journal=(_may_empty if not arguments.yes else lambda: True) if arguments.journal else None,
     )
+
+
+def _may_empty() -> bool:
+    """Ask on a terminal whether the host's log may go; LocalFault where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise LocalFault(
+            "the journal holds a token, and emptying it removes all of this host's log",
+            hint="add --yes",
+        )
+    log.warning("the journal holds a token: emptying it removes all of this host's log")
+    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")

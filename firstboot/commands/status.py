@@ -24,7 +24,7 @@ from firstboot.exchange.handover import ENVIRONMENT, REENROLL, key_ends
 from firstboot.identity import store
 from firstboot.identity.store import State
 from firstboot.provision.decision import Step, next_step
-from firstboot.provision.erase.receipt import Copy
+from firstboot.provision.erase.receipt import RESULTS, Copy
 from firstboot.provision.facts import View, look, stop_error
 from firstboot.provision.freezing import IMAGE
 from firstboot.provision.sources import Inputs
@@ -56,6 +56,7 @@ class Erased:
 
     at: str
     copies: tuple[Copy, ...] = ()
+    still_served: tuple[str, ...] = ()
 
 
 def status_command(arguments: argparse.Namespace) -> int:
@@ -143,4 +144,8 @@ def _erasure(layout: Layout) -> str | None:
     if seen is None:
         return None
     left = [copy.path for copy in seen.copies if copy.result == "remains"]
-    return f"last looked at {seen.at}" + (f", copies left in {', '.join(left)}" if left else "")
+    results = [copy.result for copy in seen.copies]
+    counts = [f"{results.count(one)} {one}" for one in RESULTS if one in results]
+    served = ["still served by the datasource"] if seen.still_served else []
+    said = "; ".join([f"last looked at {seen.at}", *filter(None, [", ".join(counts)]), *served])
+    return said.replace("_", " ") + (f", copies left in {', '.join(left)}" if left else "")

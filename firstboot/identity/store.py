@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-from firstboot.base import documents, files, log, private
+from firstboot.base import documents, files, inplace, log, private
 from firstboot.base.documents import Rule
 from firstboot.base.errors import Corrupt, Foreign, LocalFault, NoToken
 from firstboot.base.layout import Layout
@@ -161,7 +161,7 @@ def drop_unused_key(layout: Layout) -> None:
     if look(layout).provider == sealkey.HOST:
         unused = layout.sealing_key
     try:
-        files.wipe(unused)
+        inplace.wipe_file(unused)
     except LocalFault as error:
         log.warning("a sealing key that nothing is sealed with any more stays", because=error)
 

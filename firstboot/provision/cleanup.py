@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Callable
 
 from firstboot.base import files, log, systemd
 from firstboot.base.clock import Clock
@@ -16,8 +17,8 @@ from firstboot.base.errors import NotErased
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.provision import preflight
-from firstboot.provision.erase import copies
-from firstboot.provision.erase.receipt import Copy, Receipt
+from firstboot.provision.erase import copies, systemjournal
+from firstboot.provision.erase.receipt import GIVEN, Copy, Receipt
 from firstboot.provision.facts import View, look
 from firstboot.provision.schema import Rank
 from firstboot.provision.sources import Inputs
@@ -56,12 +57,13 @@ def erase(
                 if source.rank is Rank.CREDENTIAL
             ),
         ],
+        named=view.found.image.get("erase", {}).get("paths", ()),
         kept=[
             Copy(
                 layout.shown(source.path.resolve()),
                 {"raw": 1},
                 "kept",
-                "given with --token-file: its owner's, left as it is",
+                GIVEN,
             )
             for source in held
             if source.rank is Rank.TOKEN_FILE and source.path
@@ -82,11 +84,19 @@ class _Busy(Exception):
     """Another process holds the lock: there is another erase in every boot."""
 
 
-def erase_again(layout: Layout, inputs: Inputs, *, refused: bool, as_json: bool) -> int:
+def erase_again(
+    layout: Layout,
+    inputs: Inputs,
+    *,
+    refused: bool,
+    as_json: bool,
+    journal: Callable[[], bool] | None = None,
+) -> int:
     """Erase every spent (`refused`: and refused) token that a source holds.
 
     NotErased (exit 9) when a copy stays in a file that we could have written. While cloud-init is at
     work, or another process holds the lock for 30 s, nothing is erased: that is said, and exit 0.
+    `journal` is asked before a journal that holds a token is emptied.
     """
     preflight.make_state(layout)
     try:
@@ -96,9 +106,12 @@ def erase_again(layout: Layout, inputs: Inputs, *, refused: bool, as_json: bool)
                 log.notice(f"cloud-init is still at work in this boot: {UNIT} erases after it")
                 return 0
             classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
-            receipt = erase(
-                layout, view, view.tokens(*classes), *classes, now=Clock().wall(), late=True
-            )
+            tokens, now = view.tokens(*classes), Clock().wall()
+            receipt = erase(layout, view, tokens, *classes, now=now, late=True)
+            held = any(copy.path == systemjournal.NAME for copy in receipt.copies)
+            if journal and held and journal():
+                systemjournal.empty()
+                receipt = erase(layout, view, tokens, *classes, now=now, late=True)
     except _Busy:
         log.notice("another byteor-firstboot is at work: nothing was erased; the next boot does it")
         return 0

@@ -19,6 +19,7 @@ from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.identity import store
 from firstboot.identity.store import Identity, Look
+from firstboot.provision.erase import grants
 from firstboot.provision.schema import CHECKS, CLEARABLE, PLACE
 
 HTTPS_PORT = 443
@@ -88,6 +89,7 @@ def freeze_again(layout: Layout, seen: Look, image: Mapping[str, Any], *, boot_i
         routed=True,
     )
     store.rebind(layout, seen, routed, boot_id=boot_id)
+    grants.grant(layout, (fresh.erase or {}).get("paths", ()))
 
 
 def _frozen(layout: Layout, here: Identity) -> tuple[dict[str, Any] | None, Settings]:

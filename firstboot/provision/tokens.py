@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-from firstboot.base import documents, files, log
+from firstboot.base import documents, files, inplace, log
 from firstboot.base.documents import Digest, Identifier, Line, Rule
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
@@ -156,13 +156,13 @@ class Intent:
                 aside = files.set_aside(layout.intent) if repair else None
                 log.warning(str(error), kept_as=aside)
             elif repair:
-                files.wipe(layout.intent)
+                inplace.wipe_file(layout.intent)
             return None
 
     @staticmethod
     def wipe(layout: Layout) -> None:
         """Overwrite and remove the intent, which has done its work."""
-        files.wipe(layout.intent)
+        inplace.wipe_file(layout.intent)
 
 
 def _was_wiped(path: Path) -> bool:

@@ -50,7 +50,7 @@ def test_user_data_to_identity_and_no_token_left(host: Host) -> None:
     assert stat.S_IMODE((identity / "sealing.key").stat().st_mode) == 0o400
     assert not (identity / "intent.json").exists()
     assert stat.S_IMODE(host.path("var/lib/byteor/settings.json").stat().st_mode) == 0o644
-    assert json.loads((identity / "erasure.json").read_text())["v"] == 1
+    assert json.loads((identity / "erasure.json").read_text())["v"] == 2
 
 
 @pytest.mark.parametrize("channel", ["user data", "stdin"])

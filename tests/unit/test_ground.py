@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstboot.base import files, log, systemd
+from firstboot.base import files, inplace, log, systemd
 from firstboot.base.clock import Backoff, from_rfc3339, rfc3339
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout, Row
@@ -148,11 +148,13 @@ def test_overwriting_keeps_the_inode_and_refuses_another_length(tmp_path: Path) 
     path = tmp_path / "f"
     path.write_bytes(b"token here")
     inode = path.stat().st_ino
-    files.overwrite(path, b"xxxxx here")
+    held = inplace.read(path, limit=100)
+    assert held is not None
+    inplace.overwrite(held, b"xxxxx here")
     assert path.read_bytes() == b"xxxxx here"
     assert path.stat().st_ino == inode
     with pytest.raises(LocalFault):
-        files.overwrite(path, b"short")
+        inplace.overwrite(held, b"short")
 
 
 def test_a_lock_excludes_and_gives_up_in_time(tmp_path: Path) -> None:

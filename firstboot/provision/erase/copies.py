@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-from firstboot.base import files
+from firstboot.base import files, inplace
 from firstboot.base.errors import LocalFault
+from firstboot.base.inplace import Held
 from firstboot.base.layout import Layout
-from firstboot.provision.erase import receipt as receipts
+from firstboot.provision.erase import fragments, places, receipt, systemjournal
+from firstboot.provision.erase.places import Kind, Place
 from firstboot.provision.erase.receipt import Copy, Receipt
-from firstboot.provision.erase.scrub import Unredactable, redact
+from firstboot.provision.erase.reread import Reader
+from firstboot.provision.erase.scrub import Scrubber, recognise
 
-FILE_LIMIT = 64 << 20
-WALK_DEPTH = 12
-FILES_LIMIT = 20_000
+FILE_LIMIT = 64 << 20  # bytes of one file that is looked at
+TOKEN_FILE_LIMIT = 8192
 TRIES = 3  # a file that somebody writes meanwhile is read and overwritten again
-LATE = ("scripts that a later stage of this boot runs: byteor-erase looks at them",)
-# cloud-init's datasources that fetch user data again at every boot (CLOUD-INIT.md, section 4).
-FETCH_AGAIN = re.compile(
-    "aliyun|altcloud|bigstep|cloudcix|cloudsigma|cloudstack|ec2|exoscale|gce|nwcs|opennebula|ovf"
-    "|rbxcloud|scaleway|smartos|vmware"
-)
-
-
-class Kind(enum.IntEnum):
-    """What may be done to a place; the order in which places are overwritten."""
-
-    LATE = 1  # a later stage of this boot runs it
-    LIVE = 2  # cloud-init reads it again: overwritten, never removed
-    # Read by `sources`, so overwritten last: a run that is cut before sees the token again.
-    SOURCE = 3
-    OURS = 4  # the drop place and the token file: overwritten, then unlinked
-
-
-@dataclass(frozen=True)
-class Place:
-    path: Path
-    kind: Kind
+LATE = "scripts that a later stage of this boot runs: byteor-erase looks at them"
+UNREADABLE = "in a form that cannot be overwritten at its length"
+_SEED = re.compile(r"\[(?:seed|source)=([^\]]*)\]")
 
 
 def cloud_init_finished(layout: Layout) -> bool:
@@ -58,50 +38,22 @@ def cloud_init_finished(layout: Layout) -> bool:
 
 
 def still_served(layout: Layout) -> tuple[str, ...]:
-    """Return sentences for what brings a token back whatever is overwritten here."""
-    described = files.read(layout.cloud_datasource, limit=4096) or b""
-    name = described.decode("utf-8", "replace").split(":")[0]
-    short = name.replace("DataSource", "").lower()
-    for suffix in ("local", "net"):
-        short = short[: -len(suffix)] if short.endswith(suffix) else short
-    if FETCH_AGAIN.fullmatch(short):
-        return (
-            f"the datasource {name} serves the user data again at every boot, and to any process "
-            "on this host",
-        )
-    return ()
+    """Return a sentence for the datasource from which the user data can be read again.
 
-
-def places(layout: Layout) -> Iterator[Place]:
-    """Yield every regular file to look at; links are not followed out of these trees."""
-    yield Place(layout.drop_place, Kind.OURS)
-    yield Place(layout.token_file, Kind.OURS)
-    for top in (layout.cloud, layout.cloud_run):
-        for path in _regular(top):
-            kind = Kind.LIVE
-            if "scripts" in path.relative_to(top).parts:
-                kind = Kind.LATE
-            elif path.name.startswith(("user-data.txt", "vendor-data")):
-                kind = Kind.SOURCE
-            yield Place(path, kind)
-
-
-def _regular(top: Path) -> Iterator[Path]:
-    seen = 0
-    for directory, folders, names in os.walk(top, followlinks=False):
-        too_deep = len(Path(directory).relative_to(top).parts) >= WALK_DEPTH
-        folders[:] = [] if too_deep else sorted(folders)
-        for name in sorted(names):
-            path = Path(directory, name)
-            try:
-                regular = stat.S_ISREG(path.lstat().st_mode)
-            except OSError:
-                continue
-            seen += 1
-            if seen > FILES_LIMIT:
-                return
-            if regular:
-                yield path
+    That is any but a seed directory, whose files are overwritten as all others: a metadata service
+    answers any process of the host or root alone, a medium can be mounted again.
+    """
+    described = (files.read(layout.cloud_datasource, limit=4096) or b"").decode("utf-8", "replace")
+    name = described.split(":")[0].strip()
+    seeds = [seed for match in _SEED.finditer(described) for seed in match.group(1).split(",")]
+    if not name or name == "DataSourceNone":
+        return ()
+    if seeds and all(seed.startswith("/") and not seed.startswith("/dev/") for seed in seeds):
+        return ()
+    return (
+        f"the datasource {name} serves the user data again, at every boot or to whoever asks it on "
+        "this host",
+    )
 
 
 def erase(
@@ -113,78 +65,159 @@ def erase(
     late: bool = True,
     served: Sequence[str] = (),
     kept: Sequence[Copy] = (),
+    named: Sequence[str] = (),
+    shielded: bool = False,
 ) -> Receipt:
     """Erase the `tokens` in hand from every place, look again, and write the receipt.
 
-    `known` tells a spent token by its mark: asked only about the bytes of copies that an earlier
-    look left. `late` is False while cloud-init is at work: what it still runs is left alone, and
-    said. `kept` are copies that are not ours to erase; those that were erased all the same are left
-    out.
+    `known` tells a spent token by its mark: asked only about what an earlier look left or named.
+    `late` is False while cloud-init is at work: what it still runs is left alone, and said. `kept`
+    are copies that are not ours to erase; those that were erased all the same are left out. `named`
+    are the files of `erase.paths`. `shielded`: cloud-init's files were in memory in this boot.
     """
-    wanted = sorted({*tokens, *_left_before(layout, known)})
-    found = sorted(places(layout), key=lambda place: place.kind)
+    before = receipt.earlier(layout)
+    given = dict(_given_before(before, known))
+    wanted = sorted({*tokens, *given.values(), *_left_before(layout, before, known)})
+    found = places.find(layout, named)
+    unsaid = [one for one in receipt.NOT_LOOKED_AT if not (shielded and one == receipt.FREED)]
     if not late:
-        found = [place for place in found if place.kind is not Kind.LATE]
-    copies, unread = [], []
-    for place in found:
+        found.places = [place for place in found.places if place.kind is not Kind.LATE]
+        unsaid.append(LATE)
+    rows, looked_at = found.unseen, 0
+    scrubber, reader = Scrubber(wanted), Reader(wanted)
+    for place in found.places:
         try:
-            data = files.read(place.path, limit=FILE_LIMIT)
+            held = inplace.read(place.path, limit=FILE_LIMIT)
         except LocalFault as error:
-            unread.append(Copy(layout.shown(place.path), {}, "not_looked_at", str(error)))
+            rows.append(Copy(layout.shown(place.path), {}, "not_looked_at", str(error)))
             continue
-        copy = _scrub(layout, place, data, wanted) if data and wanted else None
-        if copy is not None:
-            copies.append(copy)
-    seen = {copy.path for copy in copies}
-    receipt = Receipt(
-        now,
-        len(found) - len(unread),
-        (*copies, *unread, *(copy for copy in kept if copy.path not in seen)),
-        tuple(served),
-        receipts.NOT_LOOKED_AT + (() if late else LATE),
+        looked_at += held is not None
+        row = (
+            _scrub(layout, place, held, scrubber, reader) if held and held.data and wanted else None
+        )
+        if row is not None:
+            rows.append(row)
+    rows += _fragments(layout)
+    try:
+        rows += filter(None, [systemjournal.search(layout, wanted)])
+    except LocalFault as error:
+        unsaid.append(str(error))
+    rows += [Copy(path, {"raw": 1}, "kept", receipt.GIVEN) for path in given]
+    seen = {row.path: row for row in reversed([*rows, *kept])}
+    return receipt.save(
+        layout,
+        Receipt(
+            now,
+            (files.read(layout.boot_id, limit=64) or b"").decode().strip(),
+            looked_at,
+            tuple(reversed(seen.values())),
+            tuple(served),
+            tuple(unsaid),
+        ),
     )
-    receipts.save(layout, receipt)
-    return receipt
 
 
-def _left_before(layout: Layout, known: Callable[[bytes], bool]) -> Iterator[bytes]:
+def _given_before(
+    before: receipt.Stored, known: Callable[[bytes], bool]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the files that were given with --token-file and still hold a spent token, and it."""
+    for row in before.of("kept"):
+        if os.path.isabs(row.path):
+            try:
+                token = (files.read(Path(row.path), limit=TOKEN_FILE_LIMIT) or b"").strip()
+            except LocalFault:
+                continue  # it cannot be looked at, so nothing is claimed of it
+            if token and known(token):
+                yield row.path, token
+
+
+def _left_before(
+    layout: Layout, before: receipt.Stored, known: Callable[[bytes], bool]
+) -> Iterator[bytes]:
     """Yield the tokens of copies that the last look left, where their bytes still stand."""
-    for copy in receipts.remaining(layout):
-        path = layout.path(copy.path)
+    for row in before.of("remains"):
         try:
-            data = files.read(path, limit=FILE_LIMIT) or b""
+            held = inplace.read(layout.path(row.path), limit=FILE_LIMIT)
         except LocalFault:
             continue  # the walk meets it as well, and says why
-        start = copy.offset or 0
-        candidate = data[start : start + (copy.length or 0)]
-        if candidate and known(candidate):
-            yield candidate
+        start = row.offset or 0
+        if held is not None:
+            yield from recognise(held.data[start : start + (row.length or 0)], known)
 
 
-def _scrub(layout: Layout, place: Place, data: bytes, tokens: Sequence[bytes]) -> Copy | None:
-    """Erase what one file holds; None when it holds no token."""
-    shown, counts = layout.shown(place.path), {}
+def _scrub(
+    layout: Layout, place: Place, held: Held, scrubber: Scrubber, reader: Reader
+) -> Copy | None:
+    """Erase what one file holds, and read it again; None when it holds no token."""
+    done = scrubber.redact(held.data)
+    counts = dict(done.found)
+
+    def row(result: str, why: str | None = None) -> Copy:
+        shown, left = layout.shown(place.path), result == "remains"
+        where = (held.inode, done.start, done.end - done.start) if left else (None, None, None)
+        return Copy(shown, counts, result, why, *where)
+
     try:
-        clean, found = redact(data, tokens)
-        if not found:
-            return None
-        counts = dict(found)
         for _ in range(TRIES):
-            if len(data) == place.path.lstat().st_size:
-                files.overwrite(place.path, clean)
-            data = files.read(place.path, limit=FILE_LIMIT) or b""
-            clean, found = redact(data, tokens)
-            if not found:
+            if done.data == held.data:
                 break
+            inplace.overwrite(held, done.data)
+            again = inplace.read(place.path, limit=FILE_LIMIT)
+            if again is None or again.data == done.data:
+                held = again or held
+                break
+            held, done = again, scrubber.redact(again.data)
         else:
-            raise LocalFault("it was written again while it was being erased")
-        if place.kind is Kind.OURS:
-            files.wipe(place.path)
-        return Copy(shown, counts, "unlinked" if place.kind is Kind.OURS else "overwritten")
-    except (Unredactable, LocalFault) as error:
+            return row("remains", "it was written again while it was being erased")
+        if reader.reads(done.data):
+            done.start, done.end = 0, len(done.data)
+            return row("remains", "; ".join(done.failed) or UNREADABLE)
+        if done.failed:
+            return row("remains" if counts else "not_looked_at", "; ".join(done.failed))
+        if counts and place.kind is Kind.OURS:
+            inplace.wipe(held)
+    except LocalFault as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS:
-            return Copy(shown, counts, "still_served", str(error))
-        spans = [(data.find(token), len(token)) for token in tokens if token in data]
-        offset, length = spans[0] if spans else (None, None)
-        inode = place.path.lstat().st_ino
-        return Copy(shown, counts, "remains", str(error), inode, offset, length)
+            if _read_only(place.path):
+                return row("still_served", "its file system is read-only")
+            return row("remains", f"{error}: it lies outside what the unit may write")
+        return row("remains", str(error))
+    if not counts:
+        return None
+    return row("unlinked" if place.kind is Kind.OURS else "overwritten")
+
+
+def _fragments(layout: Layout) -> Iterator[Copy]:
+    """Erase what cloud-init printed of a broken line of ours."""
+    values = fragments.broken(layout)
+    for place in fragments.where(layout) if values else ():
+        shown = layout.shown(place.path)
+        try:
+            held = inplace.read(place.path, limit=FILE_LIMIT)
+            if held is None:
+                continue
+            data, count = fragments.x_out(held.data, values)
+            if count:
+                inplace.overwrite(held, data)
+                yield Copy(shown, {"fragment": count}, "overwritten")
+        except LocalFault as error:
+            yield Copy(shown, {}, "not_looked_at", str(error))
+
+
+def _read_only(path: Path) -> bool:
+    """Return True where the file system itself is read-only, and not just our view of it.
+
+    A unit's sandbox mounts it read-only for us alone: that is an option of the mount, and not of
+    the file system (proc(5), mountinfo: the last field).
+    """
+    try:
+        device = os.stat(path).st_dev
+        text = (files.read(Path("/proc/self/mountinfo"), limit=4 << 20) or b"").decode()
+    except (OSError, LocalFault):
+        return False
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in text.splitlines():
+        fields = line.split()
+        if fields[2] == wanted and "ro" in fields[-1].split(","):
+            return True
+    return False

@@ -1,18 +1,20 @@
 """The erasing receipt, ``identity/erasure.json``: what was found, done, verified, and what remains.
 
-{"v": 1, "at": RFC 3339, "files_looked_at": n, "copies": [{"path", "encodings": {"raw": n},
-"result", "reason"}], "still_served": [sentence], "not_looked_at": [sentence]}
+{"v": 2, "at": RFC 3339, "boot_id", "enrolling_boot_id", "files_looked_at": n, "copies": [{"path",
+"encodings": {"raw": n}, "result", "at", "boot_id", "reason"}], "still_served": [sentence],
+"not_looked_at": [sentence]}
 
-`result` is ``overwritten`` (in place, then read back clean), ``unlinked`` (overwritten, then
-removed), ``still_served`` (on a medium that cannot be written), ``kept`` (not ours to erase),
-``not_looked_at`` or ``remains``. A ``remains`` row also keeps `inode`, `offset` and `length` of one
-copy, so that a later look recognises it by its mark once no source shows the token any more.
+`copies` are those of this boot and of the one that enrolled, one row a path. `result` is
+``overwritten`` (in place, then read back clean), ``unlinked`` (overwritten, then removed),
+``still_served`` (on a file system that is read-only), ``kept`` (not ours to erase),
+``not_looked_at`` or ``remains``. A ``remains`` row also keeps `inode`, `offset` and `length` of
+what stands there, so that a later look tells it by its mark once no source shows the token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional
 
 from firstboot.base import documents, files
@@ -20,13 +22,17 @@ from firstboot.base.clock import rfc3339
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
 
+VERSION = 2
 RESULTS = ("overwritten", "unlinked", "still_served", "kept", "not_looked_at", "remains")
+ERASED = ("overwritten", "unlinked")
+GIVEN = "given with --token-file: its owner's, left as it is"
+FREED = "freed disk blocks that cloud-init's own rewriting of its files left behind"
 NOT_LOOKED_AT = (
-    "freed disk blocks that cloud-init's own rewriting of its files left behind",
-    "the journal, /var/log/cloud-init.log and cloud-init-output.log, and the provider's console",
+    FREED,
+    "the console at the provider",
     "swap and memory",
     "snapshots and backups made before",
-    "files that user data's own commands wrote",
+    "files that user data's own commands wrote, but those of erase.paths",
 )
 
 
@@ -41,11 +47,19 @@ class Copy:
     inode: Optional[int] = None
     offset: Optional[int] = None
     length: Optional[int] = None
+    at: Optional[str] = None
+    boot_id: Optional[str] = None
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
+    """The part of an earlier receipt that a later look needs."""
+
     copies: tuple[Copy, ...] = ()
+    enrolling_boot_id: Optional[str] = None
+
+    def of(self, result: str) -> tuple[Copy, ...]:
+        return tuple(copy for copy in self.copies if copy.result == result)
 
 
 @dataclass(frozen=True)
@@ -53,46 +67,74 @@ class Receipt:
     """One look everywhere."""
 
     at: float
+    boot_id: str
     files_looked_at: int
     copies: tuple[Copy, ...]
     still_served: tuple[str, ...] = ()
     not_looked_at: tuple[str, ...] = NOT_LOOKED_AT
+    enrolling_boot_id: str | None = None
 
     @property
     def remaining(self) -> list[str]:
-        """Files that we could have written and that still hold a token: exit 9."""
+        """Return the files that we could have written and that still hold a token: exit 9."""
         return [copy.path for copy in self.copies if copy.result == "remains"]
 
-    def summary(self) -> dict[str, Any]:
-        """Return the facts of one log line."""
+    def summary(self) -> dict[str, int]:
+        """Return how many files were looked at, and how many rows have which result."""
         results = [copy.result for copy in self.copies]
-        counts = {result: results.count(result) or None for result in RESULTS}
+        counts = {result: results.count(result) for result in RESULTS if result in results}
         return {"files_looked_at": self.files_looked_at, **counts}
 
     def to_json(self) -> dict[str, Any]:
+        rows = [asdict(copy) for copy in self.copies]
         return {
-            "v": 1,
+            "v": VERSION,
             "at": rfc3339(self.at),
+            "boot_id": self.boot_id,
+            "enrolling_boot_id": self.enrolling_boot_id,
             "files_looked_at": self.files_looked_at,
-            "copies": [asdict(copy) for copy in self.copies],
+            "copies": [{k: v for k, v in row.items() if v is not None} for row in rows],
             "still_served": list(self.still_served),
             "not_looked_at": list(self.not_looked_at),
         }
 
 
-def remaining(layout: Layout) -> tuple[Copy, ...]:
-    """Return the copies that the last look left; none where the receipt is damaged."""
+def earlier(layout: Layout) -> Stored:
+    """Return the last receipt's rows; none where it is damaged, or there is none."""
     try:
-        stored = documents.read(layout.erasure, _Stored) or _Stored()
+        return documents.read(layout.erasure, Stored) or Stored()
     except LocalFault:
-        return ()
-    return tuple(copy for copy in stored.copies if copy.result == "remains")
+        return Stored()
 
 
-def save(layout: Layout, receipt: Receipt) -> None:
-    """Write the receipt; a damaged one is set aside first."""
+def remaining(layout: Layout) -> tuple[Copy, ...]:
+    """Return the copies that the last look left."""
+    return earlier(layout).of("remains")
+
+
+def save(layout: Layout, receipt: Receipt) -> Receipt:
+    """Write the receipt with what this boot and the enrolling one erased before it.
+
+    A damaged receipt is set aside first.
+    """
     try:
-        documents.read(layout.erasure, _Stored)
+        before = documents.read(layout.erasure, Stored) or Stored()
     except Corrupt:
         files.set_aside(layout.erasure)
-    files.write_json(layout.erasure, receipt.to_json())
+        before = Stored()
+    when = rfc3339(receipt.at)
+    rows = [replace(row, at=when, boot_id=receipt.boot_id) for row in receipt.copies]
+    enrolling = before.enrolling_boot_id or (
+        receipt.boot_id if any(row.result in ERASED for row in rows) else None
+    )
+    paths = {row.path for row in rows}
+    kept = [
+        row
+        for row in before.copies
+        if row.result in ERASED
+        and row.path not in paths
+        and row.boot_id in (receipt.boot_id, enrolling)
+    ]
+    whole = replace(receipt, copies=(*rows, *kept), enrolling_boot_id=enrolling)
+    files.write_json(layout.erasure, whole.to_json())
+    return whole

@@ -1,122 +1,236 @@
 """Replace every copy of a token by ``x`` at the same length, in each form that it stands in.
 
-Raw text and pickles hold the token as it is; base64 (three alignments, wrapped or not) and gzip,
-also inside each other, are unpacked, redacted and packed again at the very same length, so that
-cloud-init can still read its files. All ``x`` reads as "no token". A token that an interrupted
-overwrite tore apart is no longer whole, and not searched.
+Raw text and pickles hold a token as it is; gzip, base64, quoted-printable, comment blocks and the
+escapes of JSON and YAML are undone, also inside each other, and what carries the token is written
+again at the very same length, so that cloud-init can still read its files. A token of ``x`` alone
+reads as "no token". A token that an interrupted overwrite tore apart is not searched for.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Callable
 
-UNPACKED_LIMIT = 64 << 20
-DEPTH_LIMIT = 4
-# A run of base64 long enough for the shortest token, over line breaks and YAML's indentation.
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]{20,}(?:(?:\r?\n[ \t]*|\\n)[A-Za-z0-9+/]+)*={0,2}")
-_GAP = re.compile(rb"\r?\n[ \t]*|\\n")
-_GZIP = b"\x1f\x8b\x08"
-_COMMENT = 0x10
+from firstboot.provision import decode
+from firstboot.provision.block import comment_marks
+from firstboot.provision.decode import Edit, Unredactable
+from firstboot.provision.parts import DEPTH_LIMIT
 
-
-class Unredactable(Exception):
-    """A copy was found in a form that does not fit into its old length."""
-
-
-def redact(data: bytes, tokens: Sequence[bytes], *, depth: int = 0) -> tuple[bytes, Counter[str]]:
-    """Return `data` with every copy of `tokens` x-ed out, and how many stood in which encoding."""
-    found: Counter[str] = Counter()
-    if depth < DEPTH_LIMIT:
-        # Before the raw text: gzip stores what does not deflate as it is, and a checksum over it.
-        data = _redact_gzip(data, tokens, found, depth)
-        data = _redact_base64(data, tokens, found, depth)
-    for token in tokens:
-        count = data.count(token)
-        if count:
-            found["raw"] += count
-            data = data.replace(token, b"x" * len(token))
-    return data, found
+# As deep as the reader unpacks, and then write_files (base64 of gzip) in escapes in a comment.
+DEPTH = DEPTH_LIMIT + 4
+WORK_LIMIT = 1 << 30  # bytes that may be decoded of one file
+TOO_LARGE = "it unpacks to too much to be searched whole"
+_TEXT = bytes(16)  # the shortest token (contract 4.1), as `_PRINTABLE` shows it
+_WORD = re.compile(rb"[!-~]{16,}")
+WORD, QUOTES = 256, 5  # a word up to the first is tried whole; of another, so many of its ends
+_PRINTABLE = bytes(0 if byte in b"\t\n\r" or 32 <= byte < 127 else 1 for byte in range(256))
 
 
-def _redact_gzip(data: bytes, tokens: Sequence[bytes], found: Counter[str], depth: int) -> bytes:
-    at = data.find(_GZIP)
-    while at >= 0:
-        member = _member(data, at)
-        if member is not None:
-            text, length = member
-            inner, counts = redact(text, tokens, depth=depth + 1)
-            if counts:
-                data = data[:at] + _packed(inner, length) + data[at + length :]
-                found["gzip"] += sum(counts.values())
-        at = data.find(_GZIP, at + 1)
-    return data
+@dataclass
+class Redacted:
+    """A file's bytes without the tokens: how many stood in which encoding, and what stayed why.
+
+    `start` and `end` enclose all that changed, or that would have to.
+    """
+
+    data: bytes
+    found: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+    start: int = 0
+    end: int = 0
 
 
-def _member(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """Return the text and the packed length of the gzip member at `at`; None unless it is whole."""
-    unpacker = zlib.decompressobj(wbits=31)
-    try:
-        text = unpacker.decompress(data[at:], UNPACKED_LIMIT)
-    except zlib.error:
-        return None
-    return (text, len(data) - at - len(unpacker.unused_data)) if unpacker.eof else None
+def recognise(data: bytes, known: Callable[[bytes], bool]) -> set[bytes]:
+    """Return the tokens in a piece of a file that are known only by their mark.
+
+    For the few bytes that an earlier look left: a long word is tried with its ends cut alone.
+    """
+    found = set()
+    for view in _views(data, 0, set()):
+        for match in _WORD.finditer(view):
+            word = match.group()
+            cut = range(len(word) if len(word) <= WORD else QUOTES)
+            for start in cut:
+                for end in cut:
+                    part = word[start : len(word) - end]
+                    if len(part) >= len(_TEXT) and part not in found and known(part):
+                        found.add(part)
+    return found
 
 
-def _packed(text: bytes, length: int) -> bytes:
-    """Pack `text` as gzip of exactly `length` bytes, the rest in the header's comment field."""
-    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED):
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
-        body = (
-            packer.compress(text)
-            + packer.flush()
-            + struct.pack("<II", zlib.crc32(text), len(text) & 0xFFFFFFFF)
-        )
-        spare = length - 10 - len(body)
-        if spare >= 0:
-            comment = b" " * (spare - 1) + b"\0" if spare else b""
-            flags = _COMMENT if spare else 0
-            return _GZIP + bytes([flags]) + b"\0\0\0\0\x02\xff" + comment + body
-    raise Unredactable("its gzip does not fit into the old length")
+def _views(data: bytes, depth: int, seen: set[int]) -> Iterator[bytes]:
+    if hash(data) in seen or depth > DEPTH:
+        return
+    seen.add(hash(data))
+    yield data
+    for stream in decode.gzips(data):
+        yield from _views(stream.text, depth + 1, seen)
+    if _is_text(data):
+        for undo in _UNDONE:
+            for escaped in undo(data):
+                yield from _views(escaped.text, depth + 1, seen)
+        for _, alignments in decode.Gaps(data).runs():
+            for layer in alignments:
+                yield from _views(layer.text, depth + 1, seen)
 
 
-def _redact_base64(data: bytes, tokens: Sequence[bytes], found: Counter[str], depth: int) -> bytes:
-    pieces, end = [], 0
-    for run in _BASE64.finditer(data):
-        wrapped = run.group()
-        plain = _GAP.sub(b"", wrapped)
-        fresh = _redact_run(plain, tokens, found, depth)
-        if fresh != plain:
-            pieces += [data[end : run.start()], _rewrapped(wrapped, fresh)]
-            end = run.end()
-    return b"".join([*pieces, data[end:]]) if pieces else data
+class Scrubber:
+    """The tokens in hand, and what was seen to be free of them: files hold copies of each other."""
+
+    def __init__(self, tokens: Iterable[bytes]) -> None:
+        self._tokens = sorted(set(tokens), key=len, reverse=True)  # one may be a part of another
+        self._clean: dict[int, int] = {}  # texts, and how deep they were when nothing was found
+        self._left = 0
+        self._done = Redacted(b"")
+
+    def redact(self, data: bytes) -> Redacted:
+        """X out every copy of the tokens in `data`."""
+        self._left, self._done = WORK_LIMIT, Redacted(data)
+        edits = self._edits(data, ()) if self._tokens else []
+        done = self._done
+        done.data = decode.applied(data, edits)
+        if done.failed:
+            done.end = len(data)
+        elif edits:
+            done.start = min(edit.at for edit in edits)
+            done.end = max(edit.at + len(edit.data) for edit in edits)
+        return done
+
+    def _edits(self, data: bytes, chain: tuple[str, ...]) -> list[Edit]:
+        """Return the edits that x out the tokens in `data` and in whatever it unpacks to."""
+        if self._is_clean(data, chain):
+            return []
+        self._left -= len(data)
+        if self._left < 0:
+            self._fail(TOO_LARGE)
+        if self._left < 0 or len(chain) > DEPTH:
+            return []  # deeper than the reader goes
+        found: list[Edit] = []
+        # gzip before the raw text: it stores what does not deflate as it is, under a checksum.
+        # Escapes before a token that may begin or end in the middle of one.
+        for step in (self._packed, self._whole, self._escaped, self._raw, self._base64):
+            edits = list(step(data, chain))
+            found += edits
+            data = decode.applied(data, edits)
+        if not found:
+            self._note_clean(data, chain)
+        return found
+
+    def _is_clean(self, data: bytes, chain: tuple[str, ...]) -> bool:
+        return self._clean.get(hash(data), DEPTH + 1) <= len(chain)
+
+    def _note_clean(self, data: bytes, chain: tuple[str, ...]) -> None:
+        if not self._done.failed:
+            self._clean[hash(data)] = len(chain)
+
+    def _fail(self, why: str) -> None:
+        if why not in self._done.failed:
+            self._done.failed.append(why)
+
+    def _packed(self, data: bytes, chain: tuple[str, ...]) -> Iterator[Edit]:
+        for stream in decode.gzips(data):
+            inner = self._edits(stream.text, (*chain, "gzip"))
+            try:
+                if inner:
+                    yield stream.rebuilt(inner)
+            except Unredactable as error:
+                self._fail(str(error))
+
+    def _whole(self, data: bytes, chain: tuple[str, ...]) -> Iterator[Edit]:
+        return self._raw(data, chain, whole=True)
+
+    def _raw(self, data: bytes, chain: tuple[str, ...], *, whole: bool = False) -> Iterator[Edit]:
+        closed: list[range] | None = None
+        for token in self._tokens:
+            at = data.find(token)
+            while at >= 0:
+                if closed is None:  # a stream that could not be rebuilt is left whole
+                    closed = [range(one.start, one.end) for one in decode.gzips(data)]
+                cut = whole and _cuts(data, at, at + len(token))
+                if not cut and not any(at in one for one in closed):
+                    self._done.found["+".join(chain) or "raw"] += 1
+                    edit = Edit(at, b"x" * len(token))
+                    data = decode.applied(data, [edit])
+                    yield edit
+                at = data.find(token, at + len(token))
+
+    def _escaped(self, data: bytes, chain: tuple[str, ...]) -> Iterator[Edit]:
+        for undo in _UNDONE if _is_text(data) else ():
+            made = [
+                edit for layer in undo(data) for edit in self._in_layer(layer, (*chain, layer.name))
+            ]
+            yield from made
+            data = decode.applied(data, made)
+
+    def _base64(self, data: bytes, chain: tuple[str, ...]) -> Iterator[Edit]:
+        for run, alignments in decode.Gaps(data).runs() if _is_text(data) else ():
+            if not self._is_clean(run, chain):
+                made = [
+                    edit for one in alignments for edit in self._in_layer(one, (*chain, "base64"))
+                ]
+                yield from made
+                if not made:
+                    self._note_clean(run, chain)
+
+    def _in_layer(
+        self, layer: decode.Escaped | decode.Base64, chain: tuple[str, ...]
+    ) -> Iterator[Edit]:
+        for edit in self._edits(layer.text, chain):
+            try:
+                yield from list(layer.back(edit))  # all of it, or nothing
+            except Unredactable as error:
+                self._fail(str(error))
 
 
-def _redact_run(run: bytes, tokens: Sequence[bytes], found: Counter[str], depth: int) -> bytes:
-    for start in range(4):
-        body = run[start:].rstrip(b"=")
-        body = body[: len(body) - (len(body) % 4 == 1)]
-        try:
-            text = base64.b64decode(body + b"=" * (-len(body) % 4))
-        except binascii.Error:
-            continue
-        inner, counts = redact(text, tokens, depth=depth + 1)
-        if counts:
-            packed = base64.b64encode(inner).rstrip(b"=")[: len(body)]
-            run = run[:start] + packed + run[start + len(body) :]
-            found["base64"] += sum(counts.values())
-    return run
+def _cuts(data: bytes, at: int, end: int) -> bool:
+    """Return True where what is found may begin or end in the middle of an escape.
+
+    Of quotes beside a token as many as it has itself there belong to it; one more ends the scalar.
+    """
+    if data[at - 1 : at] == b"\\" or data[end - 1 : end] in (b"\\", b"="):
+        return True
+    token = data[at:end]
+    own = len(token) - len(token.rstrip(b"'"))
+    after = data[end : end + len(token)]
+    first = len(token) - len(token.lstrip(b"'"))
+    before = data[max(at - len(token), 0) : at]
+    return bool(own and len(after) - len(after.lstrip(b"'")) > own) or bool(
+        first and len(before) - len(before.rstrip(b"'")) > first
+    )
 
 
-def _rewrapped(wrapped: bytes, fresh: bytes) -> bytes:
-    out, at, end = [], 0, 0
-    for gap in _GAP.finditer(wrapped):
-        size = gap.start() - end
-        out += [fresh[at : at + size], gap.group()]
-        at, end = at + size, gap.end()
-    return b"".join([*out, fresh[at:]])
+def _is_text(data: bytes) -> bool:
+    """Return True where `data` has a stretch of text that a token could be written in."""
+    return _TEXT in data.translate(_PRINTABLE)
+
+
+def _quoted_printable(data: bytes) -> Iterator[decode.Escaped]:
+    if b"=" in data and b"quoted-printable" in data.lower():  # the reader needs the header as well
+        yield from filter(None, [decode.quoted_printable(data)])
+
+
+def _escapes(data: bytes) -> Iterator[decode.Escaped]:
+    if b"\\" in data:
+        yield from filter(None, [decode.escapes(data)])
+
+
+def _doubled_quotes(data: bytes) -> Iterator[decode.Escaped]:
+    if b"''" in data:
+        yield decode.doubled_quotes(data)
+
+
+def _comments(data: bytes) -> Iterator[decode.Escaped]:
+    """Undo comment blocks, in which a quoted scalar may go on over lines."""
+    marks = comment_marks(data) if b"\\" in data else ()
+    yield from filter(None, [decode.Escaped("comment", data, ((at, at + 1, b"") for at in marks))])
+
+
+_UNDONE: tuple[Callable[[bytes], Iterator[decode.Escaped]], ...] = (
+    _quoted_printable,  # before escapes, which a soft line break may cut
+    _escapes,
+    _comments,
+    _doubled_quotes,
+)

@@ -1,0 +1,74 @@
+"""Read a file again with the reader's own decoders: what it can still read is not erased.
+
+The reader is the oracle (contract 7): whatever `userdata` makes of a file, or of a text in a
+pickle, a JSON document or XML, must hold no spent token. Nothing of a pickle is executed: its
+strings are taken from its opcodes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from firstboot.provision import userdata
+
+SHORTEST = 16  # characters of a token
+_XML_TEXT = re.compile(rb">([^<>]{%d,})<" % SHORTEST)
+
+
+class Reader:
+    """The tokens that no file may give, and the texts that were seen to give none."""
+
+    def __init__(self, tokens: Iterable[bytes]) -> None:
+        self._tokens = tuple(tokens)
+        self._clean: set[int] = set()
+
+    def reads(self, data: bytes) -> bool:
+        """Return True when reading `data`, or a text in it, gives one of the tokens."""
+        for text in _texts(data):
+            key = hash(text)
+            if key not in self._clean:
+                for spoken in userdata.spoken(text):
+                    if any(token in spoken for token in self._tokens):
+                        return True
+                self._clean.add(key)
+        return False
+
+
+def _texts(data: bytes) -> Iterator[bytes]:
+    yield data
+    if data.startswith(b"\x80"):
+        yield from _pickled(data)
+        return
+    start = data.lstrip()[:1]
+    if start in (b"{", b"["):
+        try:
+            yield from _strings(json.loads(data))
+        except (ValueError, RecursionError):
+            pass
+    elif start == b"<":
+        for match in _XML_TEXT.finditer(data):
+            yield match.group(1)
+
+
+def _pickled(data: bytes) -> Iterator[bytes]:
+    try:
+        for _, argument, _ in pickletools.genops(data):
+            if isinstance(argument, str):
+                yield argument.encode("utf-8", "surrogatepass")
+            elif isinstance(argument, bytes):
+                yield argument
+    except Exception:  # noqa: BLE001 - pickletools raises whatever damaged bytes lead it to
+        return
+
+
+def _strings(value: Any) -> Iterator[bytes]:
+    if isinstance(value, str):
+        yield value.encode("utf-8", "surrogatepass")
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
+        yield from _strings(inner)
