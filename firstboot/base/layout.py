@@ -80,6 +80,7 @@ class Layout:
     sealing_key = Row("/var/lib/byteor/identity/sealing.key")
     sealing_cred = Row("/var/lib/byteor/identity/sealing.cred")
     marks = Row("/var/lib/byteor/identity/marks.json")
+    progress = Row("/var/lib/byteor/identity/progress.json")
     erasure = Row("/var/lib/byteor/identity/erasure.json")
     lock = Row("/var/lib/byteor/identity/lock")
     run_lock = Row("/var/lib/byteor/identity/run.lock")

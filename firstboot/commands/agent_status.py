@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -20,9 +21,11 @@ from firstboot.agent.artifacts import memory
 from firstboot.agent.problems import Problem, of_the_activation, of_the_expiry, unique
 from firstboot.base import files
 from firstboot.base.clock import Clock, from_rfc3339
-from firstboot.base.errors import LocalFault, NoToken
+from firstboot.base.errors import ByteorError, LocalFault, NoToken, Refused
 from firstboot.base.layout import Layout
+from firstboot.commands.watching import Seen, watch, watch_arguments
 from firstboot.exchange import verdicts
+from firstboot.exchange.wake import is_running
 
 RUNNING, STOPPED, GONE = "running", "stopped", "gone"
 SILENT, NEVER_RAN, UNREADABLE = "silent", "never_ran", "unreadable"
@@ -31,6 +34,9 @@ SILENT_S = 2 * 3600.0 + 300.0
 FAR_S = 1e12  # no clock is further off; infinity is, which JSON from elsewhere may hold
 LIMIT = 100  # problems, loops: more were never ours
 LONGEST_WORD = 300
+COLUMNS = 100
+DEFAULT_PERIOD_S = 30.0
+FIRST, NO_BEAT = "heartbeat", "no heartbeat was accepted yet"
 # State -> (the word of the page, the sentence of its problem)
 STATES = {
     RUNNING: ("running", None),
@@ -42,23 +48,73 @@ STATES = {
 }
 
 
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``status``."""
+    watch_arguments(parser)
+
+
 def status_command(arguments: argparse.Namespace) -> int:
-    """Print what is known.
+    """Print what is known; the JSON in every state.
 
     LocalFault (7) when the agent has not run since boot, NoToken (3) when it has no identity.
     """
     clock, layout = Clock(), arguments.layout
-    document = look(layout, clock)
-    is_enrolled, never_ran = layout.settings.exists(), document["state"] == NEVER_RAN
-    if never_ran and not is_enrolled:
-        raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
-    if arguments.json:
-        print(json.dumps(document, sort_keys=True, indent=1))
-    else:
-        print("\n".join(page(document, now=clock.wall())))
-    if never_ran:
-        raise LocalFault("the agent has not run since boot", hint=start_hint(layout))
+
+    def show(seen: Seen) -> None:
+        if arguments.json:
+            print(json.dumps(seen.document, sort_keys=True, indent=1))
+        elif not isinstance(seen.stop, NoToken):
+            print("\n".join(page(seen.document, now=clock.wall())))
+
+    seen = watch(arguments, lambda: _seen(layout, clock), show)
+    if isinstance(seen.stop, NoToken):
+        raise seen.stop
+    if seen.document["state"] == NEVER_RAN:
+        raise LocalFault(seen.problem, hint=seen.hint)
     return 0
+
+
+def _seen(layout: Layout, clock: Clock) -> Seen:
+    document = look(layout, clock)
+    stop: ByteorError | None = key_refused(document)
+    if document["state"] == NEVER_RAN and not layout.settings.exists():
+        stop = NoToken("this host is not enrolled", hint="byteor-firstboot status")
+    online = is_online(layout, document, clock)
+    first: dict[str, Any] = next(iter(document["problems"]), {})
+    return Seen(
+        document=document,
+        online=online,
+        well=online and not first,
+        stop=stop,
+        final=isinstance(stop, Refused),
+        problem=str(stop or first.get("detail", NO_BEAT)),
+        hint=stop.hint if stop is not None else first.get("hint"),
+    )
+
+
+def is_online(layout: Layout, document: Mapping[str, Any], clock: Clock) -> bool:
+    """Return True while the control plane accepts the heartbeats of an agent that runs."""
+    age, period = last_beat(document, clock.wall())
+    beats = bool(document["running"]) and age is not None and age <= 2 * period
+    return beats and is_running(layout) is not False
+
+
+def last_beat(document: Mapping[str, Any], now: float) -> tuple[float | None, float]:
+    """Return the age of the last accepted heartbeat, and their period, in seconds."""
+    loop = document["loops"].get(FIRST) or {}
+    period, last = loop.get("period_s"), seconds(loop.get("last_success_at"))
+    if not isinstance(period, (int, float)) or period <= 0:
+        period = DEFAULT_PERIOD_S
+    return now - last if last is not None else None, float(period)
+
+
+def key_refused(document: Mapping[str, Any]) -> Refused | None:
+    """Return the refusal of the heartbeats of an agent that runs, as the error that it is."""
+    loop = document["loops"].get(FIRST) or {}
+    if not document["running"] or loop.get("outcome") != "refused":
+        return None
+    hint = loop.get("hint")
+    return Refused(word(loop.get("problem")), hint=word(hint) if hint else None)
 
 
 # -- the document
@@ -167,18 +223,18 @@ def page(document: Mapping[str, Any], *, now: float) -> list[str]:
     if identity:
         environment = word(identity.get("environment_id") or "unknown")
         where = f"{word(identity.get('api_base_url'))}, environment {environment}"
-        lines += [_row("control plane", where), _row("identity", _identity(identity, now))]
+        lines += [fact("control plane", where), fact("identity", _identity(identity, now))]
     lines += _facts(document, now=now)
     if document.get("age_s") is not None:
-        lines.append(_row("written", f"{span(document['age_s'])} ago"))
+        lines.append(fact("written", f"{span(document['age_s'])} ago"))
     loops = document.get("loops") or {}
     download = (loops.get("deployments") or {}).get("download")
     if isinstance(download, dict):
         said = _so_far(download.get("deployment_id"), download.get("bytes"), download.get("size"))
-        lines.append(_row("downloading", said))
+        lines.append(fact("downloading", said))
     upload = document.get("upload")
     if upload is not None:
-        lines.append(_row("uploading", _so_far(upload["id"], upload["sent"], upload["size"])))
+        lines.append(fact("uploading", _so_far(upload["id"], upload["sent"], upload["size"])))
     if loops:
         columns = f"{'last success':<14} {'last attempt':<14} {'next':<12} failures"
         lines += ["", f"{'loop':<14} {columns}"]
@@ -198,8 +254,8 @@ def summary(document: Mapping[str, Any], *, now: float) -> list[str]:
     loop = (document.get("loops") or {}).get("heartbeat")
     if loop:
         due = seconds(loop.get("next_attempt_at"))
-        coming = f", next {_in(due - now)}" if document.get("running") and due is not None else ""
-        lines.append(_row("last contact", _ago(loop.get("last_success_at"), now) + coming))
+        coming = f", next {until(due - now)}" if document.get("running") and due is not None else ""
+        lines.append(fact("last contact", _ago(loop.get("last_success_at"), now) + coming))
     return [*lines, *_facts(document, now=now), *_problems(document)]
 
 
@@ -209,7 +265,7 @@ def _headline(document: Mapping[str, Any]) -> str:
     identity = document.get("identity") or {}
     name = word(identity.get("name") or "no name")
     named = f"{word(identity.get('agent_id'))} ({name})" if identity else "no identity"
-    return _row("agent", f"{verdict}; {STATES[document['state']][0]}; {named}")
+    return fact("agent", f"{verdict}; {STATES[document['state']][0]}; {named}")
 
 
 def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
@@ -219,32 +275,32 @@ def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
     named = word(deployment.get("deployment_id"))
     if deployment:
         said = f"{named}, sequence {word(deployment.get('sequence'))}"
-        lines.append(_row("deployment", f"{said}, {word(deployment.get('state'))}"))
+        lines.append(fact("deployment", f"{said}, {word(deployment.get('state'))}"))
     if verdict and verdict.get("deployment_id") != deployment.get("deployment_id", ""):
         of = word(verdict.get("deployment_id") or "an unverified envelope,")
         at = f" ({_ago(verdict.get('at'), now)})" if verdict.get("at") else ""
-        lines.append(_row("last verdict", f"{of} {word(verdict.get('verdict'))}{at}"))
+        lines.append(fact("last verdict", f"{of} {word(verdict.get('verdict'))}{at}"))
     keys = document.get("signing_keys")
     if keys:
         said = f"version {word(keys.get('version'))}, from {word(keys.get('source'))}"
         if keys.get("source") == "closed":
             said = "none trusted: the key ring was damaged"
-        lines.append(_row("signing keys", said))
+        lines.append(fact("signing keys", said))
     spool = document.get("spool")
     if spool:
         kept = f", {_size(spool['bytes'])}" if isinstance(spool.get("bytes"), int) else ""
         counts = [word(spool.get(name, 0)) for name in ("pending", "quarantined")]
-        lines.append(_row("spool", f"{counts[0]} waiting, {counts[1]} quarantined{kept}"))
+        lines.append(fact("spool", f"{counts[0]} waiting, {counts[1]} quarantined{kept}"))
         rows = spool.get("quarantine")
         for row in rows if isinstance(rows, list) else ():
             if isinstance(row, dict):
                 said = f"{word(row.get('id'))}, {word(row.get('kind'))}, refused: {reason(row)}"
-                lines.append(_row("", said))
-                lines.append(_row("", f"  byteor-agent retry {word(row.get('id'))}"))
+                lines.append(fact("", said))
+                lines.append(fact("", f"  byteor-agent retry {word(row.get('id'))}"))
     skew = document.get("clock_skew_s")
     if skew is not None and abs(skew) >= 1:
         side = "ahead of" if skew > 0 else "behind"
-        lines.append(_row("clock", f"{span(abs(skew))} {side} the control plane's"))
+        lines.append(fact("clock", f"{span(abs(skew))} {side} the control plane's"))
     return lines
 
 
@@ -255,11 +311,11 @@ def reason(row: Mapping[str, Any]) -> str:
 
 
 def _problems(document: Mapping[str, Any]) -> list[str]:
-    lines = [] if document.get("problems") else [_row("problems", "none")]
+    lines = [] if document.get("problems") else [fact("problems", "none")]
     for problem in document.get("problems") or ():
-        lines.append(f"! {word(problem['code'])}: {word(problem['detail'])}")
+        lines.append(wrapped(f"! {word(problem['code'])}: {word(problem['detail'])}", 4))
         if problem.get("hint"):
-            lines.append(f"    {word(problem['hint'])}")
+            lines.append(wrapped(f"    {word(problem['hint'])}", 4))
     return lines
 
 
@@ -274,23 +330,32 @@ def _identity(identity: Mapping[str, Any], now: float) -> str:
         return f"{said}has no end"
     if end is None:
         return f"{said}ends {word(expires)}"
-    return f"{said}ends {word(expires)} ({_in(end - now) if end > now else _ago(expires, now)})"
+    return f"{said}ends {word(expires)} ({until(end - now) if end > now else _ago(expires, now)})"
 
 
 def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:
     last, tried = (_ago(loop.get(key), now) for key in ("last_success_at", "last_attempt_at"))
     due = seconds(loop.get("next_attempt_at"))
-    coming = _in(due - now) if due is not None else "-"
+    coming = until(due - now) if due is not None else "-"
     return f"{word(name):<14} {last:<14} {tried:<14} {coming:<12} {word(loop.get('failures', 0))}"
 
 
-def _row(name: str, said: str) -> str:
-    return f"{name:<14} {said}"
+def fact(name: str, said: str) -> str:
+    """Return one fact of a page, in as many lines of 100 columns as it takes."""
+    return wrapped(f"{name:<14} {said}", 15)
 
 
-def word(value: object) -> str:
+def wrapped(text: str, indent: int) -> str:
+    """Break a line at 100 columns; what cannot be broken, as a path, stays whole."""
+    width, more = COLUMNS, " " * indent
+    return textwrap.fill(
+        text, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def word(value: object, limit: int = LONGEST_WORD) -> str:
     """Return a value for a terminal: one line without control characters, of bounded length."""
-    return "".join(c if c.isprintable() else " " for c in str(value))[:LONGEST_WORD]
+    return "".join(c if c.isprintable() else " " for c in str(value))[:limit]
 
 
 def seconds(value: object) -> float | None:
@@ -306,7 +371,8 @@ def _ago(value: object, now: float) -> str:
     return f"{span(now - at)} ago" if at is not None else "never"
 
 
-def _in(left: float) -> str:
+def until(left: float) -> str:
+    """Return when something is due, in words."""
     return "now" if left < 1 else f"in {span(left)}"
 
 

@@ -85,7 +85,9 @@ def _parts(arguments: argparse.Namespace, packed: Packed) -> Iterator[Part]:
     layout: Layout = arguments.layout
     makers: dict[str, Callable[[], bytes]] = {
         "agent-status.json": lambda: _json(agent_status.look(layout, Clock())),
-        "firstboot-status.json": lambda: _json(status.describe(layout, inputs(arguments))),
+        "firstboot-status.json": lambda: _json(
+            status.describe(layout, inputs(arguments), clock=Clock())[0]
+        ),
         "verify.json": lambda: _json(verify.shown(verify.checks(layout, config=arguments.config))),
         layout.history.name: lambda: _json(history.look(layout)),
         "versions.json": lambda: _json(versions(layout)),

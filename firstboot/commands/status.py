@@ -9,24 +9,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from firstboot.base import documents
+from firstboot.base import documents, systemd
 from firstboot.base.clock import Clock
-from firstboot.base.errors import ByteorError, LocalFault
+from firstboot.base.errors import (
+    ByteorError,
+    Foreign,
+    Invalid,
+    LocalFault,
+    NotErased,
+    Refused,
+)
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_status
+from firstboot.commands.agent_status import NO_BEAT, fact, span, until, word
 from firstboot.commands.enroll import inputs
+from firstboot.commands.watching import Seen, watch, watch_arguments
 from firstboot.exchange import settings
 from firstboot.exchange.handover import ENVIRONMENT, REENROLL, key_ends
 from firstboot.identity import store
 from firstboot.identity.store import State
 from firstboot.provision.decision import Step, next_step
-from firstboot.provision.erase.receipt import RESULTS, Copy
+from firstboot.provision.erase.receipt import RESULTS, Copy, remaining
 from firstboot.provision.facts import View, look, stop_error
 from firstboot.provision.freezing import IMAGE
+from firstboot.provision.progress import Progress, at_work
 from firstboot.provision.sources import Inputs
 
 # Step -> (the stable word of the JSON, the sentence for people)
@@ -45,6 +56,18 @@ STATES = {
     Step.STOP_FOREIGN: ("foreign", "the identity on this disk belongs to another host"),
     Step.STOP_UNREADABLE: ("unreadable", "the identity on this disk does not open"),
 }
+# Step that met a trouble -> what `run` was about, in the words of the summary
+DOING = {
+    Step.REACH.value: "waiting for the control plane",
+    Step.PREPARE.value: "preparing to enroll",
+    Step.ENROLL.value: "enrolling",
+    Step.HAND_OFF.value: "starting the agent",
+    Step.SETTLE.value: "marking the token as spent",
+    Step.ERASE.value: "erasing the token",
+}
+UNDER_WAY = (Step.REACH, Step.PREPARE, Step.ENROLL)
+AS_ROOT = "run as root"
+LONGEST = 2000  # characters of a line; an error is shown in full
 PENDING = "pending: the token is erased once cloud-init has finished (byteor-erase.service)"
 WHO = ("identity", "agent_id", "name", "plane", "enrolled_at", "expires_at")
 SHOWN = (*WHO, "token", "erasure", "problem", "hint")
@@ -59,63 +82,142 @@ class Erased:
     still_served: tuple[str, ...] = ()
 
 
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``status``."""
+    watch_arguments(parser)
+
+
 def status_command(arguments: argparse.Namespace) -> int:
-    """Print the state, then the agent's; always 0 when it could be said."""
-    clock, layout = Clock(), arguments.layout
-    document, agent = describe(layout, inputs(arguments)), agent_status.look(layout, clock)
-    source = (agent["identity"] or {}).get("source")
-    if document["state"] == "no_token" and source == ENVIRONMENT:
-        said = "the agent has its identity from its environment: nothing is enrolled or sealed here"
-        document.update(state=ENVIRONMENT, summary=said, problem=None, hint=None)
-    document["agent"] = agent
-    if arguments.json:
-        print(json.dumps(document, indent=1, sort_keys=True))
-        return 0
-    print(f"{'state':<14} {document['summary']}")
-    for key in SHOWN:
-        if document.get(key):
-            named = key.replace("plane", "control plane")
-            print(f"{named:<14} {agent_status.word(str(document[key]))}")
-    for notice in document["notices"]:
-        print(f"{'notice':<14} {agent_status.word(notice)}")
-    if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
-        print("\n".join(agent_status.summary(agent, now=clock.wall())))
+    """Print the state, then the agent's; 0 when it could be said, but for ``--check``."""
+    clock, layout, given = Clock(), arguments.layout, inputs(arguments)
+
+    def show(seen: Seen) -> None:
+        if arguments.json:
+            print(json.dumps(seen.document, indent=1, sort_keys=True))
+        else:
+            print("\n".join(_page(seen.document, now=clock.wall())))
+
+    watch(arguments, lambda: _seen(layout, given, clock), show)
     return 0
 
 
-def describe(layout: Layout, given: Inputs) -> dict[str, Any]:
-    """Return the document of ``--json``, without the agent's part."""
-    document: dict[str, Any] = {"v": 1, **dict.fromkeys(SHOWN), "notices": []}
+def _seen(layout: Layout, given: Inputs, clock: Clock) -> Seen:
+    document, stop = describe(layout, given, clock=clock)
+    agent = agent_status.look(layout, clock)
+    if document["state"] == "no_token" and (agent["identity"] or {}).get("source") == ENVIRONMENT:
+        said = "the agent has its identity from its environment: nothing is enrolled or sealed here"
+        document.update(state=ENVIRONMENT, summary=said, problem=None, hint=None)
+        stop = None
+    document["agent"] = agent
+    has_identity = document["state"] in ("enrolled", ENVIRONMENT)
+    online = has_identity and agent_status.is_online(layout, agent, clock)
+    if document["state"] == "enrolled" and stop is None:
+        stop = agent_status.key_refused(agent)
+    first: dict[str, Any] = next(iter(agent["problems"]), {"detail": NO_BEAT, "hint": None})
+    if not has_identity:
+        first = {"detail": document["summary"], "hint": None}
+    if document["problem"]:
+        first = {"detail": document["problem"], "hint": document["hint"]}
+    return Seen(
+        document=document,
+        online=online,
+        well=online and document["problem"] is None and not agent["problems"],
+        stop=stop,
+        final=isinstance(stop, (Refused, Invalid, Foreign)) or document["hint"] == AS_ROOT,
+        problem=first["detail"],
+        hint=first["hint"],
+    )
+
+
+def _page(document: Mapping[str, Any], *, now: float) -> list[str]:
+    lines, agent = [fact("state", word(document["summary"], LONGEST))], document["agent"]
+    for key in SHOWN:
+        if document.get(key):
+            lines.append(fact(key.replace("plane", "control plane"), word(document[key], LONGEST)))
+    lines += [fact("notice", word(notice)) for notice in document["notices"]]
+    if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
+        lines += agent_status.summary(agent, now=now)
+    return lines
+
+
+def describe(
+    layout: Layout, given: Inputs, *, clock: Clock
+) -> tuple[dict[str, Any], ByteorError | None]:
+    """Return the document of ``--json`` without the agent's part, and what `run` would end with."""
+    document: dict[str, Any] = {"v": 1, **dict.fromkeys(SHOWN), "notices": [], "progress": None}
     try:
         view = look(layout, given, handed_off=True, read_only=True)
     except ByteorError as error:
         state, summary = "invalid", "not enrolled: settings are invalid"
         if isinstance(error, LocalFault):
-            state, summary = "unknown", "unknown: this user cannot read the identity"
-            if os.geteuid() == layout.owner:
-                summary = "unknown: the identity cannot be read"
-        return {**document, **_problem(error), "state": state, "summary": summary}
+            state, summary = "unknown", "unknown: the identity cannot be read"
+            if os.geteuid() != layout.owner:
+                summary = "unknown: this user cannot read the identity"
+                error = LocalFault(str(error), hint=AS_ROOT)
+        return {**document, **_problem(error), "state": state, "summary": summary}, error
     step = next_step(view.facts)
     document["state"], document["summary"] = STATES[step]
     document["identity"] = view.seen.state.value
     document["token"] = view.facts.token.value if view.facts.token is not None else None
-    stop = next(iter(view.faults), None)
-    if step.name.startswith("STOP_"):
-        stop = stop_error(step, view)
     here = view.seen.identity
     if here is not None:
         document.update(agent_id=here.agent_id, name=here.name, plane=here.api_base_url)
         document.update(enrolled_at=here.enrolled_at, expires_at=here.expires_at)
-        ends = key_ends(here.expires_at, Clock().wall())
+        ends = key_ends(here.expires_at, clock.wall())
         document.update(problem=ends, hint=REENROLL if ends is not None else None)
+    for fault in view.faults[:1]:
+        document.update(_problem(fault))
+    met = _met(view, step)
+    document["progress"] = met.shown() if met is not None else None
+    document.update(_under_way(layout, step, met, now=clock.wall()))
+    stop: ByteorError | None = None
+    if step.name.startswith("STOP_"):
+        stop = stop_error(step, view)
+    elif here is not None and not view.pending and (left := remaining(layout)):
+        stop = NotErased(
+            f"a copy of the token could not be erased: {', '.join(copy.path for copy in left)}"
+        )
     if stop is not None:
         document.update(_problem(stop))
-    if step is Step.ENROLL and view.intent is not None and view.intent.problem is not None:
-        problem, _, hint = view.intent.problem.partition(": ")
-        document.update(problem=problem, hint=hint)
     document["erasure"] = PENDING if view.pending else _erasure(layout)
     document["notices"] = _notices(layout, view)
-    return document
+    return document, stop
+
+
+def _met(view: View, step: Step) -> Progress | None:
+    """Return what the last run met, as far as it is about the step that comes now."""
+    met = view.progress
+    if met is None or met.doing not in DOING:
+        return None
+    if met.was_refused and view.refusal is None:
+        return None  # that was another token
+    enrolling = (*UNDER_WAY, Step.STOP_REFUSED)
+    is_here = view.seen.identity is not None
+    same = is_here if Step(met.doing) not in UNDER_WAY else step in enrolling
+    return met if same else None
+
+
+def _under_way(layout: Layout, step: Step, met: Progress | None, *, now: float) -> dict[str, Any]:
+    """Return what changes in the document while `run` has work, or met a trouble at its end."""
+    works, found = at_work(layout), dict[str, Any]()
+    if met is not None:
+        problem = word(met.problem, LONGEST)
+        since, last = (agent_status.seconds(at) or now for at in (met.since, met.last_attempt_at))
+        often = f"attempt {met.attempts} in {span(now - since)}, {span(now - last)} ago"
+        due = agent_status.seconds(met.next_attempt_at)
+        if due is not None and works:
+            often += f", next {until(due - now)}"
+        found = {"problem": problem, "hint": met.hint}
+        if step in UNDER_WAY:
+            found["summary"] = f"{DOING[met.doing]}: {problem} ({often})"
+    if step in UNDER_WAY and not works:
+        start = "systemctl start byteor-firstboot"
+        if not (layout.is_host and systemd.booted()):
+            start = "byteor-firstboot run" + (f" --root {layout.root}" * (not layout.is_host))
+        said = f"; the last one met: {found['problem']}" if found else ""
+        hint = f"{found['hint']}; then: {start}" if found.get("hint") else start
+        found.update(problem=f"no run is at work{said}", hint=hint)
+    return found
 
 
 def _notices(layout: Layout, view: View) -> list[str]:

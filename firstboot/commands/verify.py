@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -33,7 +34,12 @@ from firstboot.provision.sources import in_force
 
 OK, FAILED, NOT_CHECKED = "ok", "failed", "not checked"
 MARKS = {OK: "+", FAILED: "!", NOT_CHECKED: "-"}
-DEFAULT_PERIOD_S = 30.0
+CHECKS = (
+    "agent in the environment's list",
+    "heartbeats arriving",
+    "deployment visible",
+    "artifact upload",
+)
 LONGEST_TOKEN = 8192  # characters
 PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
 
@@ -99,12 +105,17 @@ def checks(
     """Make the four checks; the first needs an operator's `token`, the last sends with `upload`."""
     clock = Clock()
     document = agent.look(layout, clock)
-    return [
-        Check("agent in the environment's list", *_listed(layout, token, document, config=config)),
-        Check("heartbeats arriving", *_beating(layout, document, now=clock.wall())),
-        Check("deployment visible", *deployed(document)),
-        Check("artifact upload", *uploaded(upload)),
-    ]
+    makers: tuple[Callable[[], Seen], ...] = (
+        lambda: _listed(layout, token, document, config=config),
+        lambda: _beating(layout, document, now=clock.wall()),
+        lambda: deployed(document),
+        lambda: uploaded(upload),
+    )
+    why = _without_identity(layout, document)
+    if why is not None:
+        none, hint = (NOT_CHECKED, why, None), "byteor-firstboot status"
+        makers = (lambda: none, lambda: (FAILED, why, hint), lambda: none, lambda: none)
+    return [Check(name, *make()) for name, make in zip(CHECKS, makers)]
 
 
 def shown(made: list[Check]) -> dict[str, Any]:
@@ -187,27 +198,31 @@ def _place(
 
 
 def _beating(layout: Layout, document: Mapping[str, Any], *, now: float) -> Seen:
-    """Judge by the lock that an agent holds, then by what it wrote."""
-    result, seen, advice = beating(document, now=now)
-    if result == OK and is_running(layout) is False:
-        return FAILED, f"the agent does not run; {seen}", agent.start_hint(layout)
-    return result, seen, advice
-
-
-def beating(document: Mapping[str, Any], *, now: float) -> Seen:
-    """Judge if the last accepted heartbeat is younger than two periods."""
-    loop = document["loops"].get("heartbeat") or {}
-    period = loop.get("period_s")
-    period = float(period) if isinstance(period, (int, float)) and period > 0 else DEFAULT_PERIOD_S
-    last = agent.seconds(loop.get("last_success_at"))
-    seen = "no heartbeat was accepted yet"
-    if last is not None:
-        seen = f"the last one was accepted {span(now - last)} ago"
-        if now - last <= 2 * period:
+    """Judge by the lock that an agent holds, then by what it wrote: two periods at most."""
+    age, period = agent.last_beat(document, now)
+    seen = agent.NO_BEAT
+    if age is not None:
+        seen = f"the last one was accepted {span(age)} ago"
+        if age <= 2 * period and is_running(layout) is False:
+            return FAILED, f"the agent does not run; {seen}", agent.start_hint(layout)
+        if age <= 2 * period:
             return OK, f"{seen}, one every {period:g} s", None
+    loop = document["loops"].get(agent.FIRST) or {}
     broken = [row for row in document["problems"] if row["code"].startswith("agent_")]
     cause = broken[0] if broken else {"detail": loop.get("problem"), "hint": loop.get("hint")}
     return FAILED, f"{seen}: {cause['detail']}" if cause["detail"] else seen, cause["hint"]
+
+
+def _without_identity(layout: Layout, document: Mapping[str, Any]) -> str | None:
+    """Return why there is no agent that could have run, None where there is one."""
+    if document["state"] != agent.NEVER_RAN:
+        return None
+    if not layout.settings.exists():
+        return "this host is not enrolled"
+    with suppress(LocalFault):  # this user cannot tell
+        if store.look(layout).state is store.State.FOREIGN:
+            return "the identity on this disk belongs to another host"
+    return None
 
 
 def deployed(document: Mapping[str, Any]) -> Seen:

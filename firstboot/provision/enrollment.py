@@ -31,18 +31,22 @@ SPENT_AFTER_LOSS = frozenset({401, 409, 410})
 # The pauses after an answer that is not to be believed: three times over ten minutes.
 PAUSES_S = (60.0, 180.0, 360.0)
 
+MINT = "mint a new one for this environment"
+AGAIN = "then byteor-firstboot run --again"
+# By the code of the answer where that says more than its status.
 ADVICE: dict[int | str, str] = {
-    400: "the request is malformed: check name, org_id, project_id and environment_id",
-    401: "the token is unknown, expired or used: mint a new one for this environment",
-    403: "the token lacks the scope agent:enroll or belongs to another environment: "
-    "mint one for this environment",
-    404: "there is no such organisation, project or environment: check the three ids",
-    "name_taken": "another agent has this name: set another one (name:), or delete that agent; "
-    "then run --again",
-    "token_used": "the enrollment token was used: mint a new one",
-    410: "the enrollment token was used: mint a new one",
-    413: "the request was too large for this control plane: shorten the configured name",
-    422: "the request is malformed: check the configured name",
+    400: f"check name, org_id, project_id and environment_id, {AGAIN}",
+    401: f"the enrollment token is unknown, expired or used: {MINT}",
+    403: f"the token belongs to another environment, or lacks the scope agent:enroll: {MINT}",
+    404: f"check org_id, project_id and environment_id: there is no such place; {AGAIN}",
+    409: f"the token was used, or the name is taken: {MINT}, or choose another name, {AGAIN}",
+    410: f"the enrollment token was used: {MINT}",
+    413: f"the request is too large: choose a shorter name, {AGAIN}",
+    422: f"check the configured name, {AGAIN}",
+    "name_taken": f"another agent has this name: choose another, or delete that agent, {AGAIN}",
+    "token_expired": f"the enrollment token has expired: {MINT}",
+    "token_unknown": f"the control plane does not know this enrollment token: {MINT}",
+    "token_used": f"the enrollment token was used: {MINT}",
 }
 
 
@@ -150,7 +154,7 @@ def refusal(answer: Answer, intent: Intent, *, lost: bool) -> Refused:
             "provide it and run again",
         )
     code = answer.problem.code if answer.problem is not None else None
-    named = code if answer.status == 409 and code is not None else answer.status
     return Refused(
-        f"the control plane refused the token: {answer.status}{said}", hint=ADVICE[named]
+        f"the control plane refused the token: {answer.status}{said}",
+        hint=ADVICE.get(code or "", ADVICE[answer.status]),
     )

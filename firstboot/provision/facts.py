@@ -7,7 +7,7 @@ reboot must not darken a fleet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from firstboot.base import files
 from firstboot.base.errors import ByteorError, Foreign, LocalFault, NoToken, Refused
@@ -15,10 +15,12 @@ from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange.settings import Settings
 from firstboot.identity import store
-from firstboot.identity.store import Look, State
+from firstboot.identity.store import Identity, Look, State
+from firstboot.provision import freezing, progress
 from firstboot.provision.decision import Facts, IntentState, Step
 from firstboot.provision.erase.copies import cloud_init_finished
 from firstboot.provision.erase.receipt import remaining
+from firstboot.provision.progress import Progress, Refusal
 from firstboot.provision.schema import Rank
 from firstboot.provision.sources import Found, Inputs, gather
 from firstboot.provision.tokens import Intent, Marks, TokenClass
@@ -37,10 +39,31 @@ class View:
     faults: tuple[ByteorError, ...]  # what a host with an identity does without
     finished: bool  # cloud-init has finished in this boot, or does not run
     erasable: frozenset[Secret]  # spent tokens that may be erased now
+    progress: Progress | None  # for people: what the last attempt met
 
     @property
     def settings(self) -> Settings:
         return self.found.settings
+
+    @property
+    def chosen(self) -> Secret:
+        """Return the token of a step that the table gives one."""
+        assert self.found.token is not None  # noqa: S101 - the table asks for one
+        return self.found.token
+
+    @property
+    def begun(self) -> Intent:
+        """Return the intent of a step that the table gives one."""
+        assert self.intent is not None  # noqa: S101 - the table asks for one
+        return self.intent
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Return what the control plane said to the token that is here, if it refused that one."""
+        kept, token = self.progress and self.progress.refusal, self.found.token
+        if not kept or token is None or kept.token_mark != self.marks.mark(token):
+            return None
+        return kept
 
     @property
     def pending(self) -> bool:
@@ -72,8 +95,8 @@ def look(
     Invalid settings raise only on a host without an identity, and not for a `tolerant` caller that
     needs none: the sources that are not broken count then. `reached` is the address that this run
     had a TLS session with, `tried` the tokens that it has erased (None when it has not erased yet).
-    A `read_only` look leaves a damaged file where it is; `tighten` as for `gather`. LocalFault when the identity could not be
-    looked at.
+    A `read_only` look leaves a damaged file where it is; `tighten` as for `gather`. LocalFault when
+    the identity could not be looked at.
     """
     seen = _identity(layout, reenrolling=reenrolling)
     stored = Intent.load(layout, repair=not read_only)
@@ -88,14 +111,15 @@ def look(
             raise
         marks = Marks.none(layout)
         faults.append(error)
-    known = not faults  # else nothing can be said about a token
-    strict = not tolerant and state is not State.HERE
+    known, strict = not faults, not tolerant and state is not State.HERE
     found = gather(layout, inputs, classify=marks.classify, strict=strict, tighten=tighten)
     faults += [found.fault] if found.fault is not None else []
+    if reenrolling and seen.identity is not None:
+        found = _routed(layout, found, seen.identity)
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
     finished = cloud_init_finished(layout)
     erasable = _erasable(found, marks, finished=finished)
-    token = found.token if known else None
+    token = found.token if known else None  # else nothing can be said about it
     facts = Facts(
         identity=state,
         token=marks.classify(token) if token is not None else None,
@@ -109,7 +133,17 @@ def look(
         erased=tried is not None and erasable <= tried,
         presented=token is not None and not again and marks.presented_in(token) == boot_id,
     )
-    return View(facts, found, seen, stored, marks, boot_id, tuple(faults), finished, erasable)
+    return View(
+        facts, found, seen, stored, marks, boot_id, tuple(faults), finished, erasable,
+        progress.load(layout),
+    )  # fmt: skip
+
+
+def _routed(layout: Layout, found: Found, here: Identity) -> Found:
+    """Send a bare token of the operator's where `here` points, whatever a source says."""
+    if found.source is None or found.source.rank is not Rank.TOKEN_FILE:
+        return found
+    return replace(found, settings=freezing.as_enrolled(layout, here, found.settings))
 
 
 def _identity(layout: Layout, *, reenrolling: bool) -> Look:
@@ -157,7 +191,7 @@ STOPS: dict[Step, tuple[type[ByteorError], str, str]] = {
     Step.STOP_REFUSED: (
         Refused,
         "the control plane refused this token, and it was presented in this boot already",
-        "mint a new token; or fix the cause at the control plane, then run --again",
+        "mint a new token; or fix the cause at the control plane, then byteor-firstboot run --again",
     ),
     Step.STOP_LOST: (
         Refused,
@@ -203,5 +237,8 @@ def stop_error(step: Step, view: View) -> ByteorError:
             "the control plane refused this token after an answer was lost: it was probably spent"
         )
         hint = FIND
+    elif step is Step.STOP_REFUSED and (kept := view.refusal) is not None:
+        told = f"the control plane refused the token at {kept.at}: {kept.said()}"
+        return Refused(told, hint=kept.hint)
     name = intent.name if intent is not None else "this host"
     return kind(said.format(name=name, why=view.seen.why), hint=hint.format(name=name))

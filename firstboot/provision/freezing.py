@@ -20,7 +20,7 @@ from firstboot.exchange.settings import Settings
 from firstboot.identity import store
 from firstboot.identity.store import Identity, Look
 from firstboot.provision.erase import grants
-from firstboot.provision.schema import CHECKS, CLEARABLE, PLACE
+from firstboot.provision.schema import CHECKS, CLEARABLE, PLACE, ROUTING
 
 HTTPS_PORT = 443
 IMAGE = "/etc/byteor/firstboot.yaml"
@@ -66,6 +66,21 @@ def with_proxy_of(environ: Mapping[str, str], settings: Settings) -> Settings:
     if settings.proxy is not None or not used:
         return settings
     return replace(settings, proxy=named, no_proxy=settings.no_proxy or excepted)
+
+
+def as_enrolled(layout: Layout, here: Identity, found: Settings) -> Settings:
+    """Return `found`, but routed as the identity that opens here is, whatever a source says.
+
+    For a bare token that an operator gives to `reenroll`: it must not go anywhere else.
+    """
+    base = replace(_frozen(layout, here)[1], **{key: getattr(here, key) for key in PLACE})
+
+    def origin(kind: str) -> tuple[str, ...]:
+        own, former = (set(getattr(settings, kind) or ()) for settings in (found, base))
+        return tuple(sorted(own - ROUTING | former & ROUTING))
+
+    routing = {key: getattr(base, key) for key in ROUTING}
+    return replace(found, **routing, pinned=origin("pinned"), from_image=origin("from_image"))
 
 
 def freeze_again(layout: Layout, seen: Look, image: Mapping[str, Any], *, boot_id: str) -> None:

@@ -29,7 +29,7 @@ from firstboot.exchange import settings as frozen
 from firstboot.identity import store
 from firstboot.identity.host import hostname
 from firstboot.identity.store import Identity, State
-from firstboot.provision import cleanup, enrollment, preflight
+from firstboot.provision import cleanup, enrollment, preflight, progress
 from firstboot.provision.decision import IntentState, Step, next_step
 from firstboot.provision.enrollment import PAUSES_S, Meaning
 from firstboot.provision.erase.receipt import Receipt
@@ -42,7 +42,6 @@ from firstboot.provision.tokens import Intent, TokenClass
 BACKOFF_S = (1.0, 60.0)  # base and cap of the pauses after a transient failure
 HOURLY_S = (3240.0, 3960.0)  # between a gateway's answers after those of `enrollment.PAUSES_S`
 LEAST_S = 1.0  # for a request, however short the limit is
-SAY_WHY_EVERY_S = 180.0
 LOCK_WAIT_S = 30.0
 AGENT_UNIT = "byteor-agent.service"
 
@@ -88,8 +87,8 @@ class FirstBoot:
         self._clock = clock or Clock()
         self._started = self._clock.monotonic()
         self._backoff, self._chance = Backoff(*BACKOFF_S), rng()
-        self._said: tuple[str, float] | None = None
         self._unbelieved = {Meaning.MALFORMED: 0, Meaning.GATEWAY: 0}
+        self._trouble = progress.Trouble(layout, self._clock)
         self._reached: str | None = None  # the base URL that preflight has reached
         self._handed_off = False
         self._replaced = False
@@ -104,23 +103,23 @@ class FirstBoot:
                     return 0
             except TryAgain as error:
                 self._wait(error)
+            except LocalFault as error:
+                self._trouble.ends(error)
+                raise
 
     def _wait(self, error: TryAgain) -> None:
         """Pause after a transient failure, or raise it when the limit is reached."""
-        now, left = self._clock.monotonic(), self._left()
+        left = self._left()
         least = error.retry_after or 0.0
         if isinstance(error, enrollment.Unbelieved):
             least = delay = error.pause_s
         else:
             delay = self._backoff.next_delay(self._chance, error.retry_after)
         if left <= 0 or left < least <= delay:
+            self._trouble.ends(error)
             raise error
         delay = min(delay, left)
-        # A new reason at once, an old one every few minutes: a night of outage is not a night of
-        # log lines.
-        if self._said is None or self._said[0] != str(error) or now >= self._said[1]:
-            log.warning(str(error), next_attempt_in_s=delay, hint=error.hint)
-            self._said = str(error), now + SAY_WHY_EVERY_S
+        self._trouble.waits(error, delay)
         Event().wait(delay)
 
     def _left(self) -> float:
@@ -157,6 +156,7 @@ class FirstBoot:
             )
             step = next_step(view.facts)
             log.debug("next step", step=step.value)
+            self._trouble.doing = step.value
             if step is Step.DONE:
                 self._finish(view)
                 return True
@@ -168,6 +168,7 @@ class FirstBoot:
             with self._plane(view) as api:
                 preflight.check_plane(api)
             self._reached = view.settings.api_base_url
+            self._trouble.over(done=False)
         elif step is Step.ENROLL:
             self._enroll(view)
         return False
@@ -193,7 +194,7 @@ class FirstBoot:
             store.set_aside(self._layout)
         # Only now: a foreign sealing key must not be the one that this seals with.
         store.probe_sealing(self._layout, seal=view.settings.seal)
-        token = self._token(view)
+        token = view.chosen
         # Durable before the intent that refers to it: a mark means nothing under another key.
         view.marks.put(token, view.marks.classify(token), boot_id=view.marks.presented_in(token))
         # The control plane replays its first answer to the key that it knows.
@@ -201,7 +202,7 @@ class FirstBoot:
             self._new_intent(view).save(self._layout)
 
     def _new_intent(self, view: View, *, nameless: bool = False) -> Intent:
-        token, former = self._token(view), view.intent
+        token, former = view.chosen, view.intent
         mark, name = view.marks.mark(token), view.settings.name or hostname(self._layout)
         body = {} if nameless else enrollment_body(name=view.settings.name, hostname=name)
         same_token = former is not None and former.token_mark == mark
@@ -221,8 +222,9 @@ class FirstBoot:
         )
 
     def _enroll(self, view: View) -> None:
-        token, intent = self._token(view), self._intent(view)
-        log.info("presenting the token", name=intent.name)
+        token, intent = view.chosen, view.begun
+        if self._trouble.is_new:
+            log.info("presenting the token", name=intent.name)
         with self._plane(view) as api:
             answer = enrollment.present(api, self._layout, intent, view.settings, token)
         meaning = enrollment.meaning(answer, intent)
@@ -250,19 +252,15 @@ class FirstBoot:
                 raise self._refused(view, answer, stored, token, lost=lost)
 
     def _disbelieve(self, answer: Answer, meaning: Meaning) -> ByteorError:
-        """Return the error for an answer that is asked for again; from the fourth on it is shown."""
+        """Return the error for an answer that is asked for again, a malformed one three times."""
         count = self._unbelieved[meaning]
         self._unbelieved[meaning] += 1
         again = count < len(PAUSES_S)
         pause_s = PAUSES_S[count] if again else self._chance.uniform(*HOURLY_S)
-        if meaning is Meaning.MALFORMED and not again:
-            return enrollment.malformed_for_good(answer)
-        error = enrollment.Unbelieved(answer, meaning, pause_s=pause_s)
-        if not again:
-            with self._lock():
-                stored = Intent.load(self._layout)
-                if stored is not None:
-                    replace(stored, problem=f"{error}: {error.hint}").save(self._layout)
+        if meaning is Meaning.GATEWAY or again:
+            return enrollment.Unbelieved(answer, meaning, pause_s=pause_s)
+        error = enrollment.malformed_for_good(answer)
+        self._trouble.ends(error)
         return error
 
     def _seal(self, view: View, answer: Answer, intent: Intent) -> None:
@@ -297,6 +295,7 @@ class FirstBoot:
             )
         store.drop_unused_key(self._layout)
         log.notice("enrolled", agent_id=fresh.agent_id, name=fresh.name)
+        self._trouble.over(done=True)
         self._replaced = True
         self._handed_off = False
 
@@ -309,7 +308,9 @@ class FirstBoot:
             replace(intent, ended=True).save(self._layout)
         else:
             Intent.wipe(self._layout)
-        return enrollment.refusal(answer, intent, lost=lost)
+        error = enrollment.refusal(answer, intent, lost=lost)
+        self._trouble.refused(error, answer, mark=view.marks.mark(token))
+        return error
 
     # -- steps with an identity
 
@@ -347,7 +348,7 @@ class FirstBoot:
 
     def _settle(self, view: View) -> None:
         """Mark the token spent and wipe the intent, which has done its work."""
-        intent = self._intent(view)
+        intent = view.begun
         view.marks.put_mark(
             intent.token_mark, intent.token_length, TokenClass.SPENT, boot_id=view.boot_id
         )
@@ -366,6 +367,7 @@ class FirstBoot:
 
     def _finish(self, view: View) -> None:
         """Say what was not used; NotErased when a copy of the token stays."""
+        progress.clear(self._layout)
         for fault in view.faults:
             log.warning(f"not used: {fault}", hint=fault.hint)
         for warning in view.found.warnings:
@@ -381,13 +383,3 @@ class FirstBoot:
                 + ", ".join(self._receipt.remaining),
                 hint="fix its cause and rerun byteor-firstboot erase",
             )
-
-    # -- what a step of the table may rely on
-
-    def _token(self, view: View) -> Secret:
-        assert view.found.token is not None  # noqa: S101 - the table asks for one
-        return view.found.token
-
-    def _intent(self, view: View) -> Intent:
-        assert view.intent is not None  # noqa: S101 - the table asks for one
-        return view.intent

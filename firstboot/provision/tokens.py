@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 from firstboot.base import documents, files, inplace, log
 from firstboot.base.documents import Digest, Identifier, Line, Rule
@@ -138,8 +138,6 @@ class Intent:
     unanswered: bool = False
     # Refused: the key is not used again; kept only to name the agent that may exist.
     ended: bool = False
-    # A person should look: one sentence for `status`, of an answer that keeps coming.
-    problem: Optional[Line] = None
     v: Version = VERSION
 
     def save(self, layout: Layout) -> None:

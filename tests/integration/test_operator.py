@@ -110,11 +110,12 @@ def test_the_list_needs_no_agent_that_ran(host: Host) -> None:
 def test_a_host_that_is_not_enrolled_fails_with_what_to_do(
     tmp_path: Path, control_plane: Any
 ) -> None:
-    """No identity, no agent: both checks say so, and nothing crashes."""
+    """No identity, no agent: one check fails with that, and nothing else can be checked."""
     host = Host(tmp_path / "empty", control_plane)
     code, checks = verified(host, "--operator-token", "-", text="opt_01234567890")
-    assert code == 10 and results(checks) == ["failed", "failed", "not checked", "not checked"]
-    assert "not enrolled" in checks[0]["seen"]
+    assert code == 10 and results(checks) == ["not checked", "failed", "not checked", "not checked"]
+    assert all("not enrolled" in check["seen"] for check in checks)
+    assert checks[1]["advice"] == "byteor-firstboot status"
 
 
 @pytest.mark.parametrize("how", ["as it is", "damaged", "no settings", "http"])

@@ -222,6 +222,7 @@ def test_first_boot_comes_after_the_user_data_and_holds_nothing_up() -> None:
     # pulling it in would make a host without a network wait for it
     assert words(first["Unit"], "Wants") == words(first["Unit"], "Requires") == []
     assert first["Service"]["Type"] == ["exec"]
+    assert first["Service"]["NotifyAccess"] == ["main"]  # STATUS= alone: an exec waits for nothing
     assert "RemainAfterExit" not in first["Service"]
     assert words(first["Install"], "WantedBy") == ["multi-user.target"]
 

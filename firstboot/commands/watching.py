@@ -1,0 +1,77 @@
+"""``--wait`` and ``--check`` of both `status` commands.
+
+They rest on files alone. Nothing is asked of systemd, and no unit or job is waited for, so that
+``status --wait`` in cloud-init's ``runcmd`` keeps nothing from happening that it waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, Callable
+
+from firstboot.base.clock import monotonic
+from firstboot.base.errors import ByteorError, CheckFailed, TryAgain
+
+WAIT_S = 600.0
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at a host.
+
+    `online`: enrolled, and the control plane accepts the agent's heartbeats. `well`: online, and
+    nothing needs a person. `stop`: the error that `run` ends with, or has ended with; `final` when
+    waiting would not change it.
+    """
+
+    document: dict[str, Any]
+    online: bool
+    well: bool
+    stop: ByteorError | None
+    final: bool
+    problem: str  # the first one, for the last line
+    hint: str | None
+
+
+def watch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--wait`` and ``--check``."""
+    parser.add_argument(
+        "--wait",
+        nargs="?",
+        type="seconds",
+        const=WAIT_S,
+        metavar="SECONDS",
+        help=f"wait until this host is online; exit 6 after SECONDS (default {WAIT_S:.0f})",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit 0 when all is well, 10 when not, or as `run` would",
+    )
+
+
+def watch(
+    arguments: argparse.Namespace, look: Callable[[], Seen], show: Callable[[Seen], None]
+) -> Seen:
+    """Look, wait if that is asked for, show, and raise what the flags ask for."""
+    seen, pause = look(), Event()
+    limit = monotonic() + (arguments.wait or 0.0)
+    while arguments.wait and not seen.online and not seen.final:
+        left = limit - monotonic()
+        if left <= 0:
+            break
+        pause.wait(min(POLL_S, left))
+        seen = look()
+    show(seen)
+    if arguments.wait is not None and not seen.online:
+        if seen.final and seen.stop is not None:
+            raise seen.stop
+        raise TryAgain(f"not online after {arguments.wait:.0f} s: {seen.problem}", hint=seen.hint)
+    if arguments.check and seen.stop is not None:
+        raise seen.stop
+    if arguments.check and not seen.well:
+        raise CheckFailed(f"this host is not well: {seen.problem}", hint=seen.hint)
+    return seen

@@ -1,0 +1,303 @@
+"""Make first boot fail in each way, and read from `status` alone what to do; wait and check."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstboot.base.clock import Clock
+from firstboot.base.errors import LocalFault
+from firstboot.base.layout import Layout
+from firstboot.commands import status as commands_status
+from firstboot.commands.status import describe
+from firstboot.provision import progress
+from firstboot.provision.sources import Inputs
+from tests.integration.host import Done, Host
+
+PROGRESS = "var/lib/byteor/identity/progress.json"
+
+
+@pytest.fixture
+def host(tmp_path: Path, control_plane: Any) -> Host:
+    return Host(tmp_path / "root", control_plane)
+
+
+def status(host: Host, *words: str, **keywords: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        host.call("byteor-firstboot", "status", "--json", *words, **keywords).out
+    )
+    return found
+
+
+@contextmanager
+def at_work(host: Host, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A `run` that has met its first trouble."""
+    process = host.start("byteor-firstboot", "run", *words)
+    try:
+        host.plane.wait_for(host.path(PROGRESS).exists, limit_s=20)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+TRANSIENT = {
+    "no DNS": ({"api_base_url": "https://api.plane.invalid"}, None, "cannot resolve", "DNS"),
+    "refused": ({"api_base_url": "https://127.0.0.1:9"}, None, "connection refused", "firewall"),
+    "dead proxy": ({"proxy": "http://127.0.0.1:9"}, None, "proxy", "proxy"),
+    "wrong CA": ({"ca_certificates": None}, None, "is not accepted", "ca_certificates"),
+    "portal": ({}, ("html", {"status": 200}), "text/html", "captive portal"),
+    "403 page": ({}, ("html", {"status": 403}), "text/html", "captive portal"),
+    "429": ({}, ("problem", {"status": 429, "code": "slow"}), "429", "retried automatically"),
+    "503": ({}, ("problem", {"status": 503, "code": "busy"}), "503", "retried automatically"),
+}
+
+
+@pytest.mark.parametrize("case", TRANSIENT)
+def test_status_tells_what_first_boot_waits_for(host: Host, case: str) -> None:
+    """The last error in full, its hint, since when, how often, what comes next."""
+    settings, fault, said, hint = TRANSIENT[case]
+    host.defaults(**settings)
+    host.token(host.mint())
+    if fault is not None:
+        host.plane.fault("enroll", fault[0], times=99, **fault[1])
+    with at_work(host):
+        shown = status(host)
+        page = host.call("byteor-firstboot", "status").out
+    state = "enrolling" if fault is not None else "token_waiting"
+    assert shown["state"] == state and said in shown["problem"], shown
+    assert hint in shown["hint"], shown
+    told = shown["progress"]
+    assert told["attempts"] >= 1 and told["next_attempt_at"] and told["refusal"] is None
+    flat = " ".join(page.split())
+    assert said in flat and hint in flat and "attempt" in flat and "no run is at work" not in flat
+    assert all(len(line) <= 100 for line in page.splitlines() if "/" not in line), page
+    # The process was killed: nobody goes on until somebody starts it.
+    shown = status(host)
+    assert shown["problem"].startswith("no run is at work; the last one met: ")
+    assert f"byteor-firstboot run --root {host.root}" in shown["hint"]
+
+
+REFUSALS = [
+    (401, "token_expired", "has expired: mint a new one"),
+    (403, "wrong_environment", "mint a new one"),
+    (404, "no_such_environment", "check org_id, project_id and environment_id"),
+    (409, "name_taken", "choose another, or delete that agent"),
+    (410, "token_used", "was used: mint a new one"),
+    (422, "bad_name", "check the configured name"),
+]
+
+
+@pytest.mark.parametrize(("code", "word", "hint"), REFUSALS)
+def test_status_keeps_what_the_control_plane_refused(
+    host: Host, code: int, word: str, hint: str
+) -> None:
+    """Status, code and its own hint; a wrong id or a taken name is no reason for a new token."""
+    host.defaults(name="edge-7")
+    host.token(host.mint())
+    host.plane.fault("enroll", "problem", times=1, status=code, code=word)
+    assert host.run().code == 5
+    again = host.run()  # of the same boot: not presented
+    assert again.code == 5 and word in again.err and len(host.enrollments()) == 1
+    shown = status(host)
+    refusal = shown["progress"]["refusal"]
+    assert shown["state"] == "refused" and f"{code} ({word}" in shown["problem"], shown
+    assert hint in shown["hint"] and shown["hint"] in again.err
+    assert (refusal["status"], refusal["code"]) == (code, word) and "token_mark" not in refusal
+    if code in (404, 409, 422):
+        assert "mint" not in shown["hint"] and "byteor-firstboot run --again" in shown["hint"]
+    # Another token is another story; and the end of it.
+    host.token(host.mint())
+    shown = status(host)
+    assert shown["state"] == "token_waiting" and shown["progress"] is None
+    assert shown["problem"] == "no run is at work"
+    assert host.run().code == 0
+    assert not host.path(PROGRESS).exists() and status(host)["progress"] is None
+
+
+def test_a_fault_of_this_host_is_kept_for_status(host: Host) -> None:
+    """Exit 7, whatever it is: here the clock, before this package was built."""
+    host.defaults()
+    host.token(host.mint())
+    code = (
+        "import os, sys; os.environ.pop('PYTHONPATH', None);"
+        "from firstboot import cli; from firstboot.base import clock;"
+        "clock.time.time = lambda: 1e8; sys.exit(cli.firstboot_main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [os.sys.executable, "-c", code, "run", "--root", str(host.root)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 7, done
+    shown = status(host)
+    assert shown["state"] == "token_waiting" and "before this package was built" in shown["problem"]
+    assert "set the clock" in shown["hint"]
+    assert host.run().code == 0 and status(host)["problem"] is None
+
+
+def test_the_journal_says_when_a_trouble_begins_grows_and_ends(host: Host) -> None:
+    """One line for each of its attempts 1, 2, 4 and so on, and one when it is over."""
+    host.defaults()
+    host.token(host.mint())
+    host.plane.fault("enroll", "problem", times=3, status=503, code="busy")
+    done = host.run()
+    assert done.code == 0, done
+    lines = done.err.splitlines()
+    troubles = [line for line in lines if "503" in line and "attempt=" in line]
+    assert [line.split("attempt=")[1].split()[0] for line in troubles] == ["1", "2"], done.err
+    assert "hint=" in troubles[0]
+    assert len([line for line in lines if "presenting the token" in line]) == 1
+    assert [line for line in lines if "first boot goes on" in line and "after_attempts=3" in line]
+
+
+def test_systemd_is_told_in_a_few_words(host: Host, tmp_path: Path) -> None:
+    """``STATUS=`` of `systemctl status`; never with the token in it."""
+    heard: list[str] = []
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    server.bind(str(tmp_path / "notify"))
+
+    def hear() -> None:
+        while True:
+            heard.append(server.recv(4096).decode())
+
+    threading.Thread(target=hear, daemon=True).start()
+    host.defaults()
+    token, environ = host.mint(), {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    host.token(token)
+    body = json.dumps({"code": "no_scope", "detail": f"not with {token}"})
+    kind = "application/problem+json"
+    host.plane.fault("enroll", "status", times=1, status=403, body=body, content_type=kind)
+    assert host.run(env=environ).code == 5
+    assert token not in host.path(PROGRESS).read_text()
+    host.plane.fault("enroll", "problem", times=1, status=503, code="busy")
+    assert host.run("--again", env=environ).code == 0
+    host.plane.wait_for(lambda: "STATUS=enrolled" in heard, limit_s=5)
+    told = [line for line in heard if "under way" not in line]
+    assert told[0].startswith("STATUS=refused: ") and "403" in told[0]
+    assert told[1].startswith("STATUS=attempt 1, next in ") and "503" in told[1]
+    assert told[2] == "STATUS=enrolled"
+    assert all(len(line) < 200 and token not in line for line in heard)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"v": 1}', '{"v": 1, "doing": 7}'])
+def test_a_damaged_file_is_as_if_there_were_none(host: Host, content: str) -> None:
+    """It is for display alone, and written anew."""
+    host.defaults()
+    host.token(host.mint())
+    host.write(PROGRESS, content, 0o600)
+    host.path("var/lib/byteor/identity").chmod(0o700)
+    assert status(host)["progress"] is None
+    assert host.run().code == 0 and not host.path(PROGRESS).exists()
+
+
+def test_a_look_at_the_lock_writes_nothing(host: Host) -> None:
+    """No file is made, and a run that holds it is seen."""
+    layout = Layout(host.root)
+    assert not progress.at_work(layout) and not layout.identity.exists()
+    host.defaults(api_base_url="https://127.0.0.1:9")
+    host.token(host.mint())
+    with at_work(host):
+        assert progress.at_work(layout)
+    assert not progress.at_work(layout)
+
+
+# -- --wait and --check
+
+
+def check(host: Host, *words: str, program: str = "byteor-firstboot") -> Done:
+    return host.call(program, "status", *words)
+
+
+def test_check_ends_as_run_would(host: Host) -> None:
+    """3 without a token, 4 for settings, 10 while under way, 5 when refused, 8 for a clone."""
+    assert check(host, "--check").code == 3
+    host.write("etc/byteor/firstboot.yaml", "[")
+    assert check(host, "--check").code == 4
+    host.defaults()
+    host.token(host.mint())
+    done = check(host, "--check")
+    assert done.code == 10 and "no run is at work" in done.err, done
+    host.plane.fault("enroll", "problem", times=1, status=404, code="no_such_environment")
+    assert host.run().code == 5
+    done = check(host, "--check")
+    assert done.code == 5 and "--again" in done.err
+    assert host.run("--again").code == 0
+    done = check(host, "--check")
+    assert done.code == 10 and "not run since boot" in done.err, done
+    assert check(host, "--check", program="byteor-agent").code == 10
+    host.write("etc/machine-id", "f" * 32 + "\n")
+    assert check(host, "--check").code == 8
+
+
+def test_wait_ends_at_once_where_waiting_would_not_help(host: Host) -> None:
+    """Refused, invalid and foreign; but not without a token, which may come late."""
+    host.write("etc/byteor/firstboot.yaml", "[")
+    assert check(host, "--wait").code == 4
+    host.defaults()
+    done = check(host, "--wait", "0.1", "--json")
+    assert done.code == 6 and json.loads(done.out)["state"] == "no_token", done
+    assert "not online after 0 s" in done.err and "hint: " in done.err
+    done = check(host, "--wait", "0.1", "--json", program="byteor-agent")
+    assert done.code == 6 and json.loads(done.out)["state"] == "never_ran"
+    host.token(host.mint())
+    host.plane.fault("enroll", "problem", times=1, status=401, code="token_unknown")
+    assert host.run().code == 5
+    assert check(host, "--wait").code == 5
+
+
+def test_a_host_that_is_not_enrolled_has_a_document_too(host: Host) -> None:
+    """JSON in every state; the exit code stays 3."""
+    done = check(host, "--json", program="byteor-agent")
+    assert done.code == 3 and json.loads(done.out)["state"] == "never_ran"
+    done = check(host, "--check", program="byteor-agent")
+    assert done.code == 3 and done.out == ""
+
+
+def test_both_wait_until_the_agent_beats(host: Host) -> None:
+    """They wait on files; a revoked key ends the wait at once, with its refusal."""
+    host.defaults(heartbeat_interval_s=5)
+    host.token(host.mint())
+    waiting = [
+        host.start(program, "status", "--wait", "60")
+        for program in ("byteor-firstboot", "byteor-agent")
+    ]
+    assert host.run().code == 0
+    agent = host.start("byteor-agent", "run")
+    try:
+        for process in waiting:
+            out, err = process.communicate(timeout=50)
+            assert process.returncode == 0, out + err
+        for program in ("byteor-firstboot", "byteor-agent"):
+            assert check(host, "--check", program=program).code == 0
+        host.plane.revoke(host.plane.agents()[0]["agent_id"])
+        host.plane.wait_for(lambda: check(host, "--check").code == 5, limit_s=30)
+        done = check(host, "--wait")
+        assert done.code == 0 or "key_revoked" in done.err
+    finally:
+        agent.terminate()
+        agent.communicate(timeout=20)
+        for process in waiting:
+            process.kill()
+            process.communicate()
+
+
+def test_without_root_the_hint_is_to_be_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to open the identity's directory to this user; and there is nothing to wait for."""
+
+    def denied(*arguments: Any, **keywords: Any) -> None:
+        raise LocalFault("cannot read it: permission denied", hint="give user id 65534 access")
+
+    monkeypatch.setattr(commands_status, "look", denied)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    document, stop = describe(Layout(), Inputs(), clock=Clock())
+    assert document["state"] == "unknown" and document["hint"] == "run as root"
+    assert stop is not None and stop.exit_code == 7
