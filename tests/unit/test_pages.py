@@ -11,7 +11,8 @@ import pytest
 from firstboot.base import redaction
 from firstboot.base.layout import Layout, Row
 from firstboot.commands.status import STATES
-from firstboot.provision.erase.receipt import RESULTS
+from firstboot.provision.erase import places
+from firstboot.provision.erase.receipt import NOT_LOOKED_AT, RESULTS
 from firstboot.provision.schema import CHECKS, IMAGE_ONLY
 from tests.controlplane import spoil
 from tests.unit import texts
@@ -138,16 +139,16 @@ def test_no_comment_cites_a_page_that_is_not_here() -> None:
 def test_the_settings_page_has_every_key() -> None:
     """Its table is the schema's list of keys."""
     page = sections((REFERENCE / "settings.md").read_text())
-    assert first_column(page["Every key"]) == [*CHECKS, *({"erase"} - set(CHECKS))]
+    assert first_column(page["Every key"]) == [*CHECKS]
 
 
 def test_the_contract_has_every_key_and_where_it_may_stand() -> None:
     """The normative table lists the same keys, and those of the image alone as such."""
     table = sections((TOP / ".github/CONTRACT.md").read_text())["4.1 Schema"]
-    assert set(first_column(table)) == {*CHECKS, "erase"}
+    assert set(first_column(table)) == set(CHECKS)
     for line in table.splitlines():
         for key in first_column(line):
-            assert (key in {*IMAGE_ONLY, "erase"}) == ("image's file only" in line), key
+            assert (key in IMAGE_ONLY) == ("image's file only" in line), key
 
 
 # -- JSON
@@ -205,6 +206,17 @@ def test_the_files_page_has_every_path_of_ours() -> None:
     listed = re.findall(r"^\| `(/[^`]+)`", (REFERENCE / "files.md").read_text(), re.MULTILINE)
     assert set(listed) == {path for path in rows if "byteor" in path}
     assert len(listed) == len(set(listed))
+
+
+# -- erasing
+
+
+def test_the_erasing_page_names_every_place_and_what_is_not_looked_at() -> None:
+    """The places of the code, and the receipt's own sentences."""
+    page = sections((REFERENCE / "erasing.md").read_text())
+    for place in (*places.TREES, *places.FILES, places.LOGS):
+        assert f"`{place}`" in page["What is searched"], place
+    assert bullets(page["What is not"]) == list(NOT_LOOKED_AT)
 
 
 # -- redaction
