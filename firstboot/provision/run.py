@@ -18,6 +18,7 @@ from threading import Event
 from typing import Callable
 
 from firstboot.api.client import Answer, PlaneApi
+from firstboot.api.connection import ProxyRefused
 from firstboot.api.messages import enrollment_body
 from firstboot.api.transport import DEADLINE_S
 from firstboot.base import files, log, systemd
@@ -40,6 +41,7 @@ from firstboot.provision.sources import Inputs
 from firstboot.provision.tokens import Intent, TokenClass
 
 BACKOFF_S = (1.0, 60.0)  # base and cap of the pauses after a transient failure
+PROXY_S = (10.0, 600.0)  # the same after a 407: each further attempt may lock an account
 HOURLY_S = (3240.0, 3960.0)  # between a gateway's answers after those of `enrollment.PAUSES_S`
 LEAST_S = 1.0  # for a request, however short the limit is
 LOCK_WAIT_S = 30.0
@@ -87,6 +89,7 @@ class FirstBoot:
         self._clock = clock or Clock()
         self._started = self._clock.monotonic()
         self._backoff, self._chance = Backoff(*BACKOFF_S), rng()
+        self._proxy_backoff = Backoff(*PROXY_S)
         self._unbelieved = {Meaning.MALFORMED: 0, Meaning.GATEWAY: 0}
         self._trouble = progress.Trouble(layout, self._clock)
         self._reached: str | None = None  # the base URL that preflight has reached
@@ -114,7 +117,9 @@ class FirstBoot:
         if isinstance(error, enrollment.Unbelieved):
             least = delay = error.pause_s
         else:
-            delay = self._backoff.next_delay(self._chance, error.retry_after)
+            refused = isinstance(error, ProxyRefused)
+            backoff = self._proxy_backoff if refused else self._backoff
+            delay = backoff.next_delay(self._chance, error.retry_after)
         if left <= 0 or left < least <= delay:
             self._trouble.ends(error)
             raise error

@@ -16,8 +16,9 @@ from typing import Any, Callable
 
 import pytest
 
+from firstboot.api.connection import ProxyRefused
 from firstboot.base.clock import Clock
-from firstboot.base.errors import Refused
+from firstboot.base.errors import Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.commands.status import describe
 from firstboot.provision import run as first_boot
@@ -33,6 +34,29 @@ def host(tmp_path: Path, control_plane: Any) -> Iterator[Host]:
     host = Host(tmp_path / "root", control_plane)
     host.defaults()
     yield host
+
+
+def test_a_proxy_that_refuses_the_password_is_asked_ever_more_seldom(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lock a directory account: at most some ten attempts in the first half hour."""
+    waited: list[float] = []
+
+    class Recorded:
+        def wait(self, delay: float) -> None:
+            waited.append(delay)
+
+    class Largest(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return b
+
+    monkeypatch.setattr(first_boot, "Event", Recorded)
+    monkeypatch.setattr(first_boot, "rng", Largest)
+    run = first_boot.FirstBoot(Layout(host.root), Inputs(), first_boot.Options())
+    for _ in range(9):
+        run._wait(ProxyRefused("407"))
+    run._wait(TryAgain("503"))
+    assert waited == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0, 600.0, 1.0]
 
 
 # -- answers: contract 2.1, row by row
