@@ -1,4 +1,4 @@
-"""One deadline over a whole request, wherever it hangs: resolver, addresses, proxy, TLS, sending."""
+"""One deadline over a whole request: resolver, addresses, proxy, TLS, sending, reply."""
 
 from __future__ import annotations
 

@@ -107,12 +107,17 @@ def test_without_a_strong_tag_no_part_is_asked_for() -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {}, {"content-range": "bytes 1-3/4"}, {"content-range": "bytes 0-3/4"}, {"content-range": "bytes */4"},
-        {"content-range": "items 2-3/4"}, {"content-range": "bytes 2-3"}, {"content-range": "bytes -2-3/4"},
+        {},
+        {"content-range": "bytes 1-3/4"},
+        {"content-range": "bytes 0-3/4"},
+        {"content-range": "bytes */4"},
+        {"content-range": "items 2-3/4"},
+        {"content-range": "bytes 2-3"},
+        {"content-range": "bytes -2-3/4"},
         {"content-range": "bytes 2-3/4", "etag": '"other"'},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_part_that_was_not_asked_for_is_begun_again(headers: dict[str, str]) -> None:
     """Bytes at the wrong place, or of another bundle, are not written."""
     with pytest.raises(StartOver):
@@ -173,13 +178,29 @@ def test_the_planes_own_origin_keeps_the_credential(place: str) -> None:
 
 
 HOSTILE = [
-    "http://store.example/x", "ftp://store.example/x", "file:///etc/passwd", "//user:pw@store.example/x",
+    "http://store.example/x",
+    "ftp://store.example/x",
+    "file:///etc/passwd",
+    "//user:pw@store.example/x",
     "https://user@store.example/",
-    "https://169.254.169.254/latest/meta-data", "https://169.254.0.1:8443/", "https://[fe80::1]/", "https://[fe80::1%25eth0]/",
-    "https://[::ffff:169.254.169.254]/", "https://2852039166/", "https://0xa9fea9fe/", "https://0251.0376.0251.0376/",
-    "https://169.254.43518/", "https://store.example:0/", "https://store.example:99999/", "", "https://[", "https://a b/",
-    "https://store.example/\r\nX: y", "https://stör.example/", "https://store.example/" + "x" * 9000,
-]  # fmt: skip
+    "https://169.254.169.254/latest/meta-data",
+    "https://169.254.0.1:8443/",
+    "https://[fe80::1]/",
+    "https://[fe80::1%25eth0]/",
+    "https://[::ffff:169.254.169.254]/",
+    "https://2852039166/",
+    "https://0xa9fea9fe/",
+    "https://0251.0376.0251.0376/",
+    "https://169.254.43518/",
+    "https://store.example:0/",
+    "https://store.example:99999/",
+    "",
+    "https://[",
+    "https://a b/",
+    "https://store.example/\r\nX: y",
+    "https://stör.example/",
+    "https://store.example/" + "x" * 9000,
+]
 
 
 @pytest.mark.parametrize("place", HOSTILE)
