@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Callable
 
-from tests.bench import idle, interpreters, peers, transfers
+from tests.bench import idle, interpreters, peers, redaction, transfers
 from tests.bench.boots import Boots
 from tests.bench.processes import Cost, middle
 from tests.controlplane import ControlPlane
@@ -142,6 +144,19 @@ class Bench:
         if shutil.which("cloud-init") is None:
             self.row("first boot", "cloud-init", "not installed", "ours <= 0.6 x")
 
+    def redaction(self) -> None:
+        for interpreter in self._all:
+            command = [interpreter.python, redaction.__file__]
+            done = subprocess.run(
+                command, env=interpreter.env(), cwd="/", capture_output=True, check=True
+            )
+            self.row(
+                "redaction of an incident, a second of CPU",
+                interpreter.name,
+                middle(json.loads(done.stdout), unit=" MB", digits=0),
+                ">= 20 MB",
+            )
+
     def transfer(self) -> None:
         for work, reach, mib in (
             ("download", "<= 1.2 x", self._chosen.bundle),
@@ -185,7 +200,7 @@ class Bench:
         self.row(f"{work}: CPU", who, middle([cost.cpu_s for cost in costs], unit=" s"))
 
 
-WORKS = ("boot", "start", "beats", "transfer", "idle", "peers")
+WORKS = ("boot", "start", "beats", "redaction", "transfer", "idle", "peers")
 
 
 def main() -> int:

@@ -635,7 +635,8 @@ def storm(host: Artifacts, *, kills: int, artifacts: int, largest: int) -> None:
         else:
             host.plane.kill()
             host.plane.restart()
-    host.plane.wait_for(lambda: _flow(host, 0.1) or not host.waiting(), limit_s=300)
+    # A pause after 20 MiB in vain may take minutes.
+    host.plane.wait_for(lambda: _flow(host, 0.1) or not host.waiting(), limit_s=600)
     assert amid >= kills // 4, f"seed {seed}: only {amid} kills hit an upload"
     refused = {sha256 for sha256, size in given.items() if size > limit}
     stored = host.stored()

@@ -315,11 +315,11 @@ WORST = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("between", ["", '"', "a" * 61])
+@pytest.mark.parametrize("between", ["", '"'])
 @pytest.mark.parametrize("piece", WORST)
 def test_the_time_grows_with_the_text_alone(piece: str, between: str) -> None:
     """Eight times the text takes about eight times as long: 64 times would be quadratic."""
-    small, large = (_seconds(piece + between, size) for size in (1 << 14, 1 << 17))
+    small, large = (_seconds(piece + between, size) for size in (1 << 13, 1 << 16))
     assert large < 0.05 or large < 25 * small, (small, large)
 
 
