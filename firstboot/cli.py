@@ -66,6 +66,7 @@ FIRSTBOOT = (
     Command("status", "status", "show enrollment and anything that needs attention", json=True),
     Command("trust", "trust", "show trusted signing keys and any rejected key set", json=True),
     Command("unseal", "services", "open the identity for the agent, before its unit starts"),
+    Command("shield", "services", "internal: keep cloud-init's cache in memory (units call it)"),
 )
 AGENT = (
     Command("run", "services", "run the agent; byteor-agent.service calls this"),

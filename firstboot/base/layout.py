@@ -115,6 +115,10 @@ class Layout:
     deployments = Row("/var/lib/byteor/deployments", follow=True)
     current = Row("/var/lib/byteor/current")
 
+    # The shield's, on tmpfs
+    shield = Row("/run/byteor-shield", follow=True)
+    shield_state = Row("/run/byteor-shield/state.json")
+
     # The host's
     machine_id = Row("/etc/machine-id", follow=True)
     hostname = Row("/etc/hostname", follow=True)
@@ -125,6 +129,8 @@ class Layout:
     cloud = Row("/var/lib/cloud", follow=True)
     cloud_instance = Row("/var/lib/cloud/instance", follow=True)
     cloud_datasource = Row("/var/lib/cloud/instance/datasource", follow=True)
+    cloud_instances = Row("/var/lib/cloud/instances")
+    cloud_identified = Row("/run/cloud-init/cloud.cfg", follow=True)
     cloud_run = Row("/run/cloud-init", follow=True)
     cloud_id = Row("/run/cloud-init/cloud-id", follow=True)
     cloud_result = Row("/run/cloud-init/result.json")

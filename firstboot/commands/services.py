@@ -1,4 +1,4 @@
-"""The commands that only units call: ``unseal``, and the agent's ``run`` and ``activate``.
+"""The commands that only units call: ``unseal``, ``shield``, the agent's ``run`` and ``activate``.
 
 Three processes with different privileges: each imports only what is its own.
 """
@@ -13,6 +13,19 @@ def unseal_command(arguments: argparse.Namespace) -> int:
     from firstboot.provision.unseal import unseal
 
     return unseal(arguments.layout)
+
+
+def shield_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the step."""
+    parser.add_argument("step", choices=("up", "bind", "down"), help="see byteor-shield.service")
+
+
+def shield_command(arguments: argparse.Namespace) -> int:
+    """Take one step of the shield; imports nothing but `base`, since it runs before cloud-init."""
+    from firstboot.provision.erase.shield import Shield
+
+    getattr(Shield(arguments.layout), arguments.step)()
+    return 0
 
 
 def run_command(arguments: argparse.Namespace) -> int:

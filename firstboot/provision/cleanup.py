@@ -19,6 +19,7 @@ from firstboot.base.secret import Secret
 from firstboot.provision import preflight
 from firstboot.provision.erase import copies, systemjournal
 from firstboot.provision.erase.receipt import GIVEN, Copy, Receipt
+from firstboot.provision.erase.shield import Shield
 from firstboot.provision.facts import View, look
 from firstboot.provision.schema import Rank
 from firstboot.provision.sources import Inputs
@@ -57,6 +58,7 @@ def erase(
                 if source.rank is Rank.CREDENTIAL
             ),
         ],
+        shield=Shield(layout).state(),
         named=view.found.image.get("erase", {}).get("paths", ()),
         kept=[
             Copy(

@@ -22,6 +22,8 @@ COMMANDS = {
     "mount": "mount",
     "mkfs.ext4": "e2fsprogs",
     "qemu-storage-daemon": "qemu-system-common",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "genisoimage": "genisoimage",
 }
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 

@@ -95,23 +95,8 @@ class Disk:
                 daemon.terminate()
 
     def writes(self) -> list[Write]:
-        """What was recorded, in order."""
-        found, position = [], SECTOR
-        with self._log.open("rb") as stream:
-            magic, version, count, sector = struct.unpack("<QQQI", stream.read(28))
-            if (magic, version, sector) != (MAGIC, VERSION, SECTOR):
-                raise RuntimeError("not a log of writes")
-            for _ in range(count):
-                stream.seek(position)
-                start, sectors, flags, _length = struct.unpack("<QQQQ", stream.read(32))
-                position += SECTOR
-                data = b""
-                if not flags & DISCARD:
-                    stream.seek(position)
-                    data = stream.read(sectors * SECTOR)
-                    position += len(data)
-                found.append(Write(start * SECTOR, data, bool(flags & FLUSH)))
-        return found
+        """Return what was recorded, in order."""
+        return list(read_log(self._log))
 
     def cuts(self, scratch: Path, *, every: int = 1) -> Iterator[Cut]:
         """Each state that a cut may leave, one in `every`; the image is replaced for the next
@@ -146,3 +131,22 @@ def mounted(image: Path, at: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(at)], check=True)
+
+
+def read_log(log: Path) -> Iterator[Write]:
+    """Yield the entries of a log of writes, in order; RuntimeError when it is none."""
+    position = SECTOR
+    with log.open("rb") as stream:
+        magic, version, count, sector = struct.unpack("<QQQI", stream.read(28))
+        if (magic, version, sector) != (MAGIC, VERSION, SECTOR):
+            raise RuntimeError("not a log of writes")
+        for _ in range(count):
+            stream.seek(position)
+            start, sectors, flags, _length = struct.unpack("<QQQQ", stream.read(32))
+            position += SECTOR
+            data = b""
+            if not flags & DISCARD:
+                stream.seek(position)
+                data = stream.read(sectors * SECTOR)
+                position += len(data)
+            yield Write(start * SECTOR, data, bool(flags & FLUSH))

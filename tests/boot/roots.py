@@ -52,20 +52,23 @@ def cache_directory() -> Path:
     return Path(base) / "byteor-firstboot" / "roots"
 
 
-def _recipe(suite: str) -> list[str]:
+def _recipe(suite: str, kernel: bool) -> list[str]:
     packages = _PACKAGES if suite == "bullseye" else (*_PACKAGES, *_PACKAGES_SINCE_BOOKWORM)
+    if kernel:
+        packages = (*packages, "linux-image-cloud-amd64")
     return [*_OPTIONS, "--include=" + ",".join(packages), suite]
 
 
-def base_root(suite: str) -> Path:
-    """The cached, never-booted root of ``suite``; built from the configured mirror if it is not
-    there (about a minute).
+def base_root(suite: str, *, kernel: bool = False) -> Path:
+    """Return the cached, never-booted root of ``suite``; for QEMU with a kernel in it.
+
+    Built from the configured mirror if it is not there (about a minute).
 
     The name carries a hash of the recipe, so a changed recipe makes a new root. Two processes that
     want the same root wait for each other.
     """
     host.require()
-    recipe = _recipe(suite)
+    recipe = _recipe(suite, kernel)
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True)
     root = directory / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]}"

@@ -17,7 +17,11 @@ FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS = (
     "byteor-firstboot.service", "byteor-firstboot.path", "byteor-erase.service", "byteor-agent.service",
     "byteor-activate.service", "byteor-activate.path",
 )  # fmt: skip
-ALL = (FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS)
+SHIELD, SHIELD_BINDS = (
+    "byteor-shield.service",
+    ("byteor-shield-local.service", "byteor-shield-network.service"),
+)
+ALL = (FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS, SHIELD, *SHIELD_BINDS)
 SERVICES = (FIRSTBOOT, ERASE, AGENT, ACTIVATE)
 
 EXPOSURE_LIMIT = 2.0
@@ -317,16 +321,16 @@ def test_every_process_sees_the_boot_id_that_the_system_sees(name: str) -> None:
     assert {"/proc/sys", "/sys"} <= set(words(service, "ReadOnlyPaths"))
 
 
-def test_presets_enable_all_but_the_agent() -> None:
-    """An image's first boot enables what the package enables, and never the agent."""
+def test_presets_enable_all_but_the_agent_and_the_shield() -> None:
+    """An image's first boot enables what the package enables, and never the others."""
     lines = (UNITS / "50-byteor-firstboot.preset").read_text().splitlines()
     rules = {tuple(line.split()) for line in lines if line and not line.startswith("#")}
     assert rules == {
-        ("disable", AGENT),
+        *(("disable", name) for name in (AGENT, SHIELD, *SHIELD_BINDS)),
         *(("enable", name) for name in (FIRSTBOOT, PATH, ERASE, REQUESTS)),
     }
     for name in ALL:
-        if name == ACTIVATE:  # its path unit starts it
+        if name in (ACTIVATE, SHIELD, *SHIELD_BINDS):  # started by its path unit; opt-in
             continue
         assert ("Install" in unit(name)) == (("enable", name) in rules)
 

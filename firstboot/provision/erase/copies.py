@@ -18,6 +18,7 @@ from firstboot.provision.erase.places import Kind, Place
 from firstboot.provision.erase.receipt import Copy, Receipt
 from firstboot.provision.erase.reread import Reader
 from firstboot.provision.erase.scrub import Scrubber, recognise
+from firstboot.provision.erase.shield import COPIED, MEMORY, OFF
 
 FILE_LIMIT = 64 << 20  # bytes of one file that is looked at
 TOKEN_FILE_LIMIT = 8192
@@ -66,23 +67,51 @@ def erase(
     served: Sequence[str] = (),
     kept: Sequence[Copy] = (),
     named: Sequence[str] = (),
-    shielded: bool = False,
+    shield: str = OFF,
 ) -> Receipt:
     """Erase the `tokens` in hand from every place, look again, and write the receipt.
 
     `known` tells a spent token by its mark: asked only about what an earlier look left or named.
     `late` is False while cloud-init is at work: what it still runs is left alone, and said. `kept`
     are copies that are not ours to erase; those that were erased all the same are left out. `named`
-    are the files of `erase.paths`. `shielded`: cloud-init's files were in memory in this boot.
+    are the files of `erase.paths`. `shield` is the shield's state.
     """
     before = receipt.earlier(layout)
     given = dict(_given_before(before, known))
     wanted = sorted({*tokens, *given.values(), *_left_before(layout, before, known)})
     found = places.find(layout, named)
-    unsaid = [one for one in receipt.NOT_LOOKED_AT if not (shielded and one == receipt.FREED)]
+    unsaid = list(receipt.NOT_LOOKED_AT)
     if not late:
         found.places = [place for place in found.places if place.kind is not Kind.LATE]
         unsaid.append(LATE)
+    rows, looked_at = _search(layout, found, wanted)
+    rows += _fragments(layout)
+    try:
+        rows += filter(None, [systemjournal.search(layout, wanted)])
+    except LocalFault as error:
+        unsaid.append(str(error))
+    rows += [Copy(path, {"raw": 1}, "kept", receipt.GIVEN) for path in given]
+    seen = {row.path: row for row in reversed([*rows, *kept])}
+    boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
+    shield = _shielded(shield, before, boot_id, rows)
+    if shield == MEMORY:
+        unsaid.remove(receipt.FREED)
+    return receipt.save(
+        layout,
+        Receipt(
+            now,
+            boot_id,
+            looked_at,
+            tuple(reversed(seen.values())),
+            tuple(served),
+            tuple(unsaid),
+            shield=shield,
+        ),
+    )
+
+
+def _search(layout: Layout, found: places.Found, wanted: list[bytes]) -> tuple[list[Copy], int]:
+    """Erase `wanted` from each place; return a row a copy, and how many files were looked at."""
     rows, looked_at = found.unseen, 0
     scrubber, reader = Scrubber(wanted), Reader(wanted)
     for place in found.places:
@@ -97,24 +126,19 @@ def erase(
         )
         if row is not None:
             rows.append(row)
-    rows += _fragments(layout)
-    try:
-        rows += filter(None, [systemjournal.search(layout, wanted)])
-    except LocalFault as error:
-        unsaid.append(str(error))
-    rows += [Copy(path, {"raw": 1}, "kept", receipt.GIVEN) for path in given]
-    seen = {row.path: row for row in reversed([*rows, *kept])}
-    return receipt.save(
-        layout,
-        Receipt(
-            now,
-            (files.read(layout.boot_id, limit=64) or b"").decode().strip(),
-            looked_at,
-            tuple(reversed(seen.values())),
-            tuple(served),
-            tuple(unsaid),
-        ),
-    )
+    return rows, looked_at
+
+
+def _shielded(state: str, before: receipt.Stored, boot_id: str, rows: Sequence[Copy]) -> str:
+    """Return what the receipt says of the shield, whose state is `state` at this look."""
+    remains = any(row.result == "remains" for row in rows)
+    if state == MEMORY and remains:
+        return "not shielded: a copy of the token could not be erased"
+    if state == COPIED:
+        if before.shield == MEMORY and before.boot_id == boot_id and not rows:
+            return MEMORY
+        return "not shielded: the files were on the disk before the token was erased"
+    return state
 
 
 def _given_before(

@@ -17,7 +17,14 @@ from pathlib import Path
 from firstboot.base.layout import Layout
 from firstboot.provision.erase.receipt import Copy
 
-TREES = ("/var/lib/cloud", "/run/cloud-init", "/etc/cloud/cloud.cfg.d", "/var/log/installer")
+# The last one is what lies on the disk beneath the shield.
+TREES = (
+    "/var/lib/cloud",
+    "/run/cloud-init",
+    "/etc/cloud/cloud.cfg.d",
+    "/var/log/installer",
+    "/run/byteor-shield/cloud/instances",
+)
 FILES = ("/var/lib/waagent/ovf-env.xml", "/boot/firmware/user-data", "/boot/user-data")
 LOGS = "/var/log"  # cloud-init's own files in it, the rotated ones too
 STATUS = "/var/lib/cloud/data/status.json"

@@ -1,14 +1,16 @@
 """The erasing receipt, ``identity/erasure.json``: what was found, done, verified, and what remains.
 
-{"v": 2, "at": RFC 3339, "boot_id", "enrolling_boot_id", "files_looked_at": n, "copies": [{"path",
-"encodings": {"raw": n}, "result", "at", "boot_id", "reason"}], "still_served": [sentence],
-"not_looked_at": [sentence]}
+{"v": 2, "at": RFC 3339, "boot_id", "enrolling_boot_id", "files_looked_at": n, "shield", "copies":
+[{"path", "encodings": {"raw": n}, "result", "at", "boot_id", "reason"}], "still_served":
+[sentence], "not_looked_at": [sentence]}
 
 `copies` are those of this boot and of the one that enrolled, one row a path. `result` is
 ``overwritten`` (in place, then read back clean), ``unlinked`` (overwritten, then removed),
 ``still_served`` (on a file system that is read-only), ``kept`` (not ours to erase),
 ``not_looked_at`` or ``remains``. A ``remains`` row also keeps `inode`, `offset` and `length` of
 what stands there, so that a later look tells it by its mark once no source shows the token.
+`shield` is the shield's state at this look (`erase.shield`): ``in memory`` where no copy reached
+the disk, else ``off`` or why not.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ class Stored:
 
     copies: tuple[Copy, ...] = ()
     enrolling_boot_id: Optional[str] = None
+    boot_id: Optional[str] = None
+    shield: Optional[str] = None
 
     def of(self, result: str) -> tuple[Copy, ...]:
         return tuple(copy for copy in self.copies if copy.result == result)
@@ -73,6 +77,7 @@ class Receipt:
     still_served: tuple[str, ...] = ()
     not_looked_at: tuple[str, ...] = NOT_LOOKED_AT
     enrolling_boot_id: str | None = None
+    shield: str = "off"
 
     @property
     def remaining(self) -> list[str]:
@@ -93,6 +98,7 @@ class Receipt:
             "boot_id": self.boot_id,
             "enrolling_boot_id": self.enrolling_boot_id,
             "files_looked_at": self.files_looked_at,
+            "shield": self.shield,
             "copies": [{k: v for k, v in row.items() if v is not None} for row in rows],
             "still_served": list(self.still_served),
             "not_looked_at": list(self.not_looked_at),
