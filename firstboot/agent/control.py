@@ -28,12 +28,11 @@ class Control(Worker):
         self,
         crew: Crew,
         context: Context,
+        period: Schedule,
+        splay_s: float,
         condition: Condition,
         transfer: Transfer,
         inbox: Inbox,
-        *,
-        period: Schedule,
-        splay_s: float,
     ) -> None:
         super().__init__("control", crew, context)
         beat = Heartbeat(context, period, condition.facts, condition.answered)

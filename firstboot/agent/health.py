@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +42,9 @@ class _Before:
 class Condition:
     """Gather from the workers' jobs and the activator's files; for any thread."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        handed: Handover,
-        clock: Clock,
-        agenda: Agenda,
-        jobs: Mapping[str, Job],
-    ) -> None:
+    def __init__(self, layout: Layout, handed: Handover, clock: Clock) -> None:
         self._layout, self._handed, self._clock = layout, handed, clock
-        self._agenda, self._jobs = agenda, jobs
+        self.agenda, self.jobs = Agenda(), dict[str, Job]()
         self._skew_s: float | None = None
         self._publishing = threading.Lock()
         self._closed = False
@@ -65,29 +57,21 @@ class Condition:
     def answered(self, hints: HeartbeatReply, skew_s: float | None) -> None:
         """A beat was accepted: ask for the tasks that its hints concern."""
         self._skew_s = skew_s if skew_s is not None else self._skew_s
-        for name, job in self._jobs.items():
+        for name, job in self.jobs.items():
             if job.work.hinted(hints):
-                self._agenda.ask(name, Ask.HINT)
+                self.agenda.ask(name, Ask.HINT)
 
     def facts(self) -> Facts:
         """Return what the next beat says."""
         seen = verdicts.seen(self._layout)
         # A beat that arrives proves that the earlier failures of beats are over, unless the
         # control plane refused them.
-        over = self._jobs[FIRST].task.outcome is not Outcome.REFUSED
-        problems = [
-            (problem.code, problem.detail)
-            for problem in self._problems(seen)
-            if not (over and problem.code == f"{FIRST}_failing")
-        ]
-        spool = self._jobs[ARTIFACTS].work.shown()
-        return Facts(
-            problems=tuple(problems),
-            deployment=seen.deployment,
-            signing_keys_version=seen.signing_keys_version,
-            pending=spool["pending"],
-            quarantined=spool["quarantined"],
-        )
+        over = self.jobs[FIRST].task.outcome is not Outcome.REFUSED
+        found = self._problems(seen)
+        told = [(p.code, p.detail) for p in found if not (over and p.code == f"{FIRST}_failing")]
+        spool = self.jobs[ARTIFACTS].work.shown()
+        version, pending = seen.signing_keys_version, spool["pending"]
+        return Facts(tuple(told), seen.deployment, version, pending, spool["quarantined"])
 
     def publish(self, *, running: bool = True, crashed: bool = False) -> None:
         """Write `status.json` (README, "JSON"); a full /run must not stop the beats.
@@ -118,10 +102,10 @@ class Condition:
             "status": "degraded" if problems else "ok",
             "crashes": self._crashes_so_far(crashed),
             "identity": self._handed.shown(),
-            "loops": {name: self._shown(name) for name in self._jobs if name != DOWNLOAD},
+            "loops": {name: self._shown(name) for name in self.jobs if name != DOWNLOAD},
             "deployment": seen.deployment,
             "signing_keys": seen.signing_keys,
-            "spool": self._jobs[ARTIFACTS].work.shown(),
+            "spool": self.jobs[ARTIFACTS].work.shown(),
             "clock_skew_s": round(self._skew_s) if self._skew_s is not None else None,
             "problems": [problem.shown() for problem in problems],
         }
@@ -129,34 +113,34 @@ class Condition:
         # minute. On tmpfs, so no fsync.
         data = (json.dumps(document, sort_keys=True) + "\n").encode()
         files.write(self._layout.agent_status, data, mode=0o644, durable=False)
-        last = self._jobs[FIRST].last_success_at
+        last = self.jobs[FIRST].last_success_at
         well = f"ok, last beat at {last}" if last is not None else "ok, no beat yet"
         said = f"degraded: {verdicts.sentence(problems[0].detail)}" if problems else well
         systemd.notify(f"STATUS={said}")
 
     def _shown(self, name: str) -> dict[str, Any]:
-        own = self._jobs[name].work.shown() if name != ARTIFACTS else {}
+        own = self.jobs[name].work.shown() if name != ARTIFACTS else {}
         job = self._job(name)
         now = self._clock.monotonic()
-        left = self._agenda.when(job.task, now) - now
+        left = self.agenda.when(job.task, now) - now
         at = rfc3339(self._clock.wall() + left) if abs(left) != float("inf") else None
         return {**own, **job.shown(at)}
 
     def _job(self, name: str) -> Job:
         """Return the job that is shown as `name`: a download that fails is its deployment's."""
-        download = self._jobs.get(DOWNLOAD)
+        download = self.jobs.get(DOWNLOAD)
         if name == DEPLOYMENTS and download is not None and download.problem is not None:
-            return self._jobs[name] if self._jobs[name].problem is not None else download
-        return self._jobs[name]
+            return self.jobs[name] if self.jobs[name].problem is not None else download
+        return self.jobs[name]
 
     def _problems(self, seen: verdicts.Seen) -> list[Problem]:
         found: list[Problem] = []
         # The heartbeat's before all others.
-        for name, job in sorted(self._jobs.items(), key=lambda item: not item[1].task.first):
+        for name, job in sorted(self.jobs.items(), key=lambda item: not item[1].task.first):
             if job.problem is not None:
                 said = DEPLOYMENTS if name == DOWNLOAD else name
                 found.append(Problem(f"{said}_failing", job.problem, job.hint))
-        for job in self._jobs.values():
+        for job in self.jobs.values():
             found.extend(job.work.problems())
         found.extend(of_the_activation(seen, self._clock.wall()))
         found.extend(of_the_expiry(self._handed.expires_at, self._clock.wall()))
@@ -166,4 +150,4 @@ class Condition:
     def _crashes_so_far(self, crashed: bool) -> int:
         if crashed:
             return self.before.crashes + 1
-        return 0 if self._jobs[FIRST].last_success_at is not None else self.before.crashes
+        return 0 if self.jobs[FIRST].last_success_at is not None else self.before.crashes

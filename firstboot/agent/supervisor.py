@@ -55,38 +55,26 @@ class Supervisor:
     ) -> None:
         self._layout, self._handed, self._signals, self._config = layout, handed, signals, config
         self._clock, self._crash = Clock(), ""
-        # Filled while `self` is: what publishes is called by running workers only.
-        crew = self._crew = Crew(self._crashed, lambda: self._condition.publish())
-        condition = Condition(layout, handed, self._clock, crew.agenda, crew.jobs)
-        self._condition = condition
-        self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
+        condition = self._condition = Condition(layout, handed, self._clock)
+        crew = Crew(self._crashed, condition.publish, condition.agenda, condition.jobs)
+        self._crew = crew
+        period = self._period = Schedule(settings.heartbeat_interval_s or DEFAULT_PERIOD_S)
         # One splay for all: the first look at deployments comes with the first beat (contract 2.3).
-        spread_s = self._period.period_s
+        spread_s = period.period_s
         if condition.before.running:
             spread_s = max(1.0, spread_s - RESTART_S)
         splay_s = Schedule(spread_s).first_delay(crew.chance)
-        self._splay_s = splay_s + _crash_pause(condition.before.crashes)
+        splay_s = self._splay_s = splay_s + _crash_pause(condition.before.crashes)
         file = (config or layout.image_defaults) if handed.source == ENVIRONMENT else None
         self._activator = submit.choose(layout, config=file)
-        self._transfer = Transfer(
-            crew,
-            self._context(settings),
-            lambda: self._control.wake(DEPLOYMENTS),
-            period_s=self._period.period_s,
-            splay_s=self._splay_s,
-        )
+        transfer = Transfer(crew, self._context(settings), period, splay_s, self._brought)
         over_tls = handed.api_base_url.startswith("https:")
-        self._control = Control(
-            crew,
-            self._context(settings, deadline_s=control.DEADLINE_S),
-            condition,
-            self._transfer,
-            Inbox(layout, self._activator, self._clock, over_tls),
-            period=self._period,
-            splay_s=self._splay_s,
-        )
-        self._workers: tuple[Worker, ...] = (self._control, self._transfer)
-        if self._transfer.download is None:
+        inbox = Inbox(layout, self._activator, self._clock, over_tls)
+        context = self._context(settings, deadline_s=control.DEADLINE_S)
+        self._control = Control(crew, context, period, splay_s, condition, transfer, inbox)
+        self._transfer = transfer
+        self._workers: tuple[Worker, ...] = (self._control, transfer)
+        if transfer.download is None:
             log.notice(
                 "no deployments: the settings name no org_id, project_id and environment_id"
                 " to verify them by"
@@ -96,6 +84,9 @@ class Supervisor:
         transport = _transport(self._handed, settings)
         api = PlaneApi(self._handed.api_base_url, transport, clock=self._clock, **options)
         return Context(self._layout, self._handed, api, self._clock)
+
+    def _brought(self) -> None:
+        self._control.wake(DEPLOYMENTS)
 
     def run(self) -> int:
         """Stay until a signal or a crash; 0 after an orderly end, 1 after a crash."""

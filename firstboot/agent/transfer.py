@@ -23,10 +23,9 @@ class Transfer(Worker):
         self,
         crew: Crew,
         context: Context,
-        brought: Callable[[], None],
-        *,
-        period_s: float,
+        period: Schedule,
         splay_s: float,
+        brought: Callable[[], None],
     ) -> None:
         super().__init__("transfer", crew, context)
         self.download: Download | None = None
@@ -37,7 +36,7 @@ class Transfer(Worker):
                 context, schedule, self.alive, crew.changed, self._want, brought
             )
             self.add(DOWNLOAD, self.download, schedule, FOREVER, on_demand=True)
-        each = Schedule(min(2 * period_s, sender.LONGEST_PERIOD_S))
+        each = Schedule(min(2 * period.period_s, sender.LONGEST_PERIOD_S))
         self.add(ARTIFACTS, Sender(context, self.alive), each, splay_s)
 
     def _want(self, by: Ask) -> None:

@@ -103,8 +103,8 @@ class Crew:
 
     crashed: Callable[[str], None]
     changed: Callable[[], None]
-    agenda: Agenda = field(default_factory=Agenda)
-    jobs: dict[str, Job] = field(default_factory=dict)
+    agenda: Agenda
+    jobs: dict[str, Job]
     stop: threading.Event = field(default_factory=threading.Event)
     chance: Chance = field(default_factory=rng)
 

@@ -17,7 +17,7 @@ import pytest
 
 from firstboot.agent import schedule as pauses
 from firstboot.agent.heartbeat import Facts, Heartbeat
-from firstboot.agent.schedule import Schedule
+from firstboot.agent.schedule import Agenda, Schedule
 from firstboot.agent.worker import Context, Crew, Worker
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import Transport
@@ -68,7 +68,7 @@ def fleet(plane: Any, directory: Path) -> Iterator[list[Worker]]:
         schedule = Schedule(SCALED_S)
         api = PlaneApi(plane.base_url, Transport(ca_certificates=plane.ca_pem))
         context = Context(layout, one, api, Clock())
-        crew = Crew(crashes.append, lambda: None, stop=stop)
+        crew = Crew(crashes.append, lambda: None, Agenda(), {}, stop)
         worker = Worker(f"agent-{number}", crew, context)
         beat = Heartbeat(context, schedule, Facts, lambda hints, skew: None)
         worker.add("heartbeat", beat, schedule, schedule.first_delay(crew.chance), first=True)

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import pytest
 
-from firstboot.agent.schedule import Ask, Outcome, Schedule
+from firstboot.agent.schedule import Agenda, Ask, Outcome, Schedule
 from firstboot.agent.worker import GRACE_S, Context, Crew, Job, Work, Worker
 from firstboot.api.answers import KeyRefused, NotThePlane
 from firstboot.api.connection import ProxyRefused
@@ -71,7 +71,7 @@ class Scene:
         self.clock = Moment()
         self.crashes: list[str] = []
         self.changes = 0
-        self.shared = Crew(self.crashes.append, self.changed)
+        self.shared = Crew(self.crashes.append, self.changed, Agenda(), {})
         self.event = Wait(self.clock)
         api: Any = None
         context = Context(Layout(tmp_path), HANDED, api, self.clock)
