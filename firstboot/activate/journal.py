@@ -16,10 +16,10 @@ from typing import Annotated, Optional
 from firstboot.activate.admission import Deployment
 from firstboot.activate.directories import Name
 from firstboot.base import documents, files, log
-from firstboot.base.documents import Digest, Identifier, Line, Rule
+from firstboot.base.documents import Digest, Identifier, Line, Rule, sentence
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
-from firstboot.exchange.verdicts import sentence
+from firstboot.exchange.verdicts import ACTIVE, FAILED, ROLLED_BACK
 
 VERSION = 1
 RESERVED_BYTES = 256 * 1024
@@ -27,6 +27,7 @@ RESERVED_BYTES = 256 * 1024
 # is to report and to record.
 ACTIVATING, RESTORING, SETTLED = "activating", "restoring", "settled"
 PHASES = (ACTIVATING, RESTORING, SETTLED)
+_Verdict = Annotated[str, Rule(lambda v: v in (ACTIVE, FAILED, ROLLED_BACK), "a verdict")]
 _Phase = Annotated[str, Rule(lambda phase: phase in PHASES, "a phase")]
 
 
@@ -58,7 +59,7 @@ class Journal:
     tries: int
     success_id: Line
     failure_id: Line
-    verdict: Optional[Line] = None
+    verdict: Optional[_Verdict] = None
     code: Optional[Line] = None
     reason: Optional[str] = None
     note: Optional[str] = None
@@ -96,7 +97,10 @@ def load(layout: Layout) -> Journal | None:
     A damaged one is set aside, and `current` stays what it is.
     """
     try:
-        return documents.read(layout.journal, Journal)
+        found = documents.read(layout.journal, Journal)
+        if found is not None and found.phase == SETTLED and found.verdict is None:
+            raise Corrupt(f"{layout.journal} is damaged: settled without a verdict")
+        return found
     except Corrupt as error:
         log.warning(str(error), kept_as=files.set_aside(layout.journal))
         return None

@@ -47,6 +47,10 @@ def of_the_activation(seen: Seen, now: float) -> Iterable[Problem]:
     """Yield what the activator's files tell: damage, key sets, a deployment that failed."""
     if seen.fault is not None:
         yield Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate")
+    if seen.activator is not None:
+        detail = f"the activator cannot do its work: {seen.activator.message}"
+        hint = seen.activator.hint or "journalctl -u byteor-activate"
+        yield Problem("activation_failing", detail, hint)
     refused = (seen.signing_keys or {}).get("refused")
     if isinstance(refused, dict):
         detail = f"a signing key set was rejected: {refused.get('code')}: {refused.get('detail')}"

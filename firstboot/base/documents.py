@@ -41,6 +41,7 @@ MOST_KEY_SETS, MOST_SIGNATURES = 64, 16  # of an enrollment reply that are kept;
 KEY_SETS_LIMIT = 1 << 17  # bytes of them in all: every process reads everything in settings.json
 LARGEST_COUNT = 2**53 - 1  # JSON numbers are exact up to here
 LONGEST_TEXT = 4096  # characters
+LONGEST_SENTENCE = 1000  # of what we write for people ourselves
 LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time on Pythons that allow it
 
 T = TypeVar("T")
@@ -73,6 +74,11 @@ Digest = typing.Annotated[
 Time = typing.Annotated[str, Rule(_is_time, "an RFC 3339 time")]
 # May stand in a header or on a line that a person reads.
 Line = typing.Annotated[str, Rule(lambda t: bool(t) and t.isprintable(), "one printable line")]
+
+
+def sentence(text: str) -> str:
+    """Return `text` as one printable line that every reader of ours takes."""
+    return "".join(c if c.isprintable() else " " for c in text)[:LONGEST_SENTENCE]
 
 
 def lenient(default: Any = None) -> Any:

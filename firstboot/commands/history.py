@@ -42,7 +42,7 @@ def look(layout: Layout) -> dict[str, Any]:
     known, current = verdicts.read(layout), directories.named(layout)
     rows: list[dict[str, Any]] = []
     for row in known.history:
-        name = f"{row.deployment_id}-{row.sequence}" if row.deployment_id is not None else None
+        name = row.name
         rows.append(
             {
                 **asdict(row),
@@ -77,8 +77,9 @@ def page(document: Mapping[str, Any]) -> list[str]:
         mark = "*" if row["current"] else " "
         lines.append(f"{mark} {word(row['at'])}  {verdict}{'  ' + said if said else ''}")
     # Not what was refused before its bundle was asked for: no retry changes that.
-    if rows and rows[-1]["verdict"] in UNFORTUNATE and rows[-1]["payload_sha256"] is not None:
-        lines.append(f"to retry it: byteor-agent retry {word(rows[-1]['name'])}")
+    last = rows[-1] if rows else {"verdict": None}
+    if last["verdict"] in UNFORTUNATE and last["payload_sha256"] and last["name"]:
+        lines.append(f"to retry it: byteor-agent retry {word(last['name'])}")
     return lines
 
 
@@ -138,12 +139,12 @@ def retry_deployment(layout: Layout, named: str) -> str | None:
     found = [
         row
         for row in verdicts.load(layout).history
-        if named in (row.deployment_id, f"{row.deployment_id}-{row.sequence}")
+        if row.name is not None and named in (row.deployment_id, row.name)
     ]
     if not found:
         return None
     row = ([row for row in found if row.payload_sha256 is not None] or found)[-1]
-    shown = f"{row.deployment_id}-{row.sequence}"
+    shown = str(row.name)
     made = directories.read(layout, directories.named(layout))
     is_active = made is not None and made.payload_sha256 == row.payload_sha256
     if row.verdict == verdicts.ACTIVE and is_active:

@@ -230,7 +230,10 @@ def deployed(document: Mapping[str, Any]) -> Seen:
     current, verdict = document["deployment"], document["last_verdict"] or {}
     why = verdict.get("reason") or verdict.get("code")
     if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
-        seen = f"{verdict['deployment_id']}, sequence {verdict['sequence']}, {verdict['verdict']}"
+        named = f"{verdict['deployment_id']}, sequence {verdict['sequence']}"
+        if verdict["deployment_id"] is None:
+            named = "an unverified envelope"
+        seen = f"{named}, {verdict['verdict']}"
         return FAILED, f"{seen}: {why}", "byteor-agent deployments"
     if current is not None:
         seen = f"{current['deployment_id']}, sequence {current['sequence']}, {current['state']}"

@@ -13,10 +13,9 @@ from typing import Optional
 
 from firstboot.base import documents, files, log
 from firstboot.base.clock import Clock, from_rfc3339, rfc3339
-from firstboot.base.documents import Time
+from firstboot.base.documents import Time, sentence
 from firstboot.base.errors import ByteorError, LocalFault, TryAgain
 from firstboot.base.layout import Layout
-from firstboot.exchange.verdicts import sentence
 
 VERSION = 1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 3600.0

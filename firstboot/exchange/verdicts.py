@@ -15,17 +15,17 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeVar
+from typing import Annotated, Any, Callable, Optional, TypeVar
 
 from firstboot.base import documents, files, log
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.documents import Digest, Identifier, Line, Rule
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
+from firstboot.exchange import faults
 
 VERSION = 1
 KEPT_ROWS = 50
-LONGEST_SENTENCE = 1000  # characters of a reason: far below what `documents` reads
 LONGEST_DATE = 64  # characters
 ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = (
     "active",
@@ -36,7 +36,7 @@ ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = (
 )
 NO_ROOM = "no_room"
 ED25519, RETIRED = "Ed25519", "retired"  # the status of a key is ACTIVE or RETIRED
-_SHOWN = ("deployment_id", "sequence", "verdict", "code", "reason", "at")
+_SHOWN = ("deployment_id", "sequence", "verdict", "code", "reason", "at", "due")
 _Stamp = tuple[int, int, int, int]
 T = TypeVar("T")
 
@@ -61,6 +61,12 @@ class Row:
     due: Optional[documents.Time] = None  # of what waits: when it is to be judged again
     needed: Optional[int] = None  # of `no_room`: bytes that must be free
     tries: Optional[int] = None
+
+    @property
+    def name(self) -> str | None:
+        """Return the deployment's id and sequence, None for what nobody signed."""
+        named = self.deployment_id is not None and self.sequence is not None
+        return f"{self.deployment_id}-{self.sequence}" if named else None
 
     def _said(self) -> Row:
         return replace(self, at="", reason=None, due=None, tries=None)
@@ -130,7 +136,7 @@ class Record:
 
     def with_row(self, row: Row) -> Record:
         """Return the record with one more verdict, unless the newest says just that."""
-        row = replace(row, reason=None if row.reason is None else sentence(row.reason))
+        row = replace(row, reason=None if row.reason is None else documents.sentence(row.reason))
         rows = [*self.history, row]
         if self.history and self.history[-1]._said() == row._said():
             # When it is due again, and how often it was tried, stands in the newest.
@@ -140,11 +146,6 @@ class Record:
             # make us forget what was tried.
             rows.remove(next((one for one in rows if one.payload_sha256 is None), rows[0]))
         return replace(self, history=tuple(rows))
-
-
-def sentence(text: str) -> str:
-    """Return `text` as one printable line that every reader of ours takes."""
-    return "".join(c if c.isprintable() else " " for c in text)[:LONGEST_SENTENCE]
 
 
 def read(layout: Layout) -> Record:
@@ -254,9 +255,10 @@ def keys_version(layout: Layout) -> int:
 class Seen:
     """What stands now; mappings as ``status.json`` shows them, None for nothing yet.
 
-    `keys_end`: when the last of the active keys ends, if each has an end. `fault`: why a file
-    cannot be read. `shadowed`: ``/etc/byteor/spec.kv`` is a file of somebody's, which a runtime
-    reads in place of what is deployed.
+    `last_verdict` is about the envelope that is assigned now: what was said of a former one is
+    history. `keys_end`: when the last of the active keys ends, if each has an end. `fault`: why a
+    file cannot be read. `activator`: why the activator could not do its work. `shadowed`:
+    ``/etc/byteor/spec.kv`` is somebody's own file, which a runtime reads in place of ours.
     """
 
     deployment: Mapping[str, Any] | None = None
@@ -264,6 +266,7 @@ class Seen:
     last_verdict: Mapping[str, Any] | None = None
     keys_end: str | None = None
     fault: str | None = None
+    activator: faults.Fault | None = None
     shadowed: bool = False
 
     @property
@@ -274,26 +277,29 @@ class Seen:
 
 def seen(layout: Layout) -> Seen:
     """Look at what is in force now; a file that cannot be read is a fault and counts as absent."""
-    faults, record, keys = [], Record(()), None
-    try:
-        record = read(layout)
-    except LocalFault as error:
-        faults.append(str(error))
-    try:
-        keys = ring(layout)
-    except LocalFault as error:
-        faults.append(str(error))
-    current, last = record.current, record.history[-1] if record.history else None
+    unreadable: list[str] = []
+
+    def unless_damaged(reader: Callable[[Layout], T]) -> T | None:
+        try:
+            return reader(layout)
+        except LocalFault as error:
+            unreadable.append(str(error))
+            return None
+
+    record, keys = unless_damaged(read) or Record(()), unless_damaged(ring)
+    current, last = record.current, record.of_envelope(record.envelope_sha256)
     shown_keys = None
     if keys is not None:
         refused = keys.refused and asdict(keys.refused)
         shown_keys = {"version": keys.version, "source": keys.source, "refused": refused}
+    shown_verdict = {name: getattr(last, name) for name in _SHOWN} if last is not None else None
     return Seen(
         deployment=asdict(current) if current is not None and current.spec_hash else None,
         signing_keys=shown_keys,
-        last_verdict={name: getattr(last, name) for name in _SHOWN} if last is not None else None,
+        last_verdict=shown_verdict,
         keys_end=_last_end(keys.keys if keys is not None else ()),
-        fault="; ".join(faults) or None,
+        activator=unless_damaged(faults.read),
+        fault="; ".join(unreadable) or None,
         shadowed=current is not None and _is_no_link(layout.spec),
     )
 
