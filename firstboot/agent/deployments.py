@@ -22,7 +22,8 @@ from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import NO_DEPLOYMENT, check
 from firstboot.api.messages import HeartbeatReply, entity_tag
 from firstboot.api.transport import CEILING_BYTES
-from firstboot.base import documents, files
+from firstboot.base import documents, files, trees
+from firstboot.base.clock import from_rfc3339
 from firstboot.base.documents import lenient
 from firstboot.base.errors import Corrupt, TryAgain
 from firstboot.base.layout import ENVELOPE
@@ -78,11 +79,12 @@ class Deployments(Work):
     def problems(self) -> list[Problem]:
         """Return what waits for this host, not for the control plane."""
         found = self.inbox.problems()
-        if self._waiting is not None:
-            named = self._waiting.deployment_id or "the newest deployment"
-            detail = (
-                f"{named} waits: this host's clock cannot be trusted, so its times are not judged"
-            )
+        waiting = self._waiting
+        if waiting is not None:
+            why = "this host's clock cannot be trusted, so its times are not judged"
+            if waiting.due is not None:
+                why = f"it is issued ahead of this host's clock; judged again at {waiting.due}"
+            detail = f"{waiting.deployment_id or 'the newest deployment'} waits: {why}"
             found.append(
                 Problem("deployment_waiting", detail, "check time synchronisation (timedatectl)")
             )
@@ -157,7 +159,12 @@ class Deployments(Work):
 
     def _settle(self) -> None:
         self.inbox.finish()
-        decided = verdicts.read(self.context.layout)
+        try:
+            decided = verdicts.read(self.context.layout)
+        except Corrupt:
+            if self.inbox.may_repeat():
+                self.inbox.request()  # the activator sets it aside, and begins a new one
+            raise
         if self._is_to_be_asked(decided):
             self.inbox.request()
             decided = verdicts.read(self.context.layout)
@@ -178,17 +185,19 @@ class Deployments(Work):
 
     def _is_to_be_asked(self, decided: Record) -> bool:
         inbox = self.inbox
-        if inbox.pending(decided):
+        if inbox.pending(decided) or inbox.was_overlooked():
             return inbox.may_repeat()
+        if decided.envelope_sha256 != self._sha256:
+            return True  # also when nothing is assigned any more: what was awaited is dropped
         if self._sha256 is None:
             return False
-        if decided.envelope_sha256 != self._sha256:
-            return True
+        verdict = decided.of_envelope(self._sha256)
+        if verdict is not None and verdict.due is not None:
+            return inbox.may_repeat() and (self._is_due(verdict) or self._clock_was_set())
         since = self.context.clock.monotonic() - inbox.asked_at
         if decided.wanted is not None:
             # It has the bundle, said nothing of it, and wants it: what held it up may be over.
             return self._brought == decided.wanted and since >= WAITING_S
-        verdict = decided.of_envelope(self._sha256)
         if verdict is not None and verdict.verdict == "waiting":
             return since >= WAITING_S or (inbox.may_repeat() and self._clock_was_set())
         if verdict is not None and verdict.code == "unknown_key":
@@ -196,6 +205,13 @@ class Deployments(Work):
         if verdict is None and not inbox.interrupted():
             return inbox.may_repeat()  # answered, and nothing came of it: what it began was lost
         return False  # final: never asked again
+
+    def _is_due(self, verdict: Row) -> bool:
+        """Return True when its time has come, and what it needs is free."""
+        if from_rfc3339(str(verdict.due)) > self.context.clock.wall():
+            return False
+        deployments, needed = self.context.layout.deployments, verdict.needed
+        return needed is None or trees.free_bytes(deployments) >= needed
 
     def _clock_was_set(self) -> bool:
         before, now = self.inbox.asked_with, self.inbox.clock_offset_s

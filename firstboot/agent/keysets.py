@@ -69,9 +69,9 @@ class KeySets(Work):
         if answer.key_sets is None:
             said = answer.complaint or "the answer is empty"
             raise TryAgain(f"{DOING}: the control plane answered {answer.status}, and {said}")
-        if answer.key_sets:
-            self.inbox.put(KEY_SETS, answer.body)
-            self.inbox.request()
+        # An answer without sets too: it clears what an earlier one had refused.
+        self.inbox.put(KEY_SETS, answer.body)
+        self.inbox.request()
         looked = {"v": 1, "looked_at": rfc3339(self.context.clock.wall())}
         files.write_json(self.context.layout.kept_key_sets, looked)
         if self._hint is not None:

@@ -7,6 +7,7 @@ unanswered is repeated, at most once a minute, and is a problem after some minut
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,8 @@ from firstboot.agent.problems import Problem
 from firstboot.base import files, log, systemd
 from firstboot.base.clock import Clock
 from firstboot.base.errors import LocalFault
-from firstboot.base.layout import Layout
+from firstboot.base.layout import REQUEST, Layout
+from firstboot.exchange import faults
 from firstboot.exchange.inbox import Request, newest_request, write_request
 from firstboot.exchange.verdicts import Record
 
@@ -171,8 +173,21 @@ class Inbox:
         return True
 
     def may_repeat(self) -> bool:
-        """Return True when asking once more is not too often."""
+        """Return True when asking once more is not too often, nor before a fault's pause is over."""
+        if faults.pause_s(self.layout, self.clock.wall()):
+            return False
         return self.clock.monotonic() - self.asked_at >= AGAIN_S
+
+    def was_overlooked(self) -> bool:
+        """Return True when an operator's retry came after the newest request.
+
+        An activator that was at its end did not see it, and its start was merged with that run.
+        """
+        try:
+            asked = os.stat(self.layout.inbox / REQUEST).st_mtime
+            return self.layout.retry.stat().st_mtime > asked
+        except OSError:
+            return False
 
     def finish(self) -> None:
         """Have an interrupted activation finished, where nobody else does it."""
@@ -184,8 +199,8 @@ class Inbox:
         """Return the problem of an activator that does not answer."""
         since = self._unanswered_since
         limit = SILENT_IN_ACTIVATION_S if self.interrupted() else SILENT_S
-        if since is None or self.clock.monotonic() - since < limit:
-            return []
+        if since is None or self.clock.monotonic() - since < limit or self.layout.fault.exists():
+            return []  # a fault is an answer
         detail = f"the activator has not answered for over {limit / 60:.0f} min"
         hint = "systemctl status byteor-activate, or journalctl -u byteor-activate"
         return [Problem("activator_silent", detail, hint)]
