@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_said_before_a_byte_is_written(
     """A verdict with the bytes that are needed, one report a payload; the bundle stays wanted; tried
     again when there is room, at pauses that grow, and then activated.
     """
-    monkeypatch.setattr(unpack, "unpack", pytest.fail)
+    monkeypatch.setattr(unpack, "unpack", lambda *_, **__: pytest.fail("unpacked"))
     made = host.put("large", files={"spec.kv": b"a = 1\n", "data": os.urandom(20_000) * 60})
     row = host.newest()
     assert (row.verdict, row.code, row.tries) == ("failed", "no_room", 1)
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_said_before_a_byte_is_written(
         pauses.append(round(from_rfc3339(row.due) - wall() - host.later))
         room[0] = row.needed or 0  # there seems to be room, and then there is none
         with monkeypatch.context() as patch:
-            patch.setattr(unpack, "measure", lambda *_, **__: 1 << 40)
+            patch.setattr(unpack, "measure", lambda *_, **__: room[0])
             again(host, pauses[-1] - 5)
             assert host.newest().tries == row.tries  # not before it is due
             again(host, 10)
@@ -461,6 +461,7 @@ def test_no_shape_of_a_damaged_file_breaks_a_command(
         if kept != path
     }
     monkeypatch.setattr(switch, "MOST_TRIES", 1)  # no health check has to run for each
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # thousands of runs
     turns, activate = itertools.cycle(READERS), (agent_main, "activate")
     for member in leaves(json.loads(good)):
         for number, odd in enumerate(ODD):
@@ -476,4 +477,6 @@ def test_no_shape_of_a_damaged_file_breaks_a_command(
                 if words[0] != "activate" and "--json" not in words:
                     assert "None" not in out, (member, odd, words, out)
             layout.journal.unlink(missing_ok=True)
+            for aside in layout.activation.glob("*.corrupt-*"):
+                aside.unlink()
             host.request()

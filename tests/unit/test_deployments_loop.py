@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from firstboot.agent.worker import Context
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply
 from firstboot.api.messages import Problem as Said
-from firstboot.base.clock import Clock
+from firstboot.base import trees
+from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import ByteorError, Corrupt, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -179,13 +181,15 @@ def test_what_nothing_came_of_is_asked_again(scene: Scene) -> None:
 def test_what_is_assigned_no_longer_is_withdrawn(
     scene: Scene, status: int, code: str | None
 ) -> None:
-    """What waited is not activated later; what comes back is looked at again."""
+    """The activator is told once, so that it drops what it awaited; what comes back is looked at
+    again.
+    """
     scene.activator.verdicts = [WAITING]
     scene.run()
     good = scene.plane.status
     scene.plane.status, scene.plane.code = status, code
     scene.run(minutes=30)
-    assert scene.envelope() is None and scene.activator.asked == 1 and not scene.loop.problems()
+    assert scene.envelope() is None and scene.activator.asked == 2 and not scene.loop.problems()
     scene.plane.status = good
     scene.run()
     assert scene.plane.tags[-1] is None and scene.envelope() is not None
@@ -241,6 +245,74 @@ def test_what_waits_for_the_clock_is_asked_about_every_ten_minutes(scene: Scene)
     assert scene.activator.offset == -4000.0
     (found,) = scene.loop.problems()
     assert found.code == "deployment_waiting" and "dep_1" in found.detail and found.hint
+
+
+def test_what_is_issued_ahead_is_asked_about_when_it_is_due(scene: Scene) -> None:
+    """Not before, and once a minute from then on; the problem says when."""
+    due = rfc3339(scene.clock.wall() + 3600.0)
+    scene.activator.verdicts = [{**WAITING, "code": "not_yet_valid", "due": due}]
+    scene.run(minutes=59)
+    assert scene.activator.asked == 1
+    (found,) = scene.loop.problems()
+    assert found.code == "deployment_waiting" and due in found.detail
+    scene.run(minutes=3)
+    assert scene.activator.asked >= 3
+    scene.activator.verdicts.append(REFUSED)
+    scene.run(minutes=1)
+    assert scene.loop.problems() == []
+
+
+def test_what_lacks_room_is_asked_about_when_it_is_due_and_fits(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bundle stays, and nobody is asked for nothing."""
+    free = [1000]
+    monkeypatch.setattr(trees, "free_bytes", lambda directory: free[0])
+    due = rfc3339(scene.clock.wall() + 600.0)
+    scene.activator.wanted = {
+        "deployment_id": "dep_1", "sequence": 1, "sha256": "1" * 64, "size": 4,
+    }  # fmt: skip
+    scene.activator.verdicts = [
+        {**WAITING, "verdict": "failed", "code": "no_room", "due": due, "needed": 5000, "tries": 1}
+    ]
+    scene.layout.inbox.mkdir(parents=True)
+    (scene.layout.inbox / f"{'1' * 64}.bundle").write_bytes(b"data")
+    scene.run(minutes=60)
+    asked = scene.activator.asked
+    assert asked <= 2 and (scene.layout.inbox / f"{'1' * 64}.bundle").exists()
+    free[0] = 5000
+    scene.run(minutes=1)
+    assert scene.activator.asked > asked
+
+
+def test_a_retry_that_the_activator_overlooked_is_asked_about(scene: Scene) -> None:
+    """It came when the activator was at its end: the newest request is older than the wish."""
+    scene.activator.verdicts = [REFUSED]
+    scene.run(minutes=3)
+    assert scene.activator.asked == 1
+    scene.layout.retry.write_text("{}")
+    later = (scene.layout.inbox / "request.json").stat().st_mtime + 1
+    os.utime(scene.layout.retry, (later, later))
+    scene.run(minutes=1)
+    assert scene.activator.asked >= 2
+    os.utime(scene.layout.retry, (0, 0))  # seen by a run since: it waits for something
+    asked = scene.activator.asked
+    scene.run(minutes=9)
+    assert scene.activator.asked == asked
+
+
+def test_a_fault_of_the_activators_paces_the_asking(scene: Scene) -> None:
+    """It said why it does not answer and when it is to be tried again: no silence is a problem."""
+    scene.activator.silent = True
+    scene.run()
+    scene.layout.activation.mkdir(parents=True, exist_ok=True)
+    due = rfc3339(scene.clock.wall() + 1800.0)
+    fault = {"v": 1, "message": "no", "hint": None, "at": due, "due": due, "tries": 7}
+    scene.layout.fault.write_text(json.dumps(fault))
+    scene.run(minutes=29)
+    assert scene.activator.asked == 1 and scene.loop.problems() == []
+    scene.run(minutes=3)
+    assert scene.activator.asked >= 2
 
 
 def test_a_clock_that_was_set_ends_the_waiting_at_once(scene: Scene) -> None:
@@ -303,9 +375,16 @@ def test_damaged_decisions_remove_nothing(scene: Scene) -> None:
     part = scene.layout.inbox / "bundle.part"
     part.write_bytes(b"half")
     (scene.layout.activation / "deployments.json").write_text("{")
+    scene.activator.silent = True
+    for _ in range(3):
+        with pytest.raises(Corrupt):
+            scene.run()
+    assert part.read_bytes() == b"half"
+    scene.clock.now += 60.0
+    asked = scene.activator.asked
     with pytest.raises(Corrupt):
         scene.run()
-    assert part.read_bytes() == b"half"
+    assert scene.activator.asked == asked + 1  # who sets it aside is asked to look, once a minute
 
 
 def test_a_failed_look_still_tidies_and_asks(scene: Scene) -> None:

@@ -68,15 +68,16 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_new_sets_go_to_the_activator_and_none_go_nowhere(scene: Scene) -> None:
-    """The bytes as they came; an empty list starts no activator."""
+def test_every_complete_answer_goes_to_the_activator(scene: Scene) -> None:
+    """The bytes as they came; an empty list too, which clears what an earlier one had refused."""
     scene.activator.version = 1
     scene.loop.run_once()
     assert json.loads((scene.layout.inbox / "keysets.json").read_text()) == {"key_sets": [{}]}
     assert scene.activator.asked == 1 and scene.plane.asked == [0]
     scene.plane.sets = 0
     scene.loop.run_once()
-    assert scene.activator.asked == 1 and scene.plane.asked == [0, 1]
+    assert json.loads((scene.layout.inbox / "keysets.json").read_text()) == {"key_sets": []}
+    assert scene.activator.asked == 2 and scene.plane.asked == [0, 1]
 
 
 def test_it_looks_with_the_first_beat_where_there_is_no_set(scene: Scene) -> None:
