@@ -1,1 +1,1 @@
-"""Root, short-lived, without network: verifies, unpacks, switches and gates; trusts nothing that the agent wrote."""
+"""Root, short-lived, without network: verifies, unpacks, switches, gates; trusts no agent."""

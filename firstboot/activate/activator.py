@@ -164,7 +164,7 @@ class Activator:
             and known.payload_sha256 == highest.payload_sha256
             and self._is_settled(known, again)
         ):
-            # The newest, dealt with when it was new: later ends of keys and times take nothing back.
+            # The newest, dealt with when it was new: later ends of keys and times undo nothing.
             verdicts.save(self.layout, _without_bundle(record, known))
             return False
         ring = keyring.current(self.layout, self.settings)
@@ -264,7 +264,7 @@ class Activator:
         except NoRoom as error:
             self._no_room(record, deployment, row, error.needed)
             return False
-        # What was healthy last, if this one is active already: a run that lost its journal did that.
+        # What was healthy last, if this one is active already: a run lost its journal then.
         active = directories.named(self.layout)
         previous = record.directory if active == name else active
         begun = journal.begin(

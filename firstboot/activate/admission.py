@@ -1,9 +1,10 @@
-"""May this deployment run here: envelope, key ring, place, highest sequence and time, to a value or a refusal. Pure.
+"""Admit a deployment or refuse it: envelope, key ring, place, highest sequence, time. Pure.
 
-The order is fixed, and every check has its code (contract 3): the signature before the payload is parsed (malformed,
-wrong_type, unknown_key, bad_signature), then its shape (malformed, unsupported_version), then where and in which order it
-belongs (wrong_environment, rolled_back_sequence, equivocation), times last (`Untimely`, expired, not_yet_valid). The
-bundle's size and digest, and the hash of its spec.kv, are its reader's to check; `approve` comes when it is unpacked.
+The order is fixed, and every check has its code (contract 3): the signature before the payload is
+parsed (malformed, wrong_type, unknown_key, bad_signature), then its shape (malformed,
+unsupported_version), then place and order (wrong_environment, rolled_back_sequence, equivocation),
+times last (`Untimely`, expired). The bundle's size and digest, and the hash of its spec.kv, are
+checked by `staging`; `approve` comes when it is unpacked.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Highest:
 
 
 class Inadmissible(Untrusted):
-    """A refusal of a deployment that is signed and well-formed, so that it can be named: `deployment`."""
+    """A refusal of a signed and well-formed deployment, so that it can be named: `deployment`."""
 
     def __init__(self, code: str, message: str, deployment: Deployment) -> None:
         super().__init__(code, message)
@@ -88,7 +89,7 @@ class Inadmissible(Untrusted):
 
 
 class Untimely(ByteorError):
-    """Everything is in order but the time: the deployment waits, until `due` where that is known."""
+    """All is in order but the time: the deployment waits, until `due` where that is known."""
 
     def __init__(
         self, code: str, message: str, deployment: Deployment, *, due: str | None = None
@@ -100,10 +101,11 @@ class Untimely(ByteorError):
 def admit(
     raw_envelope: bytes, *, ring: Ring, place: Place, highest: Highest | None, now: float | None
 ) -> Deployment:
-    """Return the deployment, or raise Untrusted with its code, or Untimely. `now`: seconds, None without a trusted clock.
+    """Return the deployment, or raise Untrusted with its code, or Untimely.
 
-    A deployment that is known (sequence and bytes equal `highest`) is returned like any other while its times hold; a
-    caller that has dealt with it does nothing. The error for one that is signed and well-formed carries it.
+    `now`: seconds, None without a trusted clock. A deployment that is known (sequence and bytes
+    equal `highest`) is returned like any other while its times hold. The error for one that is
+    signed and well-formed carries it.
     """
     envelope = signatures.read_envelope(raw_envelope, kind=signatures.DEPLOYMENT)
     try:
@@ -113,37 +115,27 @@ def admit(
     found = _parse(payload)
     if found.place != place:
         raise Inadmissible("wrong_environment", "the deployment is for another environment", found)
-    _in_order(found, highest)
+    if highest is not None and found.sequence < highest.sequence:
+        why = f"an older deployment is offered again: {found.sequence} after {highest.sequence}"
+        raise Inadmissible("rolled_back_sequence", why, found)
+    if (
+        highest is not None
+        and found.sequence == highest.sequence
+        and found.payload_sha256 != highest.payload_sha256
+    ):
+        why = f"another deployment under sequence {found.sequence}, which is taken"
+        raise Inadmissible("equivocation", why, found)
     if now is None:
-        raise Untimely(
-            "clock_not_trusted",
-            "the clock of this host is not trusted yet: the deployment waits",
-            found,
-        )
+        why = "the clock of this host is not trusted yet: the deployment waits"
+        raise Untimely("clock_not_trusted", why, found)
     if found.expires_at is not None and from_rfc3339(found.expires_at) <= now:
         raise Inadmissible(EXPIRED, f"the deployment expired at {found.expires_at}", found)
     early = from_rfc3339(found.issued_at) - AHEAD_S
     if early > now:
-        said = f"the deployment is issued in the future, at {found.issued_at}: it waits"
+        why = f"the deployment is issued in the future, at {found.issued_at}: it waits"
         # The next whole second, since dates of ours have no fraction.
-        raise Untimely("not_yet_valid", said, found, due=rfc3339(math.ceil(early)))
+        raise Untimely("not_yet_valid", why, found, due=rfc3339(math.ceil(early)))
     return found
-
-
-def _in_order(found: Deployment, highest: Highest | None) -> None:
-    if highest is None or found.sequence > highest.sequence:
-        return
-    if found.sequence < highest.sequence:
-        why = f"sequence {found.sequence} comes after {highest.sequence}"
-        raise Inadmissible(
-            "rolled_back_sequence", f"an older deployment is offered again: {why}", found
-        )
-    if found.payload_sha256 != highest.payload_sha256:
-        raise Inadmissible(
-            "equivocation",
-            f"another deployment under sequence {found.sequence}, which is taken",
-            found,
-        )
 
 
 def _parse(payload: bytes) -> Deployment:
@@ -171,14 +163,9 @@ def approve(raw_approval: bytes | None, deployment: Deployment, *, ring: Ring, n
     Needed in staging and prod; in dev one that is there is not looked at. A retired key still
     verifies an approval until that approval's own expiry, if it was issued before the key's end.
     """
-    if deployment.environment_posture not in NEEDS_APPROVAL:
-        return
-
-    def require(condition: bool, code: str, message: str) -> None:
-        if not condition:
-            raise Inadmissible(code, message, deployment)
-
     posture = deployment.environment_posture
+    if posture not in NEEDS_APPROVAL:
+        return
     if raw_approval is None:
         why = f"a deployment to {posture} needs an approval.cred in its bundle"
         raise Inadmissible("approval_missing", why, deployment)
@@ -186,34 +173,20 @@ def approve(raw_approval: bytes | None, deployment: Deployment, *, ring: Ring, n
         found, key = signatures.read_approval(raw_approval, ring.keys)
     except Untrusted as error:
         raise Inadmissible(error.code, str(error), deployment) from None
-    require(
-        found.spec_hash == deployment.spec_hash,
-        "approval_spec_hash",
-        "the approval is for another spec.kv",
-    )
     place = Place(found.org_id, found.project_id, found.environment_id)
-    require(
-        place == deployment.place and found.environment_posture == posture,
-        "approval_environment",
-        "the approval is for another environment or posture",
-    )
-    issued = from_rfc3339(found.issued_at)
-    require(from_rfc3339(found.expires_at) > now, "approval_expired", "the approval has expired")
-    require(
-        issued <= now + AHEAD_S,
-        "approval_expired",
-        f"the approval is issued in the future, at {found.issued_at}",
-    )
-    require(
-        key.not_after is None or issued <= from_rfc3339(key.not_after),
-        "approval_expired",
-        f"the approval is signed with a key that ended before, at {key.not_after}",
-    )
-    require(
-        CAPABILITY in found.capabilities,
-        "approval_capability",
-        f"the approval does not cover {CAPABILITY}",
-    )
+    here = place == deployment.place and found.environment_posture == posture
+    issued, key_end = from_rfc3339(found.issued_at), key.not_after or found.issued_at
+    # In this order: the same approval is refused for the same reason each time.
+    for holds, code, why in (
+        (found.spec_hash == deployment.spec_hash, "spec_hash", "is for another spec.kv"),
+        (here, "environment", "is for another environment or posture"),
+        (from_rfc3339(found.expires_at) > now, "expired", "has expired"),
+        (issued <= now + AHEAD_S, "expired", f"is issued in the future, at {found.issued_at}"),
+        (issued <= from_rfc3339(key_end), "expired", f"is by a key that had ended at {key_end}"),
+        (CAPABILITY in found.capabilities, "capability", f"does not cover {CAPABILITY}"),
+    ):
+        if not holds:
+            raise Inadmissible(f"approval_{code}", f"the approval {why}", deployment)
 
 
 def wanted(deployment: Deployment) -> Wanted:

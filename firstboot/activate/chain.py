@@ -1,17 +1,20 @@
-"""The signing keys in force: which key set may follow which (contract 2.5). Pure: values in, values out.
+"""Decide which key set may follow which (contract 2.5). Pure: values in, values out.
 
-A `Ring` starts from an anchor: the keys pinned in the settings, else the key sets of the enrollment reply, else the first
-reply over TLS. From then on a key set is taken when a key that is active in its predecessor signed it. A set that may not
-follow is passed over, as if the plane had not sent it, and remembered as `refused`: an older one (`rolled_back`), another
-one under the version that is in force (`equivocation`), one without a good signature (`broken_chain`). Versions may have
-gaps: what counts is the signature.
+A `Ring` starts from an anchor: the keys pinned in the settings, else the key sets of the enrollment
+reply, else the first reply over TLS. From then on a key set is taken when a key that is active in
+its predecessor signed it. A set that may not follow is passed over, as if it had not been sent, and
+remembered as `refused`: an older one (`rolled_back`), another one under the version that is in use
+(`equivocation`), one without a good signature (`broken_chain`), one that leaves no key active
+(`malformed`). Versions may have gaps: what counts is the signature.
 
-A ring that was lost, and whose start cannot be had again, is `CLOSED`: it takes nothing until the operator's
-``trust --reset``. Else whoever is the agent's user here would choose the keys of its second start.
+A ring that was lost, and whose start cannot be had again, is `CLOSED`: it takes nothing until the
+operator's ``trust --reset``. Otherwise the agent's user here would choose the keys of its second
+start.
 
-``signing_keys_trust: tls`` makes the plane's word over TLS the root of trust: a broken chain is then mended by any
-self-consistent set of a higher version. The price: whoever can pose as the plane, or become the agent's user on this
-host, can bring keys of their own. Without pins that price is paid once, for the reply that the ring starts from.
+``signing_keys_trust: tls`` makes the control plane's word over TLS the root of trust: a broken
+chain is then mended by any self-consistent set of a higher version. The price: an attacker who can
+pose as the control plane, or become the agent's user on this host, can bring keys of their own.
+Without pins that price is paid once, for the reply that the ring starts from.
 """
 
 from __future__ import annotations
@@ -39,61 +42,61 @@ MOST_KEYS_KEPT = 256  # in a ring, retired ones included; the newest stay
 
 @dataclass(frozen=True)
 class Ring:
-    """What one environment's signatures are judged by. Version 0 and no envelope: no key set yet."""
+    """The keys that judge one environment's signatures.
+
+    Version 0 and no `envelope` (of the newest set, as received): no key set yet. `keys` are the
+    newest set's, then those of earlier sets (and pins) that it no longer lists, as retired.
+    `floor`, while there is no envelope: the version that was in use before the pins changed.
+    """
 
     place: Place
     source: str
     version: int = 0
-    envelope: Mapping[str, Any] | None = None  # of the newest set, as received
-    # The newest set's, then those of earlier sets (and pins) that it no longer lists, as retired.
+    envelope: Mapping[str, Any] | None = None
     keys: tuple[Key, ...] = ()
     pins: tuple[Key, ...] = ()
     refused: Refusal | None = None
-    floor: int = (
-        0  # while there is no envelope: the version that was in force before the pins changed
-    )
+    floor: int = 0
 
     def for_deployments(self, now: float | None) -> tuple[Key, ...]:
-        """The keys that may sign something new; without a trusted clock their ends are not judged."""
+        """Return the keys that may sign something new; without `now`, whatever their end."""
         return tuple(key for key in self.keys if key.signs(now))
 
     @property
     def seeks_pin(self) -> bool:
-        """True while nothing but the pins counts: the first set must be signed with one of them."""
+        """Return True while only the pins count: one of them must have signed the first set."""
         return bool(self.pins) and self.envelope is None
 
     @property
     def has_ends(self) -> bool:
-        """True when a clock has to say whether a key may still sign."""
+        """Return True when a clock has to say whether a key may still sign."""
         return any(key.signs(None) and key.not_after is not None for key in self.keys)
 
     @property
     def payload(self) -> Any:
-        """The payload of the set in force, in base64 as received: what 'same bytes' means."""
+        """Return the newest set's payload in base64, as received: what 'same bytes' means."""
         return self.envelope.get("payload") if self.envelope is not None else None
 
 
 def pins_of(settings: Settings) -> tuple[Key, ...]:
-    """The keys that the operator pinned; Invalid when one of them cannot be a key."""
+    """Return the keys that the operator pinned; Invalid when one of them cannot be a key."""
+    pins: dict[str, Key] = {}
     try:
-        pins = tuple(_pin(entry) for entry in settings.signing_keys)
-        if len({pin.kid for pin in pins}) != len(pins) or len(pins) > signatures.MOST_KEYS:
-            raise ValueError("a kid stands there twice, or there are too many")
+        for entry in settings.signing_keys:
+            kid = entry.get("kid")
+            if not isinstance(kid, str) or not IDENTIFIER.match(kid):
+                raise ValueError("a key has no well-formed kid")
+            pins[kid] = Key(kid, signatures.public_key(entry.get("public_key"), kid=kid))
+        if len(pins) != len(settings.signing_keys) or len(pins) > signatures.MOST_KEYS:
+            raise ValueError("a kid is listed twice, or there are too many")
     except ValueError as error:
-        hint = "correct it in /etc/byteor/firstboot.yaml, and run byteor-firstboot run"
+        hint = "correct it in /etc/byteor/firstboot.yaml, then byteor-firstboot run"
         raise Invalid(f"signing_keys in the settings: {error}", hint=hint) from None
-    return pins
-
-
-def _pin(entry: Mapping[str, str]) -> Key:
-    kid = entry.get("kid")
-    if not isinstance(kid, str) or not IDENTIFIER.match(kid):
-        raise ValueError("a key has no well-formed kid")
-    return Key(kid, signatures.public_key(entry.get("public_key"), kid=kid))
+    return tuple(pins.values())
 
 
 def anchor(settings: Settings, place: Place, *, at: str) -> Ring:
-    """The ring that a host starts with: pinned keys, else the enrollment reply's key sets, else nothing yet."""
+    """Return the ring to start with: pins, else the enrollment reply's sets, else none."""
     fresh = unanchored(settings, place)
     if fresh.pins or not settings.key_sets:
         return fresh
@@ -102,36 +105,34 @@ def anchor(settings: Settings, place: Place, *, at: str) -> Ring:
 
 
 def unanchored(settings: Settings, place: Place) -> Ring:
-    """The ring that `trust --reset` starts over with: the pins, else the next reply over TLS."""
+    """Return the ring that `trust --reset` starts over with: the pins, else the next TLS reply."""
     pins = pins_of(settings)
     return Ring(place, PINNED if pins else TLS, keys=pins, pins=pins)
 
 
 def lost(settings: Settings, place: Place, *, at: str) -> Ring:
-    """The ring after one that was damaged or taken away: from its anchor, or closed where that was the plane over TLS."""
+    """Return the ring after one that was damaged or taken away.
+
+    From its anchor, or closed where that was the control plane over TLS.
+    """
     start = anchor(settings, place, at=at)
     if start.source != TLS:
         return start
-    return Ring(
-        place,
-        CLOSED,
-        refused=Refusal("damaged", "the key ring was lost: no signature counts until a reset", at),
-    )
-
-
-def same_pins(ours: Sequence[Key], theirs: Sequence[Key]) -> bool:
-    """In whatever order they stand."""
-    return _named(ours) == _named(theirs)
+    detail = "the key ring was lost: no signature is trusted until a reset"
+    return Ring(place, CLOSED, refused=Refusal("damaged", detail, at))
 
 
 def repinned(former: Ring, settings: Settings, place: Place, *, at: str) -> Ring:
-    """The ring after the operator changed the pins; `former` itself, but for its `pins`, when none of its own was taken away.
+    """Return the ring after the operator changed the pins.
 
-    Where one of them stays, so does the order of versions: the set in force is the start if a pin signed it, else a newer
-    one. An older one would bring back keys that were retired since. Other pins altogether are another beginning.
+    It is `former`, but for its `pins`, when none of its own was taken away. Where one of them
+    stays, so does the order of versions: the set in use is the start if a pin signed it, else a
+    newer one. An older one would bring back keys that were retired since. Other pins altogether are
+    another beginning.
     """
     fresh = anchor(settings, place, at=at)
-    left, stay = _named(former.pins), _named(former.pins) & _named(fresh.pins)
+    left = set(former.pins)
+    stay = left & set(fresh.pins)
     if not stay:
         return fresh
     if stay == left and former.envelope is not None:
@@ -143,10 +144,6 @@ def repinned(former: Ring, settings: Settings, place: Place, *, at: str) -> Ring
         return fresh
 
 
-def _named(keys: Sequence[Key]) -> frozenset[tuple[str, bytes]]:
-    return frozenset((key.kid, key.public) for key in keys)
-
-
 def adopt(
     ring: Ring,
     envelopes: Sequence[Any],
@@ -155,28 +152,28 @@ def adopt(
     trust: str | None = None,
     now: float | None = None,
 ) -> Ring:
-    """Walk the envelopes (JSON values) of one reply; return the ring after it, never raise for what is in them.
+    """Walk the envelopes (JSON values) of one reply; return the ring after it, and never raise.
 
-    What was taken before, or after, a set that may not follow is kept. The first refusal of the reply is remembered (with
-    the time `at`, unless it is the one that is known already), and a reply without one forgets it. `trust` is the setting
-    ``signing_keys_trust``.
+    What was taken before, or after, a set that may not follow is kept. The first refusal of the
+    reply is remembered (with the time `at`, unless it is the one that is known already), and a
+    reply without one forgets it. `trust` is the setting ``signing_keys_trust``.
 
-    A key past its end signs no key set: a host that slept past the ends of all keys that it knows needs ``trust --reset``.
-    Without a trusted `now` a ring whose keys have ends takes nothing and refuses nothing, it waits: who withholds the time
-    gains nothing by it. Ends are not judged in the reply that a ring starts from: it is the whole history, and its first
-    keys may have ended long ago.
+    A key past its end signs no key set: a host that slept past the ends of all keys that it knows
+    needs ``trust --reset``. Without a trusted `now` a ring whose keys have ends takes nothing and
+    refuses nothing, it waits: withholding the time gains nothing. Ends are not judged in the reply
+    that a ring starts from: it is the whole history, and its first keys may have ended long ago.
 
-    Who starts from the enrollment reply takes its first set on its own word, and then the chain. Who starts over TLS takes
-    each set of that one reply so: else ``trust --reset`` could not leave a history that is broken in the middle.
+    A ring that starts from the enrollment reply takes its first set on its own word, and then the
+    chain. One that starts over TLS takes each set of that one reply so: otherwise ``trust --reset``
+    could not leave a history that is broken in the middle.
     """
     if ring.source == CLOSED:
         return ring
     starting, older = ring.envelope is None, None
     payloads = [value.get("payload") if isinstance(value, dict) else None for value in envelopes]
-    # A reply may begin with what led to the set in force (the inbox keeps the last one): that it is old is no refusal.
-    known = (
-        payloads.index(ring.payload) if ring.payload is not None and ring.payload in payloads else 0
-    )
+    # A reply may begin with what led to the set in use (the inbox keeps the last one): that it is
+    # old is no refusal.
+    known = payloads.index(ring.payload) if ring.payload in payloads and not starting else 0
     refused: Refusal | None = None
     for number, value in enumerate(envelopes):
         if ring.payload is not None and payloads[number] == ring.payload:
@@ -209,7 +206,7 @@ def adopt(
 
 
 def with_refusal(ring: Ring, refused: Refusal | None) -> Ring:
-    """The ring with this refusal; one that says the same as before keeps the time at which it was first met."""
+    """Return the ring with this refusal; the same one as before keeps its first time."""
     former = ring.refused
     if refused is not None and former is not None and replace(former, at=refused.at) == refused:
         return ring
@@ -217,48 +214,41 @@ def with_refusal(ring: Ring, refused: Refusal | None) -> Ring:
 
 
 def _follow(ring: Ring, value: Any, *, lenient: bool, now: float | None) -> Ring:
-    """The ring with one more key set; Untrusted when it may not follow."""
+    """Return the ring with one more key set; Untrusted when it may not follow."""
     envelope = signatures.envelope_of(value, kind=signatures.KEY_SET)
-    payload = _vouched_for(ring, envelope, lenient=lenient, now=now)
-    found = _parse(payload)
+    found = _parse(_vouched_for(ring, envelope, lenient=lenient, now=now))
+    after = max(ring.version, ring.floor)
     if found.version < max(ring.version, ring.floor + 1):
-        after = max(ring.version, ring.floor)
-        raise Untrusted(
-            "rolled_back", f"a key set of version {found.version} after one of version {after}"
-        )
+        why = f"a key set of version {found.version} after one of version {after}"
+        raise Untrusted("rolled_back", why)
     if found.version == ring.version:
-        raise Untrusted(
-            "equivocation", f"another key set under version {found.version}, which is in force"
-        )
+        why = f"another key set under version {found.version}, which is in use"
+        raise Untrusted("equivocation", why)
     listed = {key.kid for key in found.keys}
     former = tuple(replace(key, status=RETIRED) for key in ring.keys if key.kid not in listed)
     kept = (*found.keys, *former)[:MOST_KEYS_KEPT]
-    bare = _bare(value)
+    # Without members that DSSE does not know: nobody vouches for those.
+    made = [{"keyid": one.get("keyid"), "sig": one["sig"]} for one in value["signatures"]]
+    bare = {name: value[name] for name in ("payload", "payloadType")}
+    bare["signatures"] = made
     if len(json.dumps(bare)) > LARGEST_SET:
         raise Untrusted("malformed", f"a key set has more than {LARGEST_SET} bytes")
     return replace(ring, version=found.version, envelope=bare, keys=kept, floor=0)
 
 
 def _vouched_for(ring: Ring, envelope: Envelope, *, lenient: bool, now: float | None) -> bytes:
-    """The payload of a set that a key of its predecessor signed, or (if `lenient`) one of its own."""
+    """Return the payload of a set signed by its predecessor's key, or (`lenient`) by its own."""
     try:
         return envelope.verified(ring.for_deployments(now))
     except Untrusted as error:
-        why = str(error)
+        why = f"a key set does not follow the one of version {ring.version}: {error}"
     if lenient:
+        own = _parse(envelope.unverified_payload).keys
         try:
-            return envelope.verified(
-                key for key in _parse(envelope.unverified_payload).keys if key.signs(now)
-            )
-        except Untrusted as error:
-            if error.code == "malformed":
-                raise
-        raise Untrusted(
-            "broken_chain", "a key set is not signed with a key that it lists as active itself"
-        )
-    raise Untrusted(
-        "broken_chain", f"a key set does not follow the one of version {ring.version}: {why}"
-    )
+            return envelope.verified(key for key in own if key.signs(now))
+        except Untrusted:
+            why = "a key set is not signed with a key that it lists as active itself"
+    raise Untrusted("broken_chain", why)
 
 
 def _parse(payload: bytes) -> KeySet:
@@ -266,9 +256,3 @@ def _parse(payload: bytes) -> KeySet:
         return KeySet.parse(payload)
     except ValueError as error:
         raise Untrusted("malformed", f"a key set is malformed: {error}") from None
-
-
-def _bare(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The envelope without members that DSSE does not know: nobody vouches for those."""
-    made = [{"keyid": one.get("keyid"), "sig": one["sig"]} for one in value["signatures"]]
-    return {"payload": value["payload"], "payloadType": value["payloadType"], "signatures": made}

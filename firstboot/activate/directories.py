@@ -120,9 +120,10 @@ def in_force(layout: Layout, *, state: str) -> Current | None:
 
 
 def prune(layout: Layout, *, previous: str | None, newest: int = KEPT) -> None:
-    """Remove directories of ours but the `newest`, the active one and `previous`; half-made ones too.
+    """Remove all but the `newest` directories, the active one and `previous`.
 
-    Housekeeping: a directory that cannot be removed is a warning.
+    Half-made ones go too; what is not ours stays. Housekeeping: what cannot be removed is a
+    warning.
     """
     try:
         present = [(path.lstat().st_mtime_ns, path.name) for path in layout.deployments.iterdir()]

@@ -1,10 +1,11 @@
-"""Telling the runtime that ``current`` changed, and watching whether it stays healthy: the health gate of contract 3.
+"""Tell the runtime that ``current`` changed, and watch whether it stays healthy (contract 3).
 
-By default `byteor-runtime.service` is reloaded or restarted, where it exists, and has to stay active for the window.
-``activation`` in firstboot.yaml may name another `unit`, a `command` in place of the reload, a `health` check in place of
-staying active, and another `window_s`. Commands run as root, on a systemd host in transient units of their own: outside the
-activator's sandbox, time-limited, gone with all they started. A check may fail while the runtime is coming up; once it
-has succeeded it must go on to, and it must have by the end of the window.
+By default `byteor-runtime.service` is reloaded or restarted, where it exists, and has to stay
+active for the window. ``activation`` in firstboot.yaml may name another `unit`, a `command` in
+place of the reload, a `health` check in place of staying active, and another `window_s`. Commands
+run as root, on a systemd host in transient units: outside the activator's sandbox, time-limited,
+gone with all they started. A check may fail while the runtime is coming up; once it has succeeded
+it must go on to, and it must have by the end of the window.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ ANSWER_S = 20.0  # systemd may be re-executing itself
 SLACK_S = 5.0  # for systemd-run beside the command's own time
 DRAIN_S = 0.5
 OUTPUT_LIMIT = 64 * 1024  # bytes kept of what was printed, the last ones
-JOURNAL_LINES = 60
+JOURNAL_LINES = "60"
 OURS = ("systemctl", "systemd-run", "journalctl")
 NO_UNIT = "no_unit"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """How an activation ended: `code` None for healthy, then `note` is for the report; `output` is what was printed."""
+    """How an activation ended: `code` None for healthy, then `note` is for the report.
+
+    `output` is what was printed.
+    """
 
     code: str | None = None
     reason: str | None = None
@@ -48,12 +52,13 @@ class Gate:
 
     @property
     def healthy(self) -> bool:
+        """Return True when it is to stay."""
         return self.code is None
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What ``activation`` in firstboot.yaml says. `managed`: systemd is here and its units are ours to act on."""
+    """The setting ``activation``. `managed`: systemd is here and its units are ours to act on."""
 
     unit: str | None
     command: tuple[str, ...]
@@ -76,53 +81,39 @@ class Runtime:
         )
 
     def activate(self) -> Gate:
-        """Make the runtime take what ``current`` names, and judge it for the window; LocalFault if systemd does not answer."""
+        """Make the runtime take what ``current`` names, and judge it for the window.
+
+        LocalFault if systemd does not answer.
+        """
         loaded = self._load_state()
         unit = self.unit if loaded == "loaded" else None
-        if (
-            loaded is not None
-            and unit is None
-            and (loaded != "not-found" or self.unit != DEFAULT_UNIT)
-        ):
+        is_default = loaded == "not-found" and self.unit == DEFAULT_UNIT
+        if loaded is not None and unit is None and not is_default:
             return Gate("unit_not_loaded", f"{self.unit} is {loaded}")
-        output = b""
+        code: int | None = 0
+        output, did = b"", ""
         if self.command:
-            code, output = self._run(self.command, COMMAND_LIMIT_S)
-            if code != 0:
-                return Gate("activation_failed", f"{self.command[0]} {_ended(code)}", output=output)
+            did, (code, output) = self.command[0], self._run(self.command, COMMAND_LIMIT_S)
         elif unit is not None:
-            code, output = _call(["systemctl", "reload-or-restart", "--", unit], COMMAND_LIMIT_S)
-            if code != 0:
-                return Gate(
-                    "activation_failed",
-                    f"systemctl reload-or-restart {unit} {_ended(code)}",
-                    output=output,
-                )
+            argv = ["systemctl", "reload-or-restart", "--", unit]
+            did = f"systemctl reload-or-restart {unit}"
+            code, output = _call(argv, COMMAND_LIMIT_S)
+        if code != 0:
+            return Gate("activation_failed", f"{did} {_ended(code)}", output=output)
         return self._watch(unit, output, note=None if unit is not None or self.command else NO_UNIT)
 
     def diagnostic(self, gate: Gate) -> bytes:
-        """What a person needs who looks for the cause: the output and the unit's last journal lines, redacted."""
+        """Return the output and the unit's last journal lines, redacted: to find the cause by."""
         parts = [f"{gate.code}: {gate.reason}\n".encode(), gate.output]
         if self.managed and self.unit is not None:
-            # Not -b: in a container the boot that journalctl sees is not the one that journald wrote.
-            journal = [
-                "journalctl",
-                "--no-pager",
-                "-o",
-                "short-iso",
-                "-n",
-                str(JOURNAL_LINES),
-                "-u",
-                self.unit,
-            ]
-            parts += [
-                f"\n-- last lines of {self.unit}\n".encode(),
-                _call(journal, HEALTH_LIMIT_S)[1],
-            ]
+            # Not -b: in a container journalctl sees another boot than the one that was written.
+            argv = ["journalctl", "--no-pager", "-o", "short-iso", "-n", JOURNAL_LINES]
+            lines = _call([*argv, "-u", self.unit], HEALTH_LIMIT_S)[1]
+            parts += [f"\n-- last lines of {self.unit}\n".encode(), lines]
         return redact(b"".join(parts))[0]
 
     def _load_state(self) -> str | None:
-        """systemd's word about the unit (loaded, not-found, masked …); None where there is none to act on."""
+        """Return systemd's word about the unit: loaded, not-found, masked; None without systemd."""
         if self.unit is None or not self.managed:
             return None
         end = monotonic() + ANSWER_S
@@ -131,80 +122,59 @@ class Runtime:
             if said:
                 return said
             if monotonic() >= end:
-                raise LocalFault(
-                    f"systemd does not say whether there is a unit {self.unit}",
-                    hint="systemctl status",
-                )
+                why = f"systemd does not say whether there is a unit {self.unit}"
+                raise LocalFault(why, hint="systemctl status")
             threading.Event().wait(LOOK_EVERY_S)
 
     def _watch(self, unit: str | None, output: bytes, *, note: str | None) -> Gate:
-        """Look again and again until the window is over, at the check or else at the unit, as far as there is one."""
+        """Look again and again until the window is over: at the check, or else at the unit."""
         end = monotonic() + self.window_s
-        pause, was_healthy = threading.Event(), False
+        was_healthy = False
         began = _facts(unit).get("InvocationID") if unit is not None else None
         while self.health or unit is not None:
             if self.health:
-                code, said = self._run(
-                    self.health, min(HEALTH_LIMIT_S, max(1.0, end - monotonic()))
-                )
+                limit = min(HEALTH_LIMIT_S, max(1.0, end - monotonic()))
+                code, said = self._run(self.health, limit)
                 if code != 0 and (was_healthy or monotonic() >= end):
-                    return Gate(
-                        "health_check_failed",
-                        f"{self.health[0]} {_ended(code)}",
-                        output=output + said,
-                    )
+                    why = f"{self.health[0]} {_ended(code)}"
+                    return Gate("health_check_failed", why, output=output + said)
                 was_healthy = code == 0
             elif unit is not None:
                 now = _facts(unit)
                 state = now.get("ActiveState")
                 if state is None and monotonic() < end + ANSWER_S:
-                    pause.wait(
-                        LOOK_EVERY_S
-                    )  # systemd itself is being replaced: that says nothing about the unit
+                    # systemd itself is being replaced: that says nothing about the unit.
+                    threading.Event().wait(LOOK_EVERY_S)
                     continue
-                if state not in ("active", "reloading"):
-                    return Gate(
-                        "unit_not_active",
-                        f"{unit} is {state or 'not known to systemd'}",
-                        output=output,
-                    )
-                if (
-                    began is not None and now.get("InvocationID") != began
-                ):  # it came back: it did not stay active
-                    return Gate(
-                        "unit_not_active", f"{unit} ended and was started again", output=output
-                    )
+                why = f"{unit} is {state or 'not known to systemd'}"
+                if state in ("active", "reloading"):
+                    why = ""
+                    if began is not None and now.get("InvocationID") != began:
+                        why = f"{unit} ended and was started again"  # it did not stay active
+                if why:
+                    return Gate("unit_not_active", why, output=output)
                 began = now.get("InvocationID")
             left = end - monotonic()
             if left <= 0:
                 break
-            pause.wait(min(LOOK_EVERY_S, left))
+            threading.Event().wait(min(LOOK_EVERY_S, left))
         return Gate(note=note, output=output)
 
     def _run(self, argv: tuple[str, ...], limit_s: float) -> tuple[int | None, bytes]:
         if not self.managed:
             return _call(list(argv), limit_s)
         # What does not end is killed, so that the way back need not wait for it.
-        limits = [f"--property=RuntimeMaxSec={limit_s:.0f}", "--property=TimeoutStopSec=1"]
-        unit = [
-            "systemd-run",
-            "--wait",
-            "--collect",
-            "--pipe",
-            "--quiet",
-            "--service-type=exec",
-            *limits,
-        ]
+        unit = ["systemd-run", "--wait", "--collect", "--pipe", "--quiet", "--service-type=exec"]
+        unit += [f"--property=RuntimeMaxSec={limit_s:.0f}", "--property=TimeoutStopSec=1"]
         return _call([*unit, "--", *argv], limit_s + SLACK_S)
 
 
 def _facts(unit: str) -> Mapping[str, str]:
-    """Some of ``systemctl show``; empty when systemd does not answer."""
+    """Return some of ``systemctl show``; nothing when systemd does not answer."""
     names = "LoadState,ActiveState,InvocationID"
     _, output = _call(["systemctl", "show", "--property", names, "--", unit], HEALTH_LIMIT_S)
-    return dict(
-        line.split("=", 1) for line in output.decode("utf-8", "replace").splitlines() if "=" in line
-    )
+    lines = output.decode("utf-8", "replace").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def _ended(code: int | None) -> str:
@@ -212,7 +182,10 @@ def _ended(code: int | None) -> str:
 
 
 def _call(argv: list[str], limit_s: float) -> tuple[int | None, bytes]:
-    """Run a command to its end; exit code (None: not in time, and ended) and the last of what it printed on both channels."""
+    """Run a command to its end; return its exit code and the last of what it printed.
+
+    None: it did not end in time, and was killed.
+    """
     try:
         process = subprocess.Popen(
             argv,
@@ -223,7 +196,8 @@ def _call(argv: list[str], limit_s: float) -> tuple[int | None, bytes]:
         )
     except (OSError, ValueError) as error:  # ValueError: a null byte
         if argv[0] in OURS:
-            raise LocalFault(f"cannot run {argv[0]}: {type(error).__name__}") from error
+            why = f"cannot run {argv[0]}: {type(error).__name__}"
+            raise LocalFault(why, hint=f"check that {argv[0]} is installed") from error
         return 127, f"{argv[0]}: {getattr(error, 'strerror', None) or 'cannot be run'}\n".encode()
     printed = _Tail(process)
     printed.start()
@@ -239,7 +213,7 @@ def _call(argv: list[str], limit_s: float) -> tuple[int | None, bytes]:
 
 
 class _Tail(threading.Thread):
-    """Reads all that is printed and keeps the end: neither disk nor memory is filled by a talkative command."""
+    """Reads all that is printed and keeps the end, so that nothing is filled by it."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         super().__init__(daemon=True)

@@ -1,9 +1,10 @@
-"""What the agent laid down for us, read without trusting it: its directory, its names and its bytes may all be planted.
+"""Read the agent's inbox without trusting it: directory, names and bytes may all be planted.
 
-The directory is opened once, and every file by that descriptor; no link is followed in either place, and nothing is
-opened that could block. Owners are not looked at: the agent may be any user. A file with a second hard link is not
-read, since it may be another file of this host under a name of the agent's. What is not to be read is `Corrupt`; a
-bundle is then refused, so that its deployment has an answer.
+The directory is opened once, and every file by that descriptor; no link is followed in either
+place, and nothing is opened that could block. Owners are not looked at: the agent may be any user.
+A file with a second hard link is not read, since it may be another file of this host under a name
+of the agent's. What is not to be read is `Corrupt`; a bundle is then refused, so that its
+deployment has an answer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from firstboot.base import files
 from firstboot.base.errors import Corrupt, LocalFault, Untrusted
@@ -33,7 +33,8 @@ class Inbox:
 
     def __enter__(self) -> Inbox:
         try:
-            # The agent's directory is named by root and may be a link of root's; what is in it is the agent's.
+            # The agent's directory is named by root and may be a link of root's; what is in it is
+            # the agent's.
             above = os.open(self._path.parent, _DIRECTORY)
             try:
                 self._fd = os.open(self._path.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
@@ -44,31 +45,26 @@ class Inbox:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise Corrupt(
-                    f"{self._path} is not a directory, or a symbolic link that is not followed"
+                    f"{self._path} is no directory, or a link, and is not used"
                 ) from error
             files.fail("open", self._path, error)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def envelope(self) -> bytes | None:
-        """The newest reply to request 4; None when there is none, Corrupt when it is not to be read."""
+        """Return the newest reply to request 4, None when there is none."""
         return self._read(ENVELOPE, REPLY_LIMIT)
 
     def keysets(self) -> bytes | None:
-        """The newest reply to request 7; None when there is none, Corrupt when it is not to be read."""
+        """Return the newest reply to request 7, None when there is none."""
         return self._read(KEY_SETS, REPLY_LIMIT)
 
     def request(self) -> Request:
-        """What the agent asks; without members where it says nothing that can be used."""
+        """Return what the agent asks; without members where it says nothing that can be used."""
         try:
             data = self._read(REQUEST, REQUEST_LIMIT)
             if data is None:
@@ -80,10 +76,11 @@ class Inbox:
 
     @contextmanager
     def bundle(self, sha256: str, expected_size: int) -> Iterator[int | None]:
-        """An open descriptor of the bundle that is said to have this digest, None when it has not arrived.
+        """Open the bundle that is said to have this digest; None when it has not arrived.
 
-        Untrusted bundle_size when it is larger or smaller, malformed_bundle when it is no regular file. The size is that
-        of the moment: whoever copies takes no more than `expected_size` and hashes what it took.
+        Untrusted bundle_size when it is larger or smaller, malformed_bundle when it is no regular
+        file. The size is that of the moment: a copier takes no more than `expected_size` and hashes
+        what it took.
         """
         try:
             fd = self._open(sha256 + BUNDLE)
@@ -95,15 +92,14 @@ class Inbox:
         try:
             size = os.fstat(fd).st_size
             if size != expected_size:
-                raise Untrusted(
-                    "bundle_size", f"the bundle has {size} bytes, and {expected_size} are signed"
-                )
+                why = f"the bundle has {size} bytes, and {expected_size} are signed"
+                raise Untrusted("bundle_size", why)
             yield fd
         finally:
             os.close(fd)
 
     def _open(self, name: str) -> int | None:
-        """An open regular file of the inbox; never waits, whatever stands there."""
+        """Open a regular file of the inbox; never wait, whatever stands there."""
         path = self._path / name
         if self._fd is None:
             return None
@@ -112,10 +108,8 @@ class Inbox:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno in (
-                errno.ELOOP,
-                errno.ENXIO,
-            ):  # ENXIO: a socket, or a device that is not there
+            # ENXIO: a socket, or a device that is not there.
+            if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise Corrupt(f"{path} is not a regular file") from error
             files.fail("read", path, error)
         facts = os.fstat(fd)

@@ -107,7 +107,7 @@ def load(layout: Layout) -> Journal | None:
 
 
 def reserve(layout: Layout) -> None:
-    """Keep some room, so that a disk which the new deployment fills does not prevent the way back."""
+    """Keep some room: a disk that the new deployment fills must not prevent the way back."""
     files.write(layout.reserve, bytes(RESERVED_BYTES))
 
 

@@ -1,9 +1,10 @@
-"""``activation/keyring.json``: the signing keys in force, kept on disk for the activator, for `status` and for people.
+"""``activation/keyring.json``: the trusted signing keys, for the activator, `status` and people.
 
-What may follow what is decided in `trust`; here a ring is read, kept and replaced. A ring that is damaged, of another
-environment, or started from other pins than the settings name is set aside, and the anchor is where it starts over. One
-that is damaged, or gone although there was one, and that only the plane over TLS could start again stays closed.
-Callers hold the activation's lock, but for `look`, which changes nothing. The file is public (0644).
+What may follow what is decided in `chain`; here a ring is read, kept and replaced. A ring that is
+damaged, of another environment, or started from other pins than the settings name is set aside, and
+the anchor is where it starts over. One that is damaged, or gone although there was one, and that
+only the control plane over TLS could start again stays closed. Callers hold the activation's lock,
+but for `look`, which changes nothing. The file is public (0644).
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.layout import Layout
 from firstboot.exchange import verdicts
 from firstboot.exchange.settings import Settings
-from firstboot.exchange.verdicts import RingFile
 
 VERSION = 1
 SOURCES = (chain.PINNED, chain.ENROLLMENT, chain.TLS, chain.CLOSED)
-RESET = "if the plane confirms its keys: byteor-firstboot trust --reset"
-# Why the file is not the ring in force. Those that WHY explains are the labels under which it is set aside.
+RESET = "if the control plane confirms its keys: byteor-firstboot trust --reset"
+# Why the file is not the ring in use. Those that WHY explains are labels of what is set aside.
 ABSENT, PINS_ADDED = "absent", "pins added"
 CORRUPT, GONE, FOREIGN, REPINNED, REPLACED = "corrupt", "gone", "foreign", "repinned", "replaced"
 WHY = {
@@ -38,42 +38,46 @@ WHY = {
 
 
 def look(layout: Layout, settings: Settings) -> tuple[Ring, str | None]:
-    """The ring in force and None, or the ring that is to replace what is on disk, and why.
+    """Return the ring in use and None, or the ring that is to replace it on disk, and why.
 
     Invalid when the settings name no place, or pin what cannot be a key.
     """
-    place = place_of(settings)
-    pins = chain.pins_of(settings)
+    place, pins, at = place_of(settings), chain.pins_of(settings), _now()
     try:
-        stored = verdicts.ring(layout)
-        ring = None if stored is None else _of(stored)
+        ring = _stored(layout)
     except Corrupt as error:
         log.warning(str(error))
-        return chain.lost(settings, place, at=_now()), CORRUPT
+        return chain.lost(settings, place, at=at), CORRUPT
     if ring is None:
-        had_one = _had_one(layout)
-        return (chain.lost if had_one else chain.anchor)(
-            settings, place, at=_now()
-        ), GONE if had_one else ABSENT
+        # Also where power went between setting a ring aside and its successor.
+        traces = [*layout.activation.glob("keyring.json.*"), *layout.activation.glob("sequence.*")]
+        if traces:
+            return chain.lost(settings, place, at=at), GONE
+        return chain.anchor(settings, place, at=at), ABSENT
     if ring.place != place:
-        return chain.anchor(settings, place, at=_now()), FOREIGN
-    if pins and not chain.same_pins(ring.pins, pins):
-        after = chain.repinned(ring, settings, place, at=_now())
+        return chain.anchor(settings, place, at=at), FOREIGN
+    if pins and set(pins) != set(ring.pins):
+        after = chain.repinned(ring, settings, place, at=at)
         return after, PINS_ADDED if after == replace(ring, pins=pins) else REPINNED
     if ring.source == chain.CLOSED:
-        start = chain.lost(settings, place, at=_now())
+        start = chain.lost(settings, place, at=at)
         return (ring, None) if start.source == chain.CLOSED else (start, REPLACED)
     return ring, None
 
 
-def _had_one(layout: Layout) -> bool:
-    """True where deployments were verified, or a ring was set aside: also when power went between that and its successor."""
-    traces = (
-        path
-        for shape in ("keyring.json.*", "sequence.json*")
-        for path in layout.activation.glob(shape)
-    )
-    return next(traces, None) is not None
+def _stored(layout: Layout) -> Ring | None:
+    """Read what `save` wrote; Corrupt when a key is none. Its keys were verified before."""
+    stored = verdicts.ring(layout)
+    if stored is None:
+        return None
+    try:
+        if stored.source not in SOURCES:
+            raise ValueError("no such source")
+        keys, pins = tuple(map(Key.of, stored.keys)), tuple(map(Key.of, stored.pins))
+    except ValueError as error:
+        raise Corrupt(f"{layout.keyring} is damaged: {error}") from error
+    values = {name: getattr(stored, name) for name in vars(stored) if name not in ("keys", "pins")}
+    return Ring(**values, keys=keys, pins=pins)
 
 
 def place_of(settings: Settings) -> Place:
@@ -88,7 +92,7 @@ def place_of(settings: Settings) -> Place:
 
 
 def current(layout: Layout, settings: Settings) -> Ring:
-    """The ring in force; one that does not count is set aside, and what replaces it is kept."""
+    """Return the ring in use; one that is not is set aside, and what replaces it is kept."""
     ring, why = look(layout, settings)
     if why in WHY:
         kept_as = files.set_aside(layout.keyring, label=why)
@@ -101,89 +105,56 @@ def current(layout: Layout, settings: Settings) -> Ring:
 
 
 def said(ring: Ring, why: str) -> str:
-    """What became of a ring that does not count, for people."""
-    return f"{WHY[why]}: " + (
-        "no signature counts" if ring.source == chain.CLOSED else "it starts over"
-    )
+    """Return what happened to a ring that is not used, for people."""
+    then = "no signature is trusted" if ring.source == chain.CLOSED else "it starts over"
+    return f"{WHY[why]}: {then}"
 
 
 def offer(
     layout: Layout, settings: Settings, raw_reply: bytes, *, now: float | None = None
 ) -> Ring:
-    """Judge the bytes of an answer to request 7; keep and return the ring after it, written only when it changed.
+    """Judge the bytes of an answer to request 7; keep and return the ring after it.
 
-    Never raises for what the answer holds. `now` is the trusted time, None without a trusted clock: keys that have ends
-    then wait for one, as `trust.adopt` says, which also names the price of ends.
+    Never raises for what the answer holds, and writes only what changed. `now` is the trusted time,
+    None without a trusted clock: keys that have ends then wait for one (`chain.adopt`).
     """
-    before = current(layout, settings)
+    before, at = current(layout, settings), _now()
     if before.source == chain.CLOSED:
         return before
     try:
-        envelopes = _envelopes(raw_reply)
+        value = documents.load(raw_reply)
+        sets = value.get("key_sets") if isinstance(value, dict) else None
+        if not isinstance(sets, list) or len(sets) > chain.MOST_SETS:
+            raise ValueError(f"no list of at most {chain.MOST_SETS} key_sets")
     except ValueError as error:
-        refusal = Refusal(
-            "malformed", f"what the agent brought as key sets is not an answer: {error}", _now()
-        )
-        after = chain.with_refusal(before, refusal)
+        detail = f"what the agent fetched as key sets is not an answer: {error}"
+        after = chain.with_refusal(before, Refusal("malformed", detail, at))
     else:
-        after = chain.adopt(
-            before, envelopes, at=_now(), trust=settings.signing_keys_trust, now=now
-        )
+        after = chain.adopt(before, sets, at=at, trust=settings.signing_keys_trust, now=now)
     if after == before:
         return before
     save(layout, after)
     if after.version != before.version:
         log.notice("signing keys", version=after.version, source=after.source)
-    if after.refused is not None and after.refused != before.refused:
-        log.warning(
-            f"signing keys are refused: {after.refused.code}: {after.refused.detail}",
-            in_force=after.version,
-        )
+    refused = after.refused
+    if refused is not None and refused != before.refused:
+        detail = f"{refused.code}: {refused.detail}"
+        log.warning(f"signing keys are refused: {detail}", in_force=after.version)
         log.hint(RESET)
     return after
 
 
-def _envelopes(raw_reply: bytes) -> Any:
-    value = documents.load(raw_reply)
-    found = value.get("key_sets") if isinstance(value, dict) else None
-    if not isinstance(found, list) or len(found) > chain.MOST_SETS:
-        raise ValueError(f"no list of at most {chain.MOST_SETS} key_sets")
-    return found
-
-
 def public(ring: Ring) -> dict[str, Any]:
-    """The document ``signing_keys.json`` for the vendor's runtime: a key set's members, retired keys included."""
+    """Return ``signing_keys.json`` for the vendor's runtime: a key set, retired keys included."""
     return {"version": ring.version, "keys": [key.to_json() for key in ring.keys]}
 
 
 def save(layout: Layout, ring: Ring) -> None:
     """Replace the file durably."""
-    document = {
-        "v": VERSION,
-        "place": asdict(ring.place),
-        "version": ring.version,
-        "source": ring.source,
-        "envelope": ring.envelope,
-        "keys": [key.to_json() for key in ring.keys],
-        "pins": [key.to_json() for key in ring.pins],
-        "refused": asdict(ring.refused) if ring.refused is not None else None,
-        "floor": ring.floor,
-    }
+    lists = {name: [key.to_json() for key in getattr(ring, name)] for name in ("keys", "pins")}
+    document = {"v": VERSION, **vars(ring), **lists, "place": asdict(ring.place)}
+    document["refused"] = asdict(ring.refused) if ring.refused is not None else None
     files.write_json(layout.keyring, document, mode=0o644)
-
-
-def _of(stored: RingFile) -> Ring:
-    """Return the ring of a file; Corrupt when a key is none. Its keys were verified before."""
-    try:
-        if stored.source not in SOURCES:
-            raise ValueError("no such source")
-        keys, pins = tuple(map(Key.of, stored.keys)), tuple(map(Key.of, stored.pins))
-    except ValueError as error:
-        raise Corrupt(f"keyring.json is damaged: {error}") from error
-    return Ring(
-        stored.place, stored.source, stored.version, stored.envelope, keys, pins,
-        stored.refused, stored.floor,
-    )  # fmt: skip
 
 
 def _now() -> str:

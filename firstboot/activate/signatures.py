@@ -1,7 +1,8 @@
-"""What the plane signs: DSSE envelopes, key sets and approval credentials: bytes in, verified value out.
+"""Verify DSSE envelopes, key sets and approval credentials: bytes in, verified value out.
 
-Nothing here decides *which* keys count: the caller hands in those that do (``activate.trust``). What is called
-``unverified_`` may be looked at to choose keys, and for no more. Whatever the bytes are, the error is `Untrusted`.
+Nothing here decides *which* keys are trusted: the caller hands in those that are (`chain`). What is
+called ``unverified_`` may be looked at to choose keys, and for no more. Whatever the bytes are, the
+error is `Untrusted`.
 
     envelope = signatures.read_envelope(raw, kind=signatures.DEPLOYMENT)
     payload = envelope.verified(keys)
@@ -31,8 +32,8 @@ MOST_KEYS = 64  # in one set
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+\Z")
 
-# Points of small order (libsodium, ge25519_has_small_order), the sign bit cleared: under such a "key", all zeros among
-# them, anybody can make a signature that verifies for every message.
+# Points of small order (libsodium, ge25519_has_small_order), the sign bit cleared: under such a
+# "key", all zeros among them, anybody can make a signature that verifies for every message.
 _ONES, _ZEROS = "ff" * 30 + "7f", "00" * 31
 SMALL_ORDER = frozenset(
     bytes.fromhex(point)
@@ -44,7 +45,7 @@ SMALL_ORDER = frozenset(
 
 @dataclass(frozen=True)
 class Key:
-    """One public key of the plane's, as a key set lists it."""
+    """One public key of the control plane's."""
 
     kid: str
     public: bytes
@@ -63,25 +64,27 @@ class Key:
         return cls(listed.kid, public, listed.status, listed.not_after)
 
     def to_json(self) -> dict[str, Any]:
-        """The key as a key set lists it."""
+        """Return the key as a key set lists it."""
         public = base64.urlsafe_b64encode(self.public).rstrip(b"=").decode("ascii")
         entry = {"kid": self.kid, "alg": ED25519, "public_key": public, "status": self.status}
         return entry if self.not_after is None else {**entry, "not_after": self.not_after}
 
     def signs(self, now: float | None) -> bool:
-        """True when this key may sign something new: active, and (`now` is None: not judged) before its end."""
-        ended = (
-            now is not None and self.not_after is not None and from_rfc3339(self.not_after) <= now
-        )
-        return self.status == ACTIVE and not ended
+        """Return True when this key may sign something new: active and not ended.
+
+        Without `now` ends are not judged.
+        """
+        if now is not None and self.not_after is not None and from_rfc3339(self.not_after) <= now:
+            return False
+        return self.status == ACTIVE
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
-        """True when this key made `signature` over `message`. Says nothing about whether the key counts."""
+        """Return True when this key made `signature`. Not checked: that the key is trusted."""
         from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
         try:
-            # ValueError: newer libraries refuse 32 bytes that are no point of the curve already here.
+            # ValueError: newer libraries refuse 32 bytes that are no point of the curve here.
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):
             return False
@@ -93,7 +96,10 @@ class Key:
 
 
 def public_key(text: Any, *, kid: str) -> bytes:
-    """The 32 bytes of an unpadded base64url public key; ValueError for anything else, and for a point of small order."""
+    """Return the 32 bytes of an unpadded base64url public key.
+
+    ValueError for anything else, and for a point of small order.
+    """
     if not isinstance(text, str):
         raise ValueError(f"the key {kid} has no public_key")
     public = _base64url(text)
@@ -141,23 +147,20 @@ class Envelope:
     signatures: tuple[tuple[str, bytes], ...]
 
     def verified(self, keys: Iterable[Key]) -> bytes:
-        """The payload, when one signature by one of `keys` is good; Untrusted unknown_key or bad_signature.
+        """Return the payload when one signature by one of `keys` is good.
 
-        `keys` are those that count for the purpose. Signatures by others are not looked at: somebody else's, broken,
-        repeated or first in the list, they change nothing.
+        Untrusted unknown_key or bad_signature. `keys` are those that are trusted for the purpose.
+        Signatures by others are not looked at: somebody else's, broken, repeated or first in the
+        list, they change nothing.
         """
-        counting = {key.kid: key for key in keys}
-        made = [(counting[kid], signature) for kid, signature in self.signatures if kid in counting]
+        trusted = {key.kid: key for key in keys}
+        made = [(trusted[kid], signature) for kid, signature in self.signatures if kid in trusted]
         if not made:
-            raise Untrusted("unknown_key", "it is not signed with a key that counts here")
-        # The pre-authentication encoding: type and payload with their lengths, so that neither can pose as the other.
-        kind = self.kind.encode("ascii")
-        message = b"DSSEv1 %d %s %d %s" % (
-            len(kind),
-            kind,
-            len(self.unverified_payload),
-            self.unverified_payload,
-        )
+            raise Untrusted("unknown_key", "it is not signed with a key that is trusted here")
+        # The pre-authentication encoding: type and payload with their lengths, so that neither can
+        # pose as the other.
+        kind, payload = self.kind.encode("ascii"), self.unverified_payload
+        message = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
         if not any(key.verifies(signature, message) for key, signature in made):
             raise Untrusted("bad_signature", "its signature is not right")
         return self.unverified_payload
@@ -175,7 +178,10 @@ def read_envelope(raw: bytes, *, kind: str) -> Envelope:
 
 
 def envelope_of(value: Any, *, kind: str) -> Envelope:
-    """The same for an envelope that stands in another JSON document. Unknown members are ignored, as DSSE asks."""
+    """Take an envelope apart that stands in another JSON document.
+
+    Unknown members are ignored, as DSSE asks.
+    """
     try:
         if not isinstance(value, dict):
             raise ValueError("it is not a mapping")
@@ -194,14 +200,17 @@ def envelope_of(value: Any, *, kind: str) -> Envelope:
 
 
 def _signature(value: Any) -> tuple[str, bytes]:
-    """A signature without a keyid (DSSE allows it) gets the empty one, which no key has."""
+    """Return keyid and signature; DSSE allows no keyid: then an empty one, which no key has."""
     if not isinstance(value, dict) or not isinstance(value.get("keyid"), (str, type(None))):
         raise ValueError("a signature is not of its shape")
     return value.get("keyid") or "", _base64(value.get("sig"), "signature")
 
 
 def _base64(value: Any, what: str) -> bytes:
-    """Standard base64 as an encoder writes it: one text for the same bytes, so that nothing can hide in the other ones."""
+    """Decode standard base64 as an encoder writes it.
+
+    One text for the same bytes, so that nothing can hide in the other ones.
+    """
     try:
         data = base64.b64decode(value, validate=True)
     except (ValueError, TypeError):
@@ -212,7 +221,7 @@ def _base64(value: Any, what: str) -> bytes:
 
 
 def _base64url(text: str) -> bytes:
-    """Unpadded base64url, canonical as well."""
+    """Decode unpadded base64url, canonical as well."""
     data = b""
     if _BASE64URL.match(text) and len(text) % 4 != 1:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -238,9 +247,10 @@ class Approval:
 
 
 def read_approval(raw: bytes, keys: Iterable[Key]) -> tuple[Approval, Key]:
-    """Verify ``<payload>.<signature>``; Untrusted approval_undecodable, approval_signature or approval_version.
+    """Verify ``<payload>.<signature>``; return what it says, and the key that signed it.
 
-    One line end after it is allowed: it is a text file. Not checked: what it approves, and until when.
+    Untrusted approval_undecodable, approval_signature or approval_version. One line end after it is
+    allowed: it is a text file. Not checked: what it approves, and until when.
     """
     try:
         part, signature, unverified = _split(raw)
@@ -250,13 +260,11 @@ def read_approval(raw: bytes, keys: Iterable[Key]) -> tuple[Approval, Key]:
         raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
     key = next((key for key in keys if key.kid == unverified["kid"]), None)
     if key is None or not key.verifies(signature, part.encode("ascii")):
-        raise Untrusted(
-            "approval_signature", "the approval is not signed with a key of this environment"
-        )
+        why = "the approval is not signed with a key of this environment"
+        raise Untrusted("approval_signature", why)
     if type(unverified.get("v")) is not int or unverified["v"] != 1:
-        raise Untrusted(
-            "approval_version", "the approval is of a version that this host does not know"
-        )
+        why = "the approval is of a version that this host does not know"
+        raise Untrusted("approval_version", why)
     try:
         return documents.parse(Approval, unverified), key
     except ValueError as error:
@@ -274,16 +282,11 @@ def _split(raw: bytes) -> tuple[str, bytes, Mapping[str, Any]]:
     claims = documents.load(payload)
     if not isinstance(claims, dict):
         raise ValueError("it is not a mapping")
-    if _canonical(claims) != payload:
-        raise ValueError("it is not canonical JSON")
-    return part, signature, claims
-
-
-def _canonical(claims: Mapping[str, Any]) -> bytes:
-    """Sorted, without white space: whoever reads the same bytes with another parser finds the same."""
     try:
-        return json.dumps(claims, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
-            "utf-8"
-        )
+        # Sorted, without white space: another parser finds the same in the same bytes.
+        canonical = json.dumps(claims, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if canonical.encode("utf-8") != payload:
+        raise ValueError("it is not canonical JSON")
+    return part, signature, claims

@@ -1,4 +1,4 @@
-"""A verified deployment becomes a complete directory, or is refused with the reason (contract 3)."""
+"""Make a verified deployment a complete directory, or refuse it with the reason (contract 3)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def prepare(
 
 
 def clear(layout: Layout) -> None:
-    """Remove what is half made. Housekeeping: a failure is a warning, and the next try's concern."""
+    """Remove what is half made. Housekeeping: a failure is a warning."""
     try:
         files.remove(layout.wanted_bundle)
         trees.remove(layout.deployments / directories.STAGING)

@@ -1,9 +1,9 @@
-"""A gzip'd tar, read once from front to back: strict, in bounded memory, never more than was allowed.
+"""Read a gzip'd tar once, front to back: strict, in bounded memory, within its limit.
 
-Not `tarfile`: it takes a damaged header for the end of the archive, reads extension headers of any size into memory,
-and understands kinds of entries that a bundle must not have. Read are the headers that GNU tar, bsdtar, Go, git and
-Python write: ustar, GNU long names, pax. Every doubt is a refusal, `malformed_bundle` or `unsafe_archive`; what a name
-may be is decided in `unpack`.
+Not `tarfile`: it takes a damaged header for the end of the archive, reads extension headers of any
+size into memory, and understands kinds of entries that a bundle must not have. Read are the headers
+that GNU tar, bsdtar, Go, git and Python write: ustar, GNU long names, pax. Every doubt is a
+refusal, `malformed_bundle` or `unsafe_archive`; what a name may be is decided in `unpack`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from firstboot.base.errors import Untrusted
 
 BLOCK = 512  # bytes; the unit of a tar
 PIECE = 256 << 10  # bytes inflated at a time
-PACKED_PIECE = (
-    32 << 10
-)  # bytes read at a time; what is not inflated yet is copied at each step, so it is small
-EXTENSION_LIMIT = (
-    256 << 10
-)  # bytes of one pax or long-name header: extended attributes are up to 64 KiB each
+# Bytes read at a time; what is not inflated yet is copied at each step, so it is small.
+PACKED_PIECE = 32 << 10
+# Bytes of one pax or long-name header: extended attributes are up to 64 KiB each.
+EXTENSION_LIMIT = 256 << 10
 
 FORBIDDEN = {
     b"1": "a hard link",
@@ -36,13 +34,13 @@ FORBIDDEN = {
     b"K": "a link",
     b"S": "a sparse file",
 }
-# Records of an extended header that say what an entry is; the others (times, owners, attributes) are not for us.
+# Records of an extended header that say what an entry is; times, owners, attributes are not for us.
 _MEANT = (b"path", b"size", b"linkpath")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or directory as the archive names it; `mode` may have more than the twelve bits of chmod."""
+    """A file or directory as the archive names it; `mode` may have more bits than chmod's."""
 
     name: bytes
     is_directory: bool
@@ -59,14 +57,15 @@ def unsafe(sentence: str) -> NoReturn:
 
 
 def shown(name: bytes) -> str:
-    """A name out of an archive as it may stand in a message: short, on one line, quoted, what is invisible escaped."""
+    """Return a name out of an archive for a message: short, on one line, quoted and escaped."""
     return repr(name.decode("utf-8", "backslashreplace")[:80])
 
 
 def entries(source: BinaryIO, path: Path, *, limit: int) -> Iterator[tuple[Entry, Iterator[bytes]]]:
-    """Yield each entry with its bytes in pieces, which are to be taken before the next entry is asked for.
+    """Yield each entry with its bytes in pieces.
 
-    `limit` is for the whole tar in bytes, headers and padding included; `path` names the file in a LocalFault.
+    The pieces are to be taken before the next entry is asked for. `limit` is for the whole tar in
+    bytes, headers and padding included; `path` names the file in a LocalFault.
     """
     tar = _Inflated(source, path, limit)
     extension: dict[bytes, bytes] | None = None
@@ -127,7 +126,7 @@ def _entry(block: bytes, kind: bytes, extension: dict[bytes, bytes], size: int) 
 
 
 def _extension(kind: bytes, tar: _Inflated, size: int) -> dict[bytes, bytes]:
-    """What a header that extends the next entry says: `path`, `size`, `linkpath` and GNU's words for sparse files."""
+    """Return what a header says that extends the next entry, as far as it is for us."""
     if size > EXTENSION_LIMIT:
         unsafe(f"an extended header of more than {EXTENSION_LIMIT} bytes")
     data = b"".join(tar.pieces(size))
@@ -141,7 +140,10 @@ def _extension(kind: bytes, tar: _Inflated, size: int) -> dict[bytes, bytes]:
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header that say what an entry is: ``LENGTH KEY=VALUE\\n``, the length being the record's."""
+    """Return the records of a pax header that say what an entry is.
+
+    Each is ``LENGTH KEY=VALUE\\n``, the length being the record's.
+    """
     found: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
@@ -159,7 +161,7 @@ def _records(data: bytes) -> dict[bytes, bytes]:
 
 
 def _number(field: bytes) -> int:
-    """A number of a header: octal digits, or GNU's base 256 for what is too large for them."""
+    """Return a number of a header: octal digits, or GNU's base 256 for what is too large."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = field.split(b"\0", 1)[0].strip(b" ")
@@ -169,7 +171,7 @@ def _number(field: bytes) -> int:
 
 
 class _Inflated:
-    """The tar inside one gzip file of one or more members; refuses to inflate more than `limit` bytes."""
+    """The tar inside a gzip file of one or more members; inflates at most `limit` bytes."""
 
     def __init__(self, source: BinaryIO, path: Path, limit: int) -> None:
         self._source, self._path, self._left = source, path, limit

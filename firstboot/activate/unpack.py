@@ -34,6 +34,7 @@ DEPTH_LIMIT = 32  # components
 
 # Control and format characters and line ends: what a terminal obeys and a reader cannot see.
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}
+_ALIKE = "a name that differs only in case or accents"
 
 
 def measure(bundle: Path, *, packed_size: int) -> int:
@@ -112,16 +113,12 @@ class _Names:
         for depth in range(1, len(parts)):
             above = self._made.setdefault(folded[:depth], _Made(parts[:depth], "implied"))
             if above.kind == "file" or above.parts != parts[:depth]:
-                unsafe(
-                    f"{shown(entry.name)} is below a file, or a directory whose name differs only in case or accents"
-                )
+                unsafe(f"{shown(entry.name)} is below a file, or {_ALIKE}")
         known = self._made.get(folded)
         if known is not None and not (entry.is_directory and known == _Made(parts, "implied")):
             if parts == (SPEC,) == known.parts:
                 malformed(f"it has two {SPEC}")
-            unsafe(
-                f"{shown(entry.name)} is there twice, or as a name that differs only in case or accents"
-            )
+            unsafe(f"{shown(entry.name)} is there twice, or beside {_ALIKE}")
         self._made[folded] = _Made(parts, "directory" if entry.is_directory else "file")
         if len(self._made) > ENTRY_LIMIT + IMPLIED_LIMIT:
             unsafe(f"more than {ENTRY_LIMIT + IMPLIED_LIMIT} files and directories")
@@ -132,7 +129,7 @@ class _Names:
 
 
 def components(entry: Entry) -> tuple[str, ...]:
-    """Split a name that may be written; ``./a//b`` is ``a/b``, as ``tar -C DIR .`` and others write it."""
+    """Split a name that may be written; ``./a//b`` is ``a/b``, as ``tar -C DIR .`` writes it."""
     name = entry.name
     try:
         text = name.decode("utf-8")

@@ -115,7 +115,7 @@ class Condition:
         files.write(self._layout.agent_status, data, mode=0o644, durable=False)
         last = self.jobs[FIRST].last_success_at
         well = f"ok, last beat at {last}" if last is not None else "ok, no beat yet"
-        said = f"degraded: {verdicts.sentence(problems[0].detail)}" if problems else well
+        said = f"degraded: {documents.sentence(problems[0].detail)}" if problems else well
         systemd.notify(f"STATUS={said}")
 
     def _shown(self, name: str) -> dict[str, Any]:

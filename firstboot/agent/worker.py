@@ -19,11 +19,11 @@ from firstboot.api.connection import ProxyRefused
 from firstboot.api.messages import HeartbeatReply
 from firstboot.base import log
 from firstboot.base.clock import Chance, Clock, rfc3339, rng
+from firstboot.base.documents import sentence
 from firstboot.base.errors import ByteorError, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange.handover import Handover
-from firstboot.exchange.verdicts import sentence
 
 # A worker that is later than its next attempt plus this is stuck, and the watchdog may end us.
 GRACE_S = 90.0

@@ -45,7 +45,7 @@ class Outcome:
 
 
 def put(layout: Layout, outcome: Outcome, *, text: Callable[[], bytes] | None = None) -> None:
-    """Add one report, durably, unless it is there already. `text` is its diagnostic, called once."""
+    """Add one report, durably, unless it is there already. `text` makes its diagnostic."""
     present = numbers(layout)
     for number in reversed(present[-4:]):
         try:

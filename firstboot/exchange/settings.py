@@ -40,7 +40,7 @@ class Settings:
     erase: Optional[Mapping[str, Any]] = None
     # The enrollment reply's, as envelopes; no setting of a source.
     key_sets: tuple[Mapping[str, Any], ...] = ()
-    # Keys that a source above the image's defaults gave: a later boot does not take them from there.
+    # Keys that a source above the image's defaults gave: later boots do not take them from there.
     pinned: tuple[str, ...] = field(default=(), compare=False)
     # Keys that the image's defaults gave, None in a file of version 0.1.0; those that went back to
     # their default at the last `run`, because the file no longer names them.

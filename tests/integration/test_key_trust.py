@@ -146,7 +146,7 @@ def test_a_lost_key_ring_is_not_started_again_by_the_inbox(host: Host, damage: s
         ring.unlink()
     stranger = SigningKey.new("kid-stranger")
     done = bring(host, [signing.key_set(9, [signing.key_entry(stranger)], [stranger])])
-    assert "no signature counts" in done.err and "trust --reset" in done.err
+    assert "no signature is trusted" in done.err and "trust --reset" in done.err
     assert facts(trusted(host)) == (0, "closed", "damaged")
     status = json.loads(host.call("byteor-agent", "status", "--json").out)
     assert "signing_keys_refused" in [problem["code"] for problem in status["problems"]]

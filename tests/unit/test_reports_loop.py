@@ -258,3 +258,15 @@ def test_a_full_spool_does_not_hold_up_the_report(
     monkeypatch.setattr(reports_module.spool, "add_text", full)
     scene.run()
     assert scene.plane.told == ["dep_1"] and not scene.spooled
+
+
+def test_an_upload_that_stands_still_does_not_hold_up_the_report(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the spool's lock for as long as it likes (Ctrl-Z); reports wait a second or two."""
+    monkeypatch.setattr(reports_module, "SPOOL_WAIT_S", 0.1)
+    scene.outcome(1).with_suffix(".txt").write_text("the cause")
+    spool.prepare(scene.layout)
+    with files.locked(scene.layout.spool_lock, wait_s=0.0, busy=lambda: TryAgain("busy")):
+        scene.loop.run_once()
+    assert scene.plane.told == ["dep_1"] and scene.delivered() == 1 and not scene.spooled

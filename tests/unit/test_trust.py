@@ -173,6 +173,21 @@ def test_keys_that_a_set_no_longer_lists_are_kept_as_retired() -> None:
     assert {one.kid for one in ring.keys} == {"kid-1", "kid-2", "kid-3"}
 
 
+@pytest.mark.parametrize("trust", [None, "tls"])
+@pytest.mark.parametrize("start", [[], [ONE]], ids=["first", "later"])
+def test_a_set_that_leaves_no_key_active_is_malformed(start: list[Any], trust: str | None) -> None:
+    """One slip at the control plane must not end the chain on every host: it is refused and said,
+    and what it should have been is taken afterwards.
+    """
+    ring = adopt(NOTHING, start, at=AT)
+    for slip in (key_set(2, 1, k1="retired"), key_set(2, 1, k1="retired", k2="retired")):
+        after = adopt(ring, [slip], at=AT, trust=trust)
+        assert after.keys == ring.keys and after.version == ring.version
+        assert refusal(after) == "malformed" and "no key active" in str(after.refused)
+        mended = adopt(after, [slip, key_set(3, 1, k1="active", k2="active")], at=AT, trust=trust)
+        assert mended.version == 3
+
+
 def test_the_ring_stays_bounded() -> None:
     """A plane that brings new keys with every set does not grow the host's file without end."""
     ring = adopt(NOTHING, [ONE], at=AT)
@@ -366,15 +381,6 @@ def test_without_a_clock_the_walk_stops_where_ends_begin() -> None:
 # -- pins that change
 
 PINNED_TWO = adopt(anchor(pinned(1, 9), PLACE, at=AT), [ONE, TWO], at=AT)
-
-
-def test_the_order_of_pins_says_nothing() -> None:
-    """The same keys under the same names are the same pins; another key under a name is another
-    pin.
-    """
-    pins = [chain.pins_of(pinned(*numbers)) for numbers in ((1, 9), (9, 1), (1,))]
-    assert chain.same_pins(pins[0], pins[1]) and not chain.same_pins(pins[0], pins[2])
-    assert not chain.same_pins(pins[2], (replace(pins[2][0], public=key(2).public),))
 
 
 def test_an_added_pin_takes_nothing_away() -> None:
