@@ -17,7 +17,8 @@ from firstboot.provision.schema import CHECKS
 _COMMON = {"name", "proxy", "seal", "activation", "erase"}
 _ANY = "|".join(CHECKS).encode()
 _OURS = "|".join(key for key in CHECKS if key not in _COMMON).encode()
-_MARKER = re.compile(rb"^#byteor-firstboot:[ \t]*\r?(?:\n|\Z)", re.MULTILINE)
+_WORD = b"#byteor-firstboot:"
+_MARKER = re.compile(_WORD + rb"[ \t]*\r?(?:\n|\Z)")
 _ONE_LINE = re.compile(rb"^#byteor-firstboot:[ \t]*\{", re.MULTILINE)
 # By the line end before it, which is found faster than the beginning of a line.
 _STRAY = re.compile(rb"\n#(?:[ \t]*(?:%s)|  (?:%s))[ \t]*:" % (_OURS, _ANY))
@@ -53,16 +54,16 @@ def blocks(part: bytes) -> list[Block]:
             "#byteor-firstboot: alone on a line, then lines of # and two spaces",
         )
     found, spans = [], []
-    for marker in _MARKER.finditer(part):
-        lines, at = [], marker.end()
+    for start, at in _markers(part):
+        begin, lines = at, []
         while part.startswith(b"#", at):
             end = part.find(b"\n", at) + 1 or len(part)
             lines.append(_line(part[at:end], at))
             at = end
         if any(lines):
             bare = at if _BARE.match(part, at) else None
-            found.append(Block(marker.end(), b"\n".join(lines), bare))
-        spans.append(range(marker.start(), at))
+            found.append(Block(begin, b"\n".join(lines), bare))
+        spans.append(range(start, at))
     for span, after in zip(spans, [*(one.start for one in spans[1:]), len(part)]):
         stray = _STRAY.search(part, max(span.stop - 1, 0), after)
         if stray:
@@ -72,6 +73,16 @@ def blocks(part: bytes) -> list[Block]:
                 "keep the block together: one run of lines of # and two spaces",
             )
     return found
+
+
+def _markers(part: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where each marker begins, and where the line after it does."""
+    at = part.find(_WORD)
+    while at >= 0:
+        match = _MARKER.match(part, at)
+        if match and (at == 0 or part[at - 1 : at] == b"\n"):
+            yield at, match.end()
+        at = part.find(_WORD, at + 1)
 
 
 def _line(line: bytes, at: int) -> bytes:
@@ -88,8 +99,7 @@ def _line(line: bytes, at: int) -> bytes:
 
 def comment_marks(part: bytes) -> Iterator[int]:
     """Yield where each ``#`` stands that is removed from the lines of a block."""
-    for marker in _MARKER.finditer(part):
-        at = marker.end()
+    for _, at in _markers(part):
         while part.startswith(b"#  ", at):
             yield at
             at = part.find(b"\n", at) + 1 or len(part)

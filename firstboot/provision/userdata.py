@@ -155,7 +155,7 @@ class _Part:
         data = self._data
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             self._near_miss(data.decode("utf-16", "replace").encode())
-        if b"byteor" not in data.lower():
+        if b"yteor" not in data and b"YTEOR" not in data:
             return
         self._reading.written_late |= _says(data, _WRITES)
         blocks = self._blocks()

@@ -68,7 +68,7 @@ def _views(data: bytes, depth: int, seen: set[int]) -> Iterator[bytes]:
     yield data
     for stream in decode.gzips(data):
         yield from _views(stream.text, depth + 1, seen)
-    if _is_text(data):
+    if _TEXT in data.translate(_PRINTABLE):
         for undo in _UNDONE:
             for escaped in undo(data):
                 yield from _views(escaped.text, depth + 1, seen)
@@ -111,7 +111,10 @@ class Scrubber:
         found: list[Edit] = []
         # gzip before the raw text: it stores what does not deflate as it is, under a checksum.
         # Escapes before a token that may begin or end in the middle of one.
-        for step in (self._packed, self._whole, self._escaped, self._raw, self._base64):
+        steps = [self._packed, self._raw]
+        if _TEXT in data.translate(_PRINTABLE):  # else there is nothing that is written as text
+            steps = [self._packed, self._whole, self._escaped, self._raw, self._base64]
+        for step in steps:
             edits = list(step(data, chain))
             found += edits
             data = decode.applied(data, edits)
@@ -158,7 +161,7 @@ class Scrubber:
                 at = data.find(token, at + len(token))
 
     def _escaped(self, data: bytes, chain: tuple[str, ...]) -> Iterator[Edit]:
-        for undo in _UNDONE if _is_text(data) else ():
+        for undo in _UNDONE:
             made = [
                 edit for layer in undo(data) for edit in self._in_layer(layer, (*chain, layer.name))
             ]
@@ -166,7 +169,7 @@ class Scrubber:
             data = decode.applied(data, made)
 
     def _base64(self, data: bytes, chain: tuple[str, ...]) -> Iterator[Edit]:
-        for run, alignments in decode.Gaps(data).runs() if _is_text(data) else ():
+        for run, alignments in decode.Gaps(data).runs():
             if not self._is_clean(run, chain):
                 made = [
                     edit for one in alignments for edit in self._in_layer(one, (*chain, "base64"))
@@ -202,13 +205,9 @@ def _cuts(data: bytes, at: int, end: int) -> bool:
     )
 
 
-def _is_text(data: bytes) -> bool:
-    """Return True where `data` has a stretch of text that a token could be written in."""
-    return _TEXT in data.translate(_PRINTABLE)
-
-
 def _quoted_printable(data: bytes) -> Iterator[decode.Escaped]:
-    if b"=" in data and b"quoted-printable" in data.lower():  # the reader needs the header as well
+    # The reader needs the header as well.
+    if b"=" in data and (b"rintable" in data or b"RINTABLE" in data):
         yield from filter(None, [decode.quoted_printable(data)])
 
 
