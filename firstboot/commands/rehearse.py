@@ -115,6 +115,7 @@ def preflight_command(arguments: argparse.Namespace) -> int:
         )
         preflight.make_state(layout)
         with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+            preflight.sweep(layout)
             # A foreign identity's key must not be touched; `run` sets it aside before it seals.
             if store.look(layout).state is not store.State.FOREIGN:
                 store.probe_sealing(layout, seal=settings.seal)

@@ -225,6 +225,11 @@ def _notices(layout: Layout, view: View) -> list[str]:
     here, found = view.seen.identity, []
     if here is not None and here.moved_in == view.boot_id:
         found.append(store.MOVED)
+    intent = view.intent
+    if here is not None and intent is not None and intent.unanswered and view.facts.settled:
+        found.append(
+            f"an enrollment as {intent.name} had no answer: look for that agent in the list"
+        )
     with suppress(LocalFault):
         for key in settings.load(layout).reverted:
             found.append(f"{key} is back at its default: {IMAGE} no longer names it")

@@ -129,5 +129,4 @@ def _frozen(layout: Layout, here: Identity) -> tuple[dict[str, Any] | None, Sett
             hint="restore /var/lib/byteor/settings.json, or run byteor-firstboot reenroll",
         )
     log.warning("settings.json was lost: what routes comes from the sealed identity")
-    names = (*PLACE, "name", "ca_certificates", "proxy", "no_proxy")
-    return None, Settings(**{name: getattr(here, name) for name in names})
+    return None, Settings(name=here.name, **{name: getattr(here, name) for name in ROUTING})

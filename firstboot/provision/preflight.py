@@ -38,6 +38,16 @@ def make_state(layout: Layout) -> None:
     private.check_directory(layout.identity, owner=layout.owner)
 
 
+def sweep(layout: Layout) -> None:
+    """Remove what a writer that was killed left half-made; the caller holds the lock.
+
+    A key that was being made has two names until then, and is not used.
+    """
+    for path in layout.identity.glob(".*"):
+        if path.suffix in (".tmp", ".new"):
+            files.remove(path)
+
+
 def check_disk(layout: Layout) -> None:
     """Raise LocalFault unless the state directory takes and keeps what first boot writes."""
     make_state(layout)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import uuid
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from firstboot.provision.enrollment import PAUSES_S, Meaning
 from firstboot.provision.erase.receipt import Receipt
 from firstboot.provision.facts import View, look, stop_error
 from firstboot.provision.freezing import freeze_again, with_proxy_of
-from firstboot.provision.schema import PLACE, require_complete
+from firstboot.provision.schema import ROUTING, require_complete
 from firstboot.provision.sources import Inputs
 from firstboot.provision.tokens import Intent, TokenClass
 
@@ -100,6 +101,9 @@ class FirstBoot:
 
     def run(self) -> int:
         """Take steps until one ends the run."""
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the token
+        with self._lock():
+            preflight.sweep(self._layout)
         while True:
             try:
                 if self._step():
@@ -188,6 +192,8 @@ class FirstBoot:
 
     def _check_host(self, view: View) -> None:
         """Fail on this host's side before the control plane or the token is touched."""
+        for warning in view.found.warnings:  # they may say why something is missing
+            log.warning(warning)
         require_complete(view.settings)
         preflight.check_disk(self._layout)
         preflight.check_clock(self._clock)
@@ -272,9 +278,8 @@ class FirstBoot:
         reply = answer.enrolled
         assert reply is not None  # noqa: S101 - what ENROLLED means
         found = with_proxy_of(self._inputs.environ, view.settings)
-        names = (*PLACE, "proxy", "ca_certificates", "no_proxy")
         fresh = Identity(
-            **{name: getattr(found, name) for name in names},
+            **{name: getattr(found, name) for name in ROUTING},
             agent_id=reply.agent_id,
             name=reply.name or intent.name,
             api_key=reply.api_key,
@@ -300,6 +305,9 @@ class FirstBoot:
             )
         store.drop_unused_key(self._layout)
         log.notice("enrolled", agent_id=fresh.agent_id, name=fresh.name)
+        former = view.seen.identity
+        if former is not None and former.agent_id != fresh.agent_id:
+            log.notice(f"agent {former.agent_id} is superseded: delete it at the control plane")
         self._trouble.over(done=True)
         self._replaced = True
         self._handed_off = False

@@ -587,3 +587,37 @@ def test_a_look_changes_nothing(host: Host) -> None:
     assert host.call("byteor-firstboot", "preflight").code == 0
     after = tree()
     assert {name: after[name] for name in before} == before
+
+
+def test_reenroll_takes_a_bare_token_to_where_the_identity_points(host: Host) -> None:
+    """Enrolled from user data, which is gone: address, ids, CA come from the identity, no source
+    redirects them, and the agent that is superseded is named.
+    """
+    host.user_data(host.comment_block(host.mint()))
+    assert host.run().code == 0
+    (first,) = host.plane.agents()
+    host.user_data("#cloud-config\nhostname: edge-node-01\n")
+    host.write("etc/byteor/firstboot.yaml", "api_base_url: https://evil.example\norg_id: other\n")
+    done = host.call("byteor-firstboot", "reenroll", "--token-file", "-", text=host.mint())
+    assert done.code == 0 and f"agent {first['agent_id']} is superseded" in done.err, done
+    settings = json.loads(host.path("var/lib/byteor/settings.json").read_text())
+    assert settings["api_base_url"] == host.plane.base_url
+    assert settings["ca_certificates"] == host.plane.ca_pem
+    assert host.run().code == 0
+    again = json.loads(host.path("var/lib/byteor/settings.json").read_text())
+    assert again["api_base_url"] == host.plane.base_url
+    assert len(host.plane.agents()) == 2
+
+
+def test_an_enrollment_without_an_answer_is_named_where_another_identity_is(host: Host) -> None:
+    """A reenroll whose answer was lost may have left an agent at the control plane."""
+    host.defaults(name="edge-one")
+    host.token(host.mint())
+    assert host.run().code == 0
+    host.defaults(name="edge-two")
+    host.token(host.mint())
+    host.plane.fault("enroll", "drop", when="after")
+    assert host.call("byteor-firstboot", "reenroll", "--give-up-after", "0").code == 6
+    shown = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+    assert shown["state"] == "enrolled"
+    assert "edge-two had no answer" in shown["notices"][0]
