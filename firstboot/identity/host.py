@@ -77,7 +77,8 @@ class Match(enum.Enum):
 class HostFacts:
     """What this host says about itself; None for what is absent or not evidence.
 
-    `machine_id` is the file's content even when it is not `committed`: systemd-creds looks at no more than that.
+    `machine_id` is the file's content even when it is not `committed`: systemd-creds looks at no
+    more than that.
     """
 
     machine_id: str | None
@@ -192,7 +193,8 @@ def _salt(stored: Mapping[str, Any]) -> bytes:
 
 
 def _hashed(salt: bytes, name: str, value: str) -> str:
-    # The name keeps a value that two facts share (Azure: instance id and product UUID) from showing it.
+    # The name keeps a value that two facts share (Azure: instance id and product UUID) from showing
+    # it.
     return hmac.new(salt, f"{name}\0{value}".encode(), hashlib.sha256).hexdigest()
 
 

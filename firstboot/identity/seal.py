@@ -7,9 +7,10 @@ The file is JSON of four lines, and nothing else opens:
     "nonce": "<24 hex digits>",
     "sealed": "<hex: ciphertext and 16-byte tag>"}
 
-Everything before the nonce's line, version and header, is the associated data, as its bytes stand in the file: there is
-no second way to write the same header. The 96-bit nonce is fresh and random: one key seals a handful of files in its
-life, far from the 2^32 that NIST SP 800-38D allows for random nonces, so the key is used as it is, without derivation.
+Everything before the nonce's line, version and header, is the associated data, as its bytes stand
+in the file: there is no second way to write the same header. The 96-bit nonce is fresh and random:
+one key seals a handful of files in its life, far from the 2^32 that NIST SP 800-38D allows for
+random nonces, so the key is used as it is, without derivation.
 There is one error for every failure to open. Model: age ``primitives.go``.
 """
 
@@ -35,7 +36,7 @@ _FORMAT = re.compile(
 
 
 def seal(plain: bytes, *, key: bytes, purpose: str, header: Mapping[str, Any]) -> bytes:
-    """Return the file's bytes; `header` (JSON-able, cleartext) and `purpose` are authenticated with them."""
+    """Return the file's bytes; `header` (JSON-able, cleartext) and `purpose` are authenticated."""
     text = json.dumps({**header, "purpose": purpose}, sort_keys=True, allow_nan=False)
     bound = f'{{"v": 1,\n"header": {text},\n'.encode("ascii")
     nonce = secrets.token_bytes(NONCE_BYTES)
@@ -44,7 +45,7 @@ def seal(plain: bytes, *, key: bytes, purpose: str, header: Mapping[str, Any]) -
 
 
 def unverified_header(sealed: bytes) -> dict[str, Any]:
-    """Return the header that nothing vouches for yet: good for choosing a key and for refusing, for no more."""
+    """Return the header that nothing vouches for yet: for choosing a key and for refusing."""
     try:
         header = json.loads(_parts(sealed)["header"])
     except (ValueError, RecursionError) as error:
@@ -53,7 +54,7 @@ def unverified_header(sealed: bytes) -> dict[str, Any]:
 
 
 def open(sealed: bytes, *, key: bytes, purpose: str) -> bytes:
-    """Return the plain bytes; Corrupt for another key, purpose or version, and for any changed bit."""
+    """Return the plain bytes; Corrupt for another key, purpose or version, or a changed bit."""
     from cryptography.exceptions import InvalidTag
 
     parts = _parts(sealed)

@@ -1,8 +1,8 @@
 """Erase spent tokens once cloud-init has finished, and say what remains.
 
 The one moment of contract 7: while cloud-init is at work in this boot nothing that it may read is
-overwritten. ``byteor-erase.service`` runs ``byteor-firstboot erase`` after cloud-final; a `run` that
-enrolls later does the same itself. Both search with the token in hand, as the sources hold it.
+overwritten. ``byteor-erase.service`` runs ``byteor-firstboot erase`` after cloud-final; a `run`
+that enrolls later does the same itself. Both search with the token in hand, as the sources hold it.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def erase_again(
 ) -> int:
     """Erase every spent (`refused`: and refused) token that a source holds.
 
-    NotErased (exit 9) when a copy stays in a file that we could have written. While cloud-init is at
-    work, or another process holds the lock for 30 s, nothing is erased: that is said, and exit 0.
-    `journal` is asked before a journal that holds a token is emptied.
+    NotErased (exit 9) when a copy stays in a file that we could have written. While cloud-init is
+    at work, or another process holds the lock for 30 s, nothing is erased: that is said, and exit
+    0. `journal` is asked before a journal that holds a token is emptied.
     """
     preflight.make_state(layout)
     try:

@@ -1,28 +1,29 @@
 """Decide what first boot does next, from what is on disk: the table of contract 7, pure.
 
-| identity                  | token                | intent               | next                                |
-|---------------------------|----------------------|----------------------|-------------------------------------|
-| here                      | any                  | any                  | HAND_OFF if not yet done; then:     |
-| here                      | any                  | the one it came from | SETTLE: token spent, wipe intent    |
-| here                      | spent                | any                  | ERASE what this run has not tried   |
-| here                      | none, fresh, refused | any                  | DONE                                |
-| none                      | fresh, refused       | for token and host   | ENROLL                              |
-| none, foreign, unreadable | fresh                | none or another      | PREPARE: set aside, intent          |
-| foreign, unreadable       | fresh                | for token and host   | PREPARE: set aside, keep the intent |
-| none                      | refused              | none or another      | PREPARE once a boot                 |
-| none                      | refused              | none or another      | STOP_REFUSED if presented           |
-| none                      | spent                | any                  | STOP_LOST                           |
-| none                      | none                 | durable              | STOP_PROBABLY_SPENT                 |
-| none                      | none                 | none                 | STOP_NO_TOKEN                       |
-| foreign                   | none, spent, refused | any                  | STOP_FOREIGN                        |
-| unreadable                | none, spent, refused | any                  | STOP_UNREADABLE                     |
+| identity                  | token                | intent               | next                 |
+|---------------------------|----------------------|----------------------|----------------------|
+| here                      | any                  | any                  | HAND_OFF first; then:    |
+| here                      | any                  | the one it came from | SETTLE               |
+| here                      | spent                | any                  | ERASE, once a run    |
+| here                      | none, fresh, refused | any                  | DONE                 |
+| none                      | fresh, refused       | for token and host   | ENROLL               |
+| none, foreign, unreadable | fresh                | none or another      | PREPARE              |
+| foreign, unreadable       | fresh                | for token and host   | PREPARE, intent kept |
+| none                      | refused              | none or another      | PREPARE once a boot  |
+| none                      | refused              | none or another      | else STOP_REFUSED    |
+| none                      | spent                | any                  | STOP_LOST            |
+| none                      | none                 | durable              | STOP_PROBABLY_SPENT  |
+| none                      | none                 | none                 | STOP_NO_TOKEN        |
+| foreign                   | none, spent, refused | any                  | STOP_FOREIGN         |
+| unreadable                | none, spent, refused | any                  | STOP_UNREADABLE      |
 
-The second row repairs a crash between sealing and marking: an identity that carries the intent's
-key was answered to that intent. ERASE comes once cloud-init has finished or does not run, and then
-DONE. Before PREPARE comes REACH, until this run has had a TLS session with the address. An intent
-for another token or host counts as none for PREPARE, and as durable for STOP_PROBABLY_SPENT. An
-identity that could not be looked at is no row: it is a LocalFault, and nothing is set aside for it.
-The next step never comes from a counter: a run that was killed anywhere computes the same again.
+PREPARE sets aside what is not ours and makes a new intent durable; SETTLE marks the token spent and
+wipes the intent. It repairs a crash between sealing and marking: an identity that carries the
+intent's key was answered to that intent. ERASE comes once cloud-init has finished or does not run,
+and then DONE. Before PREPARE comes REACH, until this run has had a TLS session with the address. An
+intent for another token or host counts as none for PREPARE, and as durable for STOP_PROBABLY_SPENT.
+An identity that could not be looked at is no row: it is a LocalFault, and nothing is set aside for
+it. The next step never comes from a counter: a run that was killed anywhere computes it again.
 """
 
 from __future__ import annotations

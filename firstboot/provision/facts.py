@@ -100,7 +100,8 @@ def look(
     """
     seen = _identity(layout, reenrolling=reenrolling)
     stored = Intent.load(layout, repair=not read_only)
-    # The identity that is here may be the answer to the durable intent: a crash came before the mark.
+    # The identity that is here may be the answer to the durable intent: a crash came before the
+    # mark.
     settled = stored is None or seen.identity is None or seen.identity.idempotency_key != stored.key
     state = State.NONE if reenrolling and seen.identity is not None and settled else seen.state
     faults: list[ByteorError] = []
@@ -191,7 +192,8 @@ STOPS: dict[Step, tuple[type[ByteorError], str, str]] = {
     Step.STOP_REFUSED: (
         Refused,
         "the control plane refused this token, and it was presented in this boot already",
-        "mint a new token; or fix the cause at the control plane, then byteor-firstboot run --again",
+        "mint a new token; or fix the cause at the control plane, then "
+        "byteor-firstboot run --again",
     ),
     Step.STOP_LOST: (
         Refused,

@@ -1,7 +1,7 @@
 """Freeze anew what the image's defaults may change of an enrolled host; the sealed routing follows.
 
-``settings.json`` is frozen at enrollment. Later boots take from ``/etc/byteor/firstboot.yaml`` alone,
-so that changed user data cannot re-route an enrolled host.
+``settings.json`` is frozen at enrollment. Later boots take from ``/etc/byteor/firstboot.yaml``
+alone, so that changed user data cannot re-route an enrolled host.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def as_enrolled(layout: Layout, here: Identity, found: Settings) -> Settings:
 
 
 def freeze_again(layout: Layout, seen: Look, image: Mapping[str, Any], *, boot_id: str) -> None:
-    """Write settings.json and the identity that opens here, where they are not as they should be."""
+    """Write settings.json and the identity that opens here, where they are to be others."""
     here = seen.identity
     assert here is not None  # noqa: S101 - only called with an identity
     stored, base = _frozen(layout, here)

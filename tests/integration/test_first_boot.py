@@ -463,7 +463,7 @@ def spoiled(path: Path, how: str) -> None:
 def test_a_neighbour_of_the_identity_never_keeps_a_host_from_its_agent(
     host: Host, name: str, how: str
 ) -> None:
-    """Hand-off comes before anything that may fail: a warning, exit 0, and `status` says enrolled."""
+    """Hand-off comes first: a warning, exit 0, and `status` says enrolled."""
     if how == "owner" and os.geteuid() != 0:
         pytest.skip("giving a file away needs root")
     host.defaults()

@@ -66,7 +66,7 @@ def traced(host: Host, command: str, *options: str) -> int:
 
 
 def calls(host: Host, command: str, trace: Path) -> list[tuple[str, int]]:
-    """Return every changing call of a whole run below the root, as (name, which one of that name)."""
+    """Return every changing call of a whole run below the root: its name, which one of that."""
     options = ("-y", "-o", str(trace), "-e", f"trace={','.join(CHANGING)}")
     assert traced(host, command, *options) == 0
     found, counts = [], Counter[str]()

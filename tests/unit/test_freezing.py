@@ -1,12 +1,18 @@
-"""What an enrollment freezes beyond its sources: the proxy that the environment named."""
+"""What an enrollment freezes beyond its sources, and the clock that it needs."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import firstboot
+from firstboot.base.clock import Clock, rfc3339
+from firstboot.base.errors import LocalFault
 from firstboot.base.secret import Secret
 from firstboot.exchange.settings import Settings
 from firstboot.provision.freezing import with_proxy_of
+from firstboot.provision.preflight import check_clock
 
 USED = {"HTTPS_PROXY": "http://u:secret0123@proxy.example:3128", "NO_PROXY": "a.example,b.example"}
 
@@ -37,3 +43,32 @@ def test_one_that_it_did_not_use_is_not(
     """Excluded, settled by the settings, or not for this address."""
     settings = Settings(api_base_url=address, proxy=proxy, no_proxy=no_proxy)
     assert with_proxy_of(USED, settings) == settings
+
+
+class At(Clock):
+    """A clock that stands at one moment."""
+
+    def __init__(self, moment: float) -> None:
+        self._moment = moment
+
+    def wall(self) -> float:
+        return self._moment
+
+
+BUILT = Path(firstboot.__file__).stat().st_mtime
+DAY_S = 86400.0
+
+
+@pytest.mark.parametrize("moment", [0.0, 1.0, BUILT - DAY_S, BUILT - 1])
+def test_a_clock_before_the_package_stops_before_the_token_is_presented(moment: float) -> None:
+    """No certificate would be valid; the sentence names both times."""
+    with pytest.raises(LocalFault, match="before this package was built") as caught:
+        check_clock(At(moment))
+    assert rfc3339(moment) in str(caught.value) and "NTP" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("moment", [BUILT, BUILT + DAY_S, 2.0**31, 2.0**32 + 1, 4102444800.0])
+def test_a_clock_after_it_is_believed(moment: float) -> None:
+    """2038 and 2106 are dates like any other."""
+    check_clock(At(moment))
+    assert rfc3339(moment) > "2024"
