@@ -9,6 +9,8 @@ import errno
 import itertools
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,70 @@ def test_a_fault_in_the_settings_is_noted_too(host: Host) -> None:
     assert faults.pause_s(host.layout, wall()) == 0.0
     host.run()
     assert not host.layout.fault.exists()
+
+
+@pytest.mark.parametrize("ends", ["due", "retry", "by hand", "at once"])
+def test_under_its_unit_it_waits_until_the_next_try_is_due(
+    host: Host, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """systemd starts it again every 30 s; a retry, or a run by hand that went well, ends the pause."""
+    passed: list[float] = []
+
+    class Pause:
+        def wait(self, seconds: float) -> None:
+            passed.append(seconds)
+            host.later += seconds
+            if len(passed) == 3 and ends == "retry":
+                journal.ask_again(host.layout, "1" * 64)
+            if len(passed) == 3 and ends == "by hand":
+                host.layout.fault.unlink()
+
+    monkeypatch.setattr(activator, "Event", Pause)
+    monkeypatch.setattr(activator, "monotonic", lambda: host.later)
+    for _ in range(0 if ends == "at once" else 2):
+        with pytest.raises(LocalFault), faults.noted(host.layout, Clock()):
+            raise LocalFault("no")
+    monkeypatch.setattr(activator.systemd, "inside", lambda unit: unit == activator.UNIT)
+    assert host.run() == 0 and host.fault() is None
+    expected = {"due": 60.0, "retry": 15.0, "by hand": 15.0, "at once": 0.0}[ends]
+    assert expected - 1.0 <= sum(passed) <= expected  # dates have no fraction
+
+
+IN_A_SMALL_DISK = """
+import os, sys
+from pathlib import Path
+from tests.integration.activations import Activations
+host = Activations(Path(sys.argv[1]))
+host.deploy("good")
+state = host.state
+data = os.urandom(20_000) * 1750  # 35 MB unpacked
+host.deploy("large", files={"spec.kv": b"name = large\\n", "data": data})
+assert host.verdicts()[-1] == ("dep_large", "failed", "no_room"), host.verdicts()
+assert host.spec() == "name = good\\n" and host.record()["wanted"]["deployment_id"] == "dep_large"
+host.deploy("small")
+assert host.spec() == "name = small\\n"
+print(host.said())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_real_disk_that_is_too_small(tmp_path: Path) -> None:
+    """30 MiB of tmpfs: said once, nothing filled, and what fits afterwards is activated."""
+    root = tmp_path / "root"
+    root.mkdir()
+    mount = f"mount -t tmpfs -o size=30m tmpfs {root} || exit 77"
+    shell = f"{mount}; exec {sys.executable} -c '{IN_A_SMALL_DISK}' {root}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("no mounts in this container")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no_room") == 1
 
 
 # -- housekeeping
