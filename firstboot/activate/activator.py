@@ -179,7 +179,7 @@ class Activator:
         except (Untimely, Untrusted) as error:
             return self._not_admitted(record, error, row, again)
         replay.raise_to(self.layout, deployment)
-        row = _of(row, deployment)
+        row = replace(row, **deployment.facts)
         before = record.of_payload(deployment.payload_sha256)
         if before is not None and self._is_settled(before, again):
             # It came in another envelope, signed anew.
@@ -216,7 +216,7 @@ class Activator:
                 self._save(record, row)
                 return False
             # Without the payload's hash: nothing was tried that would have to be remembered.
-            row = replace(_of(row, deployment), payload_sha256=None)
+            row = replace(row, **{**deployment.facts, "payload_sha256": None})
         if not waits:
             log.warning(f"a deployment is refused: {error.code}: {error}")
         verdict = verdicts.WAITING if waits else verdicts.REFUSED
@@ -324,16 +324,6 @@ class Activator:
 def _without_bundle(record: Record, row: Row) -> Record:
     """Want no bundle; only what waits for room still wants its own, so that the agent keeps it."""
     return record if row.code == verdicts.NO_ROOM else replace(record, wanted=None)
-
-
-def _of(row: Row, deployment: Deployment) -> Row:
-    return replace(
-        row,
-        deployment_id=deployment.deployment_id,
-        sequence=deployment.sequence,
-        spec_hash=deployment.spec_hash,
-        payload_sha256=deployment.payload_sha256,
-    )
 
 
 def link_spec(layout: Layout) -> None:

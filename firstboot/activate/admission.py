@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 from firstboot.activate import signatures
 from firstboot.activate.chain import Place as Place
@@ -65,6 +65,12 @@ class Deployment:
     def place(self) -> Place:
         """Return the environment that it is for."""
         return Place(self.org_id, self.project_id, self.environment_id)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return the members that journal, marker and verdicts keep of it."""
+        names = ("deployment_id", "sequence", "spec_hash", "payload_sha256")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def name(self) -> str:

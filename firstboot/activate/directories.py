@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from firstboot.activate.admission import Deployment
@@ -45,13 +45,7 @@ class Marker:
 
 def marking(deployment: Deployment) -> bytes:
     """Return the marker's bytes for a directory that is being made."""
-    made = Marker(
-        deployment.deployment_id,
-        deployment.sequence,
-        deployment.spec_hash,
-        deployment.payload_sha256,
-    )
-    return json.dumps({"v": VERSION, **asdict(made)}, sort_keys=True).encode() + b"\n"
+    return json.dumps({"v": VERSION, **deployment.facts}, sort_keys=True).encode() + b"\n"
 
 
 def read(layout: Layout, name: str | None) -> Marker | None:

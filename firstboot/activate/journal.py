@@ -80,13 +80,10 @@ def begin(
 ) -> Journal:
     """Return a new activation; nothing is written yet."""
     target = Target(
-        deployment.deployment_id,
-        deployment.sequence,
-        deployment.spec_hash,
-        deployment.payload_sha256,
-        envelope_sha256,
-        keys_version,
-        directory,
+        **deployment.facts,
+        envelope_sha256=envelope_sha256,
+        keys_version=keys_version,
+        directory=directory,
     )
     return Journal(target, previous, ACTIVATING, 0, str(uuid.uuid4()), str(uuid.uuid4()))
 

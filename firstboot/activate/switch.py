@@ -120,15 +120,10 @@ class Switch:
         row = verdicts.Row(
             verdict=str(journal.verdict),
             at=rfc3339(self.clock.wall()),
-            deployment_id=target.deployment_id,
-            sequence=target.sequence,
-            spec_hash=target.spec_hash,
-            payload_sha256=target.payload_sha256,
-            envelope_sha256=target.envelope_sha256,
             code=ROLLBACK_FAILED if degraded else code,
             reason=journal.note or journal.reason,
-            keys_version=target.keys_version,
             report_id=journal.success_id,
+            **{name: value for name, value in vars(target).items() if name != "directory"},
         )
         known = verdicts.load(self.layout)
         state = "degraded" if degraded else "active"

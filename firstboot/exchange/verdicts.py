@@ -27,13 +27,8 @@ from firstboot.exchange import faults
 VERSION = 1
 KEPT_ROWS = 50
 LONGEST_DATE = 64  # characters
-ACTIVE, REFUSED, FAILED, ROLLED_BACK, WAITING = (
-    "active",
-    "refused",
-    "failed",
-    "rolled_back",
-    "waiting",
-)
+ACTIVE, REFUSED, FAILED = "active", "refused", "failed"
+ROLLED_BACK, WAITING = "rolled_back", "waiting"
 NO_ROOM = "no_room"
 ED25519, RETIRED = "Ed25519", "retired"  # the status of a key is ACTIVE or RETIRED
 _SHOWN = ("deployment_id", "sequence", "verdict", "code", "reason", "at", "due")
