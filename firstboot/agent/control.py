@@ -1,7 +1,7 @@
-"""The control worker: heartbeat, newest deployment, key sets and reports, on one session.
+"""The control worker: heartbeat, newest deployment, key sets and reports.
 
-One at a time, the earliest due first, the heartbeat before all others. No request but the heartbeat
-may take longer than `DEADLINE_S`: whatever else hangs, no beat is later than that.
+One at a time, on one session, the earliest due first, the heartbeat before all others. No request
+but the heartbeat may take longer than `DEADLINE_S`: whatever else hangs, no beat is later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEY_SETS, REPORTS = "keysets", "reports"
 
 
 class Control(Worker):
-    """Run what is short; all tasks begin `splay_s` after the start (contract 2.3)."""
+    """Run what is short, beginning `splay_s` after the start (contract 2.3)."""
 
     def __init__(
         self,

@@ -49,7 +49,10 @@ class _Latest:
 
 @dataclass
 class Deployments(Work):
-    """Follow what is assigned; `keys_wanted` is called when nobody here knows the signing key."""
+    """Follow what is assigned.
+
+    `keys_wanted` is called when nobody here knows the signing key.
+    """
 
     context: Context
     inbox: Inbox
@@ -94,7 +97,7 @@ class Deployments(Work):
         return {"download": self.download.progress}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
-        """Return True when a deployment is named that is news; the next beat repeats it."""
+        """Return True when a deployment is named that is news."""
         hint = (hints.deployment_id, hints.deployment_sequence)
         if hint in ((None, None), self._dealt, self._named):
             return False

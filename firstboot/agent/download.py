@@ -1,4 +1,4 @@
-"""Fetch one bundle: room first, then its bytes, hashed as they are written, over many attempts.
+"""Fetch one bundle, hashed as it is written, over many attempts.
 
     bundle.json    which bundle `bundle.part` is to become, and the tag that its bytes came with
     bundle.part    what is there of it; the next attempt goes on at its end
@@ -61,9 +61,10 @@ class _Record:
 
 @dataclass
 class Download(Work):
-    """Bring the bundle that was last wanted; `run_once` for one thread, the rest for any.
+    """Bring the bundle that was last wanted.
 
-    `wake` makes the transfer thread run it, `brought` is called when the bundle is there.
+    `run_once` is for one thread, the rest for any. `wake` makes the transfer thread run it,
+    `brought` is called when the bundle is there.
     """
 
     context: Context
@@ -87,7 +88,7 @@ class Download(Work):
         self._part, self._record = self._inbox / PARTIAL, self._inbox / PARTIAL_RECORD
 
     def want(self, wanted: Wanted | None) -> None:
-        """Make `wanted` the bundle to bring, None for none; another one under way is given up."""
+        """Make `wanted` the bundle to bring; give up any other."""
         changed = not self._told or wanted != self._wanted
         self._told, self._wanted = True, wanted
         if changed:
@@ -100,7 +101,7 @@ class Download(Work):
         return os.path.lexists(self._bundle(wanted))
 
     def run_once(self) -> bool:
-        """Make one attempt at what is wanted; False when there is nothing to bring.
+        """Make one attempt; False when there is nothing to bring.
 
         What came before it raised is kept.
         """
@@ -172,7 +173,7 @@ class Download(Work):
             raise
 
     def _take(self, wanted: Wanted, part: Partial, coming: Coming) -> None:
-        """Write what comes; one byte more than was signed proves that theirs is longer."""
+        """Write what comes, and one byte too many as proof."""
         if coming.start == 0 and part.size:
             part.start_over()
         if part.size == 0:
@@ -189,7 +190,7 @@ class Download(Work):
             raise TryAgain(f"{DOING}: it ended after {part.size} of {wanted.size} bytes")
 
     def _judge(self, wanted: Wanted, part: Partial) -> None:
-        """Return if it is what was signed, or was wrong before as well; else remove it."""
+        """Return if it was signed, or was wrong before; else remove it."""
         if part.size == wanted.size and part.digest.hexdigest() == wanted.sha256:
             self._wrong = None
         elif self._wrong != wanted.sha256:
@@ -216,7 +217,7 @@ class Download(Work):
             )
 
     def _recorded(self, wanted: Wanted) -> _Record | None:
-        """Return the record of what is there, None unless it was begun for these bytes."""
+        """Return the record of what is there, if of these bytes."""
         try:
             stored = documents.read(self._record, _Record)
         except Corrupt:
@@ -238,10 +239,10 @@ class Download(Work):
 
 
 class Partial:
-    """A file that grows over many attempts, hashed as it grows; private, closed by the ``with``.
+    """A private file that grows over many attempts.
 
-    `size` bytes are there, `digest` is theirs. `alive` is called after each block. OSErrors become
-    LocalFault.
+    It is closed by the ``with``. `size` bytes are there, `digest` is theirs. `alive` is called
+    after each block. OSErrors become LocalFault.
     """
 
     def __init__(self, path: Path, *, alive: Callable[[], None]) -> None:

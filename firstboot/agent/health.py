@@ -1,4 +1,4 @@
-"""The agent's condition: what a beat says of it, what `status.json` shows, what hints concern."""
+"""The agent's condition, for the heartbeat, `status.json` and hints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_PROBLEMS = 50  # status.json is read up to a limit
 
 @dataclass(frozen=True)
 class _Before:
-    """What the agent before us wrote last, if it ran in this boot.
+    """The last words of an earlier agent of this boot.
 
     `crashes`: how many times in a row agents ended by an error of their own. `running`: it was
     killed, so that its host is one that is missed, not one of many that come up.
@@ -127,7 +127,7 @@ class Condition:
         return {**own, **job.shown(at)}
 
     def _job(self, name: str) -> Job:
-        """Return the job that is shown as `name`: a download that fails is its deployment's."""
+        """Return the job shown as `name`; a failing download is its deployment's."""
         download = self.jobs.get(DOWNLOAD)
         if name == DEPLOYMENTS and download is not None and download.problem is not None:
             return self.jobs[name] if self.jobs[name].problem is not None else download

@@ -1,4 +1,4 @@
-"""One heartbeat: report this host's state, and take the control plane's hints (contract 2.2)."""
+"""One heartbeat: report this host's state, take hints (contract 2.2)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHORTEST_DEADLINE_S, LONGEST_DEADLINE_S = 10.0, 30.0
 
 @dataclass(frozen=True)
 class Facts:
-    """What a beat says beside itself; `problems` are (code, detail), never a secret."""
+    """The state that a beat reports; `problems` are (code, detail)."""
 
     problems: tuple[tuple[str, str], ...] = ()
     deployment: Mapping[str, Any] | None = None
@@ -94,7 +94,7 @@ class Sequence:
         self._reserved = 0
 
     def next(self) -> int:
-        """Return the next number, reserving another block durably when the last is used up."""
+        """Return the next number, reserving another block when needed."""
         if self._next >= self._reserved:
             start = max(self._reserved, self._stored())
             try:

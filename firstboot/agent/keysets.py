@@ -48,7 +48,10 @@ class KeySets(Work):
     _version: int | None = None
 
     def first_delay(self, chance: Chance, *, splay_s: float) -> float:
-        """Return the seconds until the first look: with the first beat where there is no set."""
+        """Return the seconds until the first look.
+
+        It comes with the first beat where there is no set.
+        """
         try:
             kept = documents.read(self.context.layout.kept_key_sets, _Kept)
             if kept is None or not verdicts.keys_version(self.context.layout):
@@ -79,7 +82,7 @@ class KeySets(Work):
         self.schedule.period_s = PERIOD_S
 
     def hinted(self, hints: HeartbeatReply) -> bool:
-        """Return True when another version is named than this host's, which was not looked at."""
+        """Return True when another version is named and not looked at."""
         hint, version = hints.signing_keys_version, self._trusted()
         if hint is None or version is None or hint == version or self._dealt == (hint, version):
             return False

@@ -1,4 +1,4 @@
-"""Present problems, each with a code, a sentence and a hint, for heartbeat and status."""
+"""Present problems, each with a code, a sentence and a hint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEYS_END_S = 14 * 86400.0
 
 @dataclass(frozen=True)
 class Problem:
-    """`code` is stable and for programs; `detail` and `hint` are sentences without a secret."""
+    """One problem; `code` is stable, the sentences hold no secret."""
 
     code: str
     detail: str
@@ -36,7 +36,7 @@ def of_the_expiry(expires_at: str | None, now: float) -> Iterable[Problem]:
 
 
 def of_the_clock(skew_s: float | None) -> Iterable[Problem]:
-    """Yield a skew that is too large for the times of deployments and certificates."""
+    """Yield a skew too large for the times of deployments."""
     if skew_s is not None and abs(skew_s) > LARGEST_SKEW_S:
         side = "ahead of" if skew_s > 0 else "behind"
         detail = f"this host's clock is {abs(skew_s):.0f} s {side} the control plane's"
@@ -44,7 +44,7 @@ def of_the_clock(skew_s: float | None) -> Iterable[Problem]:
 
 
 def of_the_activation(seen: Seen, now: float) -> Iterable[Problem]:
-    """Yield what the activator's files tell: damage, key sets, a deployment that failed."""
+    """Yield what the activator's files say is wrong."""
     if seen.fault is not None:
         yield Problem("activation_unreadable", seen.fault, "systemctl status byteor-activate")
     if seen.activator is not None:

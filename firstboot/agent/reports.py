@@ -1,4 +1,4 @@
-"""Report the outcome of deployments to the control plane, in order, each until it is accepted.
+"""Report the outcome of deployments, in order, each until accepted.
 
 The activator leaves them numbered in ``outcomes/``; the number up to which the control plane has
 them is ours, and made durable after its answer: a crash between the two repeats a report, which its
@@ -44,9 +44,9 @@ class _Kept:
 
 @dataclass
 class Reports(Work):
-    """Deliver one report in each attempt; `more` is called when others wait behind it.
+    """Deliver one report in each attempt.
 
-    `spooled` is called when a diagnostic came into the spool.
+    `more` is called when others wait behind it, `spooled` when a diagnostic came into the spool.
     """
 
     context: Context
@@ -55,7 +55,7 @@ class Reports(Work):
     _kept: _Kept | None = None
 
     def run_once(self) -> bool:
-        """Deliver the oldest one, False when there is none; raise what stops it."""
+        """Deliver the oldest one; False when there is none."""
         outstanding = self._outstanding()
         if outstanding:
             self._deliver(outstanding[0])
@@ -113,7 +113,7 @@ class Reports(Work):
         self._keep(_Kept(number))
 
     def _spool(self, number: int, outcome: Outcome) -> None:
-        """Before the report is marked, so that a crash does not lose it; equal text is one."""
+        """Spool the diagnostic before its report is marked, against a crash."""
         try:
             text = outcomes.diagnostic(self.context.layout, number, limit=LARGEST_DIAGNOSTIC)
             if text:

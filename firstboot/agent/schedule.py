@@ -1,4 +1,4 @@
-"""When the agent asks the control plane next: pure values, without threads, clock or network.
+"""Decide when to ask the control plane next, as pure values.
 
 `Schedule` turns the outcome of an attempt into a pause (contract 2.2 and 2.6); ``tests/fleet`` runs
 ten thousand of them through boots and outages. `Agenda` keeps the tasks of all workers of a host
@@ -36,7 +36,7 @@ class Outcome(enum.Enum):
 
 
 class Reach(enum.IntEnum):
-    """Who has to ask seldom after a failure."""
+    """The tasks that have to ask seldom after a failure."""
 
     NOBODY = 0
     TASK = 1
@@ -45,7 +45,7 @@ class Reach(enum.IntEnum):
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended.
+    """The end of one attempt.
 
     `sent`: it asked the control plane anything; else it neither takes a turn nor proves anything.
     """
@@ -57,7 +57,7 @@ class End:
 
 
 class Ask(enum.IntEnum):
-    """Who wants a task to run before its pause is over; the larger one counts."""
+    """The reason to end a pause early; the larger one counts."""
 
     NOBODY = 0
     HINT = 1  # the control plane: once a minute, while all is well
@@ -66,7 +66,7 @@ class Ask(enum.IntEnum):
 
 
 def believed(retry_after: float | None) -> float | None:
-    """Return the pause that was asked for, None when it asked for none that counts."""
+    """Return the pause that was asked for, if it is believable."""
     if retry_after is None or not 0 <= retry_after <= LONGEST_RETRY_AFTER_S:
         return None
     return retry_after
@@ -74,7 +74,7 @@ def believed(retry_after: float | None) -> float | None:
 
 @dataclass
 class Schedule:
-    """Compute the pauses of one task: first U(0, period), then the period +-10 %."""
+    """Pauses of one task: first U(0, period), then the period +-10 %."""
 
     period_s: float
     failures: int = 0
@@ -82,13 +82,13 @@ class Schedule:
     settled: bool = field(default=False, repr=False)
 
     def first_delay(self, chance: Chance) -> float:
-        """Return the seconds before the first attempt: they spread a thousand booting hosts."""
+        """Return the seconds before the first attempt, which spread booting hosts."""
         return chance.uniform(0.0, self.period_s)
 
     def next_delay(
         self, chance: Chance, outcome: Outcome, retry_after: float | None = None
     ) -> float:
-        """Return the seconds until the next attempt after one that ended in `outcome`."""
+        """Return the seconds between an attempt with `outcome` and the next."""
         if outcome is Outcome.DONE:
             # After a mass boot or an outage the fleet is spread over one period: a host that came
             # early the second time would meet those whose first time it is.
@@ -116,7 +116,7 @@ class Schedule:
 
 @dataclass
 class Task:
-    """One kind of request: when it is due, and how it went the last time.
+    """One kind of request: its next time and its last end.
 
     `worker` names the thread that runs it. `first`: it goes before all others, and what stands
     between it and the control plane concerns the whole host. `on_demand`: a success ends it until
@@ -177,7 +177,7 @@ class Agenda:
                 self.tasks[name].asked = max(self.tasks[name].asked, by)
 
     def take(self, worker: str, now: float) -> tuple[Task | None, float]:
-        """Return the task that `worker` begins now, or None and the moment to look again."""
+        """Return the task that `worker` begins, or when to look again."""
         with self._lock:
             own = sorted(
                 (task for task in self.tasks.values() if task.worker == worker), key=Task.rank
@@ -195,7 +195,7 @@ class Agenda:
             return self._when(task, now)
 
     def end(self, task: Task, chance: Chance, now: float, end: End) -> float:
-        """Note how the attempt of `task` ended; return the pause after it in seconds."""
+        """Note the end of an attempt; return the pause after it."""
         with self._lock:
             done = end.outcome is Outcome.DONE
             if end.sent:

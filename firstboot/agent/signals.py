@@ -1,7 +1,7 @@
-"""Signals of the agent, followed from its first moment on, before its heavy half is imported.
+"""Signals of the agent, followed from its first moment on.
 
-They arrive as bytes in a pipe: the kernel gives SIGCHLD to the thread that started the child, which
-would wake nobody who waits for a lock in the main thread.
+That is before its heavy half is imported. They arrive as bytes in a pipe: the kernel gives SIGCHLD
+to the thread that started the child, which does not wake a main thread that waits for a lock.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ FOLLOWED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGCH
 
 
 class Signals:
-    """Take signals for the main thread; none is lost, nor ends the process but SIGTERM and SIGINT.
+    """Take signals for the main thread; none is lost.
 
-    `at_once`: these two raise SystemExit where the main thread is; else they are only returned.
+    Only SIGTERM and SIGINT end the process. `at_once`: these two raise SystemExit where the main
+    thread is; else they are only returned.
     """
 
     def __init__(self) -> None:

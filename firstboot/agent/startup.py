@@ -1,4 +1,4 @@
-"""Identity and settings of the agent: from the hand-over, or from its environment.
+"""Identity and settings of the agent: handed over, or from its environment.
 
 On a host the unit's pre-start step has handed over; under ``--root`` `unseal` runs as a child,
 since the key that it uses never enters this process. In a container all three BYTEOR_ variables are
@@ -32,7 +32,7 @@ CHILD_TIMEOUT_S = 60
 
 
 class ChildFailed(ByteorError):
-    """A child of ours ended with an error that it has said itself."""
+    """A child of ours failed, and has said why itself."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("a child process failed")
@@ -40,7 +40,7 @@ class ChildFailed(ByteorError):
 
 
 def alone(layout: Layout) -> AbstractContextManager[None]:
-    """Hold the tree's agent lock for as long as the agent lives; TryAgain when another agent does.
+    """Hold the tree's agent lock; TryAgain when another agent does.
 
     Two would beat as one, with one sequence file and one status. Makes the agent's directory where
     no package has.
@@ -115,7 +115,7 @@ def read_config(layout: Layout, *, config: Path | None) -> Settings:
 
 
 def _child(arguments: list[str]) -> bytes:
-    """Run a module of ours to its end and return its stdout; what it says on stderr is ours."""
+    """Run a module of ours to its end and return its stdout."""
     command = [sys.executable, "-I", "-m", *arguments]  # -I: nothing from the working directory
     try:
         done = subprocess.run(
@@ -152,7 +152,7 @@ VARIABLES: dict[str, Callable[[str], str]] = {
 
 
 def _checked(given: dict[str, str]) -> list[str]:
-    """Return the values of `VARIABLES` in their order; Invalid unless each is there and sound."""
+    """Return the values of `VARIABLES` in order, each checked; else Invalid."""
     missing = [name for name in VARIABLES if name not in given]
     if missing:
         raise Invalid(

@@ -1,4 +1,4 @@
-"""Hand the activator what it is to judge, and ask it to look (contract 5).
+"""Hand the activator what it is to judge (contract 5).
 
 On a host systemd's path unit starts it when the request is renamed into place; elsewhere a child of
 ours does its work. Its answer is the request's id in ``deployments.json``; a request that stays
@@ -51,9 +51,9 @@ class Activator:
 
 
 class Child(Activator):
-    """``byteor-agent activate``, for trees and containers: one at a time, for any thread.
+    """``byteor-agent activate`` as a child, for trees and containers.
 
-    Nobody waits for it: the main thread reaps it when SIGCHLD says so.
+    One at a time; for any thread. Nobody waits for it: the main thread reaps it on SIGCHLD.
     """
 
     finishes = False
@@ -68,7 +68,7 @@ class Child(Activator):
         self._again = self._ended = False
 
     def start(self, *, anew: bool) -> None:
-        """Start it, or start it again once it has ended, for what it may have missed."""
+        """Start it; one that runs is started again after its end."""
         with self._lock:
             if self._process is not None:
                 self._again = self._again or anew
@@ -85,7 +85,7 @@ class Child(Activator):
             raise LocalFault(f"cannot run the activator: {type(error).__name__}") from error
 
     def reap(self) -> bool:
-        """Return True when it has ended; start it once more where that was asked meanwhile."""
+        """Return True when it has ended; start the next, if asked."""
         with self._lock:
             code = self._process.poll() if self._process is not None else None
             if code is None:
@@ -110,14 +110,14 @@ class Child(Activator):
 
 
 def choose(layout: Layout, *, config: Path | None) -> Activator:
-    """Return the one for this tree; `config` is the settings file where first boot froze none."""
+    """Return the one for this tree; `config` is its settings file, if any."""
     by_path_unit = layout.is_host and systemd.booted()
     return Activator() if by_path_unit else Child(layout, config=config)
 
 
 @dataclass
 class Inbox:
-    """What the activator was asked, and whether it answered; for the control thread.
+    """The conversation with the activator; for the control thread.
 
     One request is answered when the newest one is. Other threads may ask for `problems`.
     """
@@ -140,7 +140,7 @@ class Inbox:
 
     @property
     def clock_offset_s(self) -> float | None:
-        """Seconds by which the control plane's clock is ahead of this host's now."""
+        """Return the seconds by which the control plane's clock is ahead."""
         ahead = self._plane_ahead_of_monotonic
         if ahead is None:
             return None
@@ -162,7 +162,7 @@ class Inbox:
         self.activator.start(anew=True)
 
     def pending(self, decided: Record) -> bool:
-        """Return True while the newest request, perhaps of an earlier process, is unanswered."""
+        """Return True while the newest request is unanswered."""
         if not self._looked:
             self._newest, self._looked = newest_request(self.layout), True
         if self._newest in (None, decided.request):

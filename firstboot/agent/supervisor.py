@@ -1,4 +1,4 @@
-"""The resident process: start the workers, feed the watchdog, follow signals, end in order.
+"""The resident process: workers, watchdog, signals, an end in order.
 
 The watchdog is fed only while each worker is within its own deadline, so that one that hangs ends
 the process, and systemd starts another. SIGTERM ends it, SIGHUP makes it read the settings again,
@@ -89,7 +89,7 @@ class Supervisor:
         self._control.wake(DEPLOYMENTS)
 
     def run(self) -> int:
-        """Stay until a signal or a crash; 0 after an orderly end, 1 after a crash."""
+        """Stay until a signal (0) or a crash (1); return the exit code."""
         self._signals.at_once = False
         self._condition.publish()
         for worker in self._workers:
@@ -136,7 +136,7 @@ class Supervisor:
         self._signals.send(signal.SIGTERM)
 
     def _read_settings_again(self) -> None:
-        """Use new trust, proxy and period from the next request on; invalid ones change nothing."""
+        """Use new trust, proxy and period from the next request on."""
         systemd.notify("RELOADING=1")
         tls.forget()
         self._signals.at_once = True

@@ -1,4 +1,4 @@
-"""The transfer worker: bundles and artifacts, which may take minutes, on a session of its own."""
+"""The transfer worker: bundles and artifacts, which may take minutes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,17 @@ class Transfer(Worker):
             )
             self.add(DOWNLOAD, self.download, schedule, FOREVER, on_demand=True)
         each = Schedule(min(2 * period.period_s, sender.LONGEST_PERIOD_S))
-        self.add(ARTIFACTS, Sender(context, self.alive), each, splay_s)
+        self.add(
+            ARTIFACTS, Sender(context, self.alive, gives_way=self._bundle_waits), each, splay_s
+        )
+
+    def _bundle_waits(self) -> bool:
+        """Return True when a bundle is wanted; the spool goes on after it."""
+        task = self._agenda.tasks.get(DOWNLOAD)
+        waits = task is not None and task.moment() <= self._clock.monotonic()
+        if waits:
+            self.wake(ARTIFACTS)
+        return waits
 
     def _want(self, by: Ask) -> None:
         self.wake(DOWNLOAD, by)

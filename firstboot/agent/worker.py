@@ -1,4 +1,4 @@
-"""One thread that runs its tasks one at a time: the only retry of the agent.
+"""A thread that runs its tasks one at a time: the only retry.
 
 It sleeps until the agenda has something for it or until it is woken, makes one attempt, and says
 until when it will be heard of again, which feeds or starves the watchdog.
@@ -32,7 +32,7 @@ LONGEST_WAIT_S = 3600.0
 
 @dataclass(frozen=True)
 class Context:
-    """Where and as whom tasks work; `api` is their worker's session."""
+    """The host and identity of all tasks; `api` is their worker's session."""
 
     layout: Layout
     handed: Handover
@@ -46,7 +46,7 @@ class Context:
 
 
 class Work(Protocol):
-    """What one task does; the defaults are those of a task with nothing to say."""
+    """One task's work; the defaults are of one with nothing to say."""
 
     def run_once(self) -> bool | None:
         """Make one attempt; False when the control plane was not asked."""
@@ -60,11 +60,11 @@ class Work(Protocol):
         return {}
 
     def hinted(self, hints: HeartbeatReply) -> bool:
-        """Return True when the hints name something that was not dealt with yet."""
+        """Return True when the hints name something not dealt with yet."""
         return False
 
     def nudged(self) -> bool:
-        """Return True when a change on this host leaves it something to do now."""
+        """Return True when a change on this host leaves something to do."""
         return False
 
 
@@ -95,7 +95,7 @@ class Job:
 
 @dataclass
 class Crew:
-    """What the workers of an agent share.
+    """The shared state of an agent's workers.
 
     `stop` ends those that are woken. `crashed` gets one sentence about an unexpected error, which
     ends a worker. `changed` is called after each attempt that changed anything.
@@ -110,7 +110,7 @@ class Crew:
 
 
 class Worker(threading.Thread):
-    """Run its own tasks, one at a time, on the session of its context."""
+    """Run tasks one at a time, on the session of the context."""
 
     def __init__(self, name: str, crew: Crew, context: Context) -> None:
         super().__init__(name=name, daemon=True)
@@ -123,23 +123,23 @@ class Worker(threading.Thread):
     def add(
         self, name: str, work: Work, schedule: Schedule, delay_s: float, **options: Any
     ) -> None:
-        """Take one more task before the start, due in `delay_s`; `options` as of `Task`."""
+        """Take one more task, due in `delay_s`, before the start."""
         due = self._clock.monotonic() + delay_s
         task = self._agenda.tasks[name] = Task(name, self.name, schedule, due, **options)
         self._crew.jobs[name] = Job(task, work)
 
     def wake(self, name: str = "", by: Ask = Ask.LOCAL) -> None:
-        """Look again now; `name` is a task that somebody wants to run. For any thread."""
+        """Look again, and run the task `name`; for any thread."""
         self._agenda.ask(name, by)
         self._woken.set()
 
     def nudge(self) -> None:
-        """Run the tasks for which a change on this host leaves something to do. For any thread."""
+        """Run the tasks that a change on this host concerns; for any thread."""
         self._nudged = True
         self._woken.set()
 
     def alive(self, pause_s: float = 0.0) -> None:
-        """Say that a long attempt makes progress, or that a pause of `pause_s` seconds begins."""
+        """Say that an attempt makes progress, or that a pause begins."""
         self.due_by = self._clock.monotonic() + pause_s + GRACE_S
 
     def run(self) -> None:
@@ -186,7 +186,7 @@ class Worker(threading.Thread):
             self._crew.changed()
 
     def _say(self, job: Job, before: str | None, delay: float) -> None:
-        """Log a trouble when it begins, when it changes, as its pauses grow, and when it ends."""
+        """Log a problem's begin, its changes, its growing pauses and its end."""
         if job.problem is None:
             job.logged_s = 0.0
             if before is not None:

@@ -286,7 +286,8 @@ def test_what_was_sent_in_vain_is_paid_for(bench: Bench, answer: Script) -> None
     assert min(pauses[-5:]) >= 1800 and max(pauses) <= 3900 and 22 <= len(sent_at) <= 60
     bench.put(b"small")
     assert bench.loop.nudged()
-    bench.run()
+    for _ in range(2):  # the large one may be due just now, and is the older one
+        bench.run()
     assert b"small" in bench.plane.sent
     bench.plane.script.clear()
     bench.clock.now += 3600.0
@@ -432,6 +433,16 @@ def test_progress_is_shown_and_a_full_run_does_not_matter(bench: Bench) -> None:
     bench.put(b"3" * (1 << 20))
     assert bench.run() is None
     assert len(bench.plane.sent) == 3
+
+
+def test_a_full_spool_gives_way_to_a_bundle(bench: Bench) -> None:
+    """Between two uploads, so that a deployment does not wait for a thousand artifacts."""
+    for name in (b"1", b"2", b"3"):
+        bench.put(name)
+    waits = [True, False]
+    bench.loop._gives_way = lambda: waits.pop(0)
+    assert bench.run() is None and bench.plane.sent == [b"1"]
+    assert bench.run() is None and bench.plane.sent == [b"1", b"2", b"3"]
 
 
 def test_a_spool_that_is_full_is_a_problem(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,11 +57,20 @@ class Wait:
 
 
 class Sender(Work):
-    """`run_once` uploads what is due; `alive` is told that a long upload makes progress."""
+    """`run_once` uploads what is due; `alive` is told that a long upload makes progress.
+
+    `gives_way`: asked after each upload; True leaves the others to a later attempt.
+    """
 
     def __init__(
-        self, context: Context, alive: Callable[[], None], *, chance: Chance | None = None
+        self,
+        context: Context,
+        alive: Callable[[], None],
+        *,
+        gives_way: Callable[[], bool] = bool,
+        chance: Chance | None = None,
     ) -> None:
+        self._gives_way = gives_way
         self._layout, self._handed, self._api = context.layout, context.handed, context.api
         self._who = context.who
         self._clock, self._alive, self._chance = context.clock, alive, chance or rng()
@@ -92,6 +101,8 @@ class Sender(Work):
             self._alone.pop(gone, None)
             self._strikes.pop(gone, None)
         for name in self._due():
+            if passed and self._gives_way():
+                break
             self._sent = 0
             try:
                 passed = self._one(name) or passed
