@@ -83,7 +83,7 @@ def check(
         raise KeyRefused(
             said,
             hint="the runtime key expired or was revoked, or the agent was deleted: "
-            "run byteor-firstboot reenroll with a fresh token",
+            "byteor-firstboot reenroll --token-file - < FILE, with a fresh token, gives a new one",
         )
     if status == 403:
         raise RequestRefused(

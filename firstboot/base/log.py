@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
+import syslog
 
+from firstboot.base.layout import Layout
 from firstboot.base.secret import redacted
 
 _program = "byteor"
@@ -52,6 +54,31 @@ def debug(message: str, **facts: object) -> None:
     """Say more, with ``--verbose``."""
     if _verbose:
         _write(7, message, facts)
+
+
+def audit(layout: Layout, action: str) -> None:
+    """Leave one line about a command that changes this host, and who gave it, in the journal.
+
+    By stderr where that is the journal, else by the syslog socket. Nothing for another tree.
+    """
+    if not layout.is_host:
+        return
+    who = {"uid": os.getuid(), "sudo_uid": os.environ.get("SUDO_UID")}
+    if _stderr_is_the_journal():
+        notice(f"audit: {action}", **who)
+    else:
+        syslog.openlog(_program)
+        said = " ".join(f"{key}={_word(value)}" for key, value in who.items() if value is not None)
+        syslog.syslog(syslog.LOG_NOTICE | syslog.LOG_AUTHPRIV, f"audit: {action} {said}")
+
+
+def _stderr_is_the_journal() -> bool:
+    """Return True when stderr is the stream that systemd named (systemd.exec(5))."""
+    try:
+        facts = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
 
 
 def _write(priority: int, message: str, facts: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from firstboot.base.errors import LocalFault
 
 START_TIMEOUT_S = 30
+STOP_TIMEOUT_S = 120  # longer than any TimeoutStopSec= of ours
 
 
 def booted() -> bool:
@@ -74,20 +75,37 @@ def start(unit: str, *, restart: bool = False) -> None:
     command("systemctl", *words, doing=f"start {unit}", hint=f"systemctl status {unit}")
 
 
+def stop(*units: str) -> None:
+    """Stop those of `units` that there are, and wait for their processes."""
+    words = ("systemctl", "stop", *filter(knows, units))
+    hint = f"systemctl status {' '.join(units)}"
+    command(*words, doing="stop our units", hint=hint, timeout_s=STOP_TIMEOUT_S)
+
+
+def knows(unit: str) -> bool:
+    """Return False when systemd has no such unit; True when it cannot be asked."""
+    words = ("systemctl", "show", "-p", "LoadState", unit)
+    try:
+        said = command(*words, doing=f"tell of {unit}", hint=f"systemctl status {unit}")
+    except LocalFault:
+        return True
+    return said.strip() != "LoadState=not-found"
+
+
 def reload() -> None:
     """Let systemd read unit files again; LocalFault if that fails."""
     command("systemctl", "daemon-reload", doing="read its units again", hint="systemctl status")
 
 
-def command(*words: str, doing: str, hint: str) -> None:
-    """Run a command of systemd's; LocalFault when it fails or takes longer than 30 s."""
+def command(*words: str, doing: str, hint: str, timeout_s: int = START_TIMEOUT_S) -> str:
+    """Run a command of systemd's and return what it printed; LocalFault when it fails or hangs."""
     try:
         done = subprocess.run(
             words,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=START_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -96,3 +114,4 @@ def command(*words: str, doing: str, hint: str) -> None:
     if done.returncode:
         reason = done.stderr.strip() or f"exit code {done.returncode}"
         raise LocalFault(f"systemd does not {doing}: {reason}", hint=hint)
+    return done.stdout

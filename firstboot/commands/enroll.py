@@ -71,6 +71,7 @@ def reenroll_command(arguments: argparse.Namespace) -> int:
     """Replace the identity that is here."""
     from firstboot.provision.run import Options, run
 
+    log.audit(arguments.layout, "reenroll")
     options = Options(reenroll=True, give_up_after=arguments.give_up_after)
     return run(arguments.layout, inputs(arguments), options)
 
@@ -90,6 +91,7 @@ def erase_command(arguments: argparse.Namespace) -> int:
     """Look everywhere again and erase."""
     from firstboot.provision.cleanup import erase_again
 
+    log.audit(arguments.layout, "erase" + " --refused" * arguments.refused)
     return erase_again(
         arguments.layout,
         inputs(arguments),

@@ -103,6 +103,7 @@ def retry_command(arguments: argparse.Namespace) -> int:
             "there is no deployment or refused artifact of that id",
             hint="byteor-agent deployments; byteor-agent status",
         )
+    log.audit(layout, f"retry {named}")
     log.notice(f"retrying {named}")
     if layout.is_host and systemd.booted():
         systemd.start("byteor-activate.service")
@@ -122,6 +123,7 @@ def _retry_artifact(layout: Layout, artifact: str) -> bool:
     account = writer(layout)
     if artifact not in spool.ids(layout.quarantine):
         return False
+    log.audit(layout, f"retry {artifact}")
     enter(layout, account)
     if not spool.release(layout, artifact):
         return False

@@ -130,6 +130,7 @@ def preflight_command(arguments: argparse.Namespace) -> int:
         ("state directory", lambda: preflight.check_disk(layout)),
         ("clock", lambda: preflight.check_clock(Clock())),
         ("sealing", seals),
+        ("agent's unit", lambda: preflight.check_agent(layout)),
         ("control plane", reaches),
     )
     failed: ByteorError | None = None

@@ -85,6 +85,7 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     """Set the ring aside and start over; a running agent asks for the keys at once."""
     if os.geteuid() != layout.owner:
         raise LocalFault("only root may reset the trusted signing keys", hint="run it as root")
+    log.audit(layout, "trust --reset")
     ring = chain.unanchored(settings, keyring.place_of(settings))
     files.make_directory(layout.activation, 0o755)
     busy = TryAgain("an activation is in progress", hint="see byteor-agent deployments, and wait")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from firstboot.base import files
+from firstboot.base import files, log
 from firstboot.base.errors import ByteorError, Foreign, LocalFault, NoToken, Refused
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -244,3 +244,18 @@ def stop_error(step: Step, view: View) -> ByteorError:
         return Refused(told, hint=kept.hint)
     name = intent.name if intent is not None else "this host"
     return kind(said.format(name=name, why=view.seen.why), hint=hint.format(name=name))
+
+
+def say_unused(view: View) -> None:
+    """Say what an enrolled host does without, and which token it holds in vain."""
+    for fault in view.faults:
+        log.warning(f"not used: {fault}", hint=fault.hint)
+    for warning in view.found.warnings:
+        log.warning(warning)
+    where = view.found.source.where if view.found.source is not None else ""
+    if view.facts.token is TokenClass.FRESH:
+        said = f"the token in {where} is not used: this host is enrolled"
+        log.warning(said, hint="byteor-firstboot reenroll would use it")
+    elif view.facts.token is TokenClass.REFUSED:
+        said = f"{where} still holds a token that the control plane refused: nothing to do"
+        log.notice(said, hint="byteor-firstboot erase --refused removes it")

@@ -1,7 +1,7 @@
 """Check everything that can fail on this side before the token is presented.
 
 The state directory takes durable writes and has room, the clock is not before this package was
-built, the control plane completes a TLS handshake. ``/healthz`` is advisory: any answer will do,
+built, systemd knows the agent's unit, the control plane completes a TLS handshake. ``/healthz`` is advisory: any answer will do,
 since an answer proves the handshake. Sealing is probed by `identity.store`. Not checked: that the
 control plane knows the token; only spending it tells.
 """
@@ -13,12 +13,13 @@ from pathlib import Path
 import firstboot
 from firstboot.api.client import PlaneApi
 from firstboot.api.transport import DEADLINE_S, Transport
-from firstboot.base import files, log, private
+from firstboot.base import files, log, private, systemd
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.exchange.settings import Settings
 
+AGENT_UNIT = "byteor-agent.service"
 # Identity, settings, intent, marks and receipt take less together, with their temporary files.
 ROOM_BYTES = 256 * 1024
 
@@ -63,6 +64,23 @@ def check_clock(clock: Clock) -> None:
             f"({rfc3339(built)})",
             hint="set the clock, or let NTP set it, and run again",
         )
+
+
+def check_agent(layout: Layout) -> None:
+    """Raise LocalFault when systemd knows no unit of the agent: an identity would lie idle."""
+    if layout.is_host and systemd.booted() and not systemd.knows(AGENT_UNIT):
+        raise LocalFault(
+            f"{AGENT_UNIT} is not installed: nothing will run the agent",
+            hint="install the package with its units, or run byteor-agent run in a unit of yours",
+        )
+
+
+def warn_without_agent(layout: Layout) -> None:
+    """Say what `check_agent` finds: it is no reason not to enroll."""
+    try:
+        check_agent(layout)
+    except LocalFault as error:
+        log.warning(str(error), hint=error.hint)
 
 
 def check_plane(api: PlaneApi) -> None:

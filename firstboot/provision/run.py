@@ -35,7 +35,7 @@ from firstboot.provision import cleanup, enrollment, preflight, progress
 from firstboot.provision.decision import IntentState, Step, next_step
 from firstboot.provision.enrollment import PAUSES_S, Meaning
 from firstboot.provision.erase.receipt import Receipt
-from firstboot.provision.facts import View, look, stop_error
+from firstboot.provision.facts import View, look, say_unused, stop_error
 from firstboot.provision.freezing import freeze_again, with_proxy_of
 from firstboot.provision.schema import ROUTING, require_complete
 from firstboot.provision.sources import Inputs
@@ -46,7 +46,6 @@ PROXY_S = (10.0, 600.0)  # the same after a 407: each further attempt may lock a
 HOURLY_S = (3240.0, 3960.0)  # between a gateway's answers after those of `enrollment.PAUSES_S`
 LEAST_S = 1.0  # for a request, however short the limit is
 LOCK_WAIT_S = 30.0
-AGENT_UNIT = "byteor-agent.service"
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class FirstBoot:
         self._trouble = progress.Trouble(layout, self._clock)
         self._reached: str | None = None  # the base URL that preflight has reached
         self._handed_off = False
+        self._fault: LocalFault | None = None  # of the hand-off: raised when the rest is done
         self._replaced = False
         self._tried: frozenset[Secret] | None = None
         self._receipt: Receipt | None = None
@@ -197,6 +197,8 @@ class FirstBoot:
         require_complete(view.settings)
         preflight.check_disk(self._layout)
         preflight.check_clock(self._clock)
+        if self._trouble.is_new:
+            preflight.warn_without_agent(self._layout)
 
     def _prepare(self, view: View) -> None:
         """Set aside what does not open here, try the sealing, and make the intent durable."""
@@ -339,25 +341,26 @@ class FirstBoot:
     def _hand_off(self, view: View) -> None:
         """Take what the image's defaults may change, and queue the agent's start.
 
-        The agent is started even where the settings cannot be written: then the fault is raised.
+        The agent is started even where the settings cannot be written. A fault is raised when the
+        rest is done: without its unit, too, the token is erased.
         """
-        fault: LocalFault | None = None
+        self._handed_off = True
         try:
             freeze_again(self._layout, view.seen, view.found.image, boot_id=view.boot_id)
         except LocalFault as error:
-            fault = error
-        # An identity that is not settled is new: an agent that runs has the old one.
-        self._start_agent(restart=not view.facts.settled)
-        if fault is not None:
-            raise fault
+            self._fault = error
+        try:
+            # An identity that is not settled is new: an agent that runs has the old one.
+            self._start_agent(restart=not view.facts.settled)
+        except LocalFault as error:
+            self._fault = self._fault or error
 
     def _start_agent(self, *, restart: bool) -> None:
         if self._layout.is_host and systemd.booted():
-            systemd.start(AGENT_UNIT, restart=restart)
-            log.info("handed off", unit=AGENT_UNIT)
+            systemd.start(preflight.AGENT_UNIT, restart=restart)
+            log.info("handed off", unit=preflight.AGENT_UNIT)
         else:
             log.info("handed off; there is no systemd here: start byteor-agent run")
-        self._handed_off = True
 
     def _settle(self, view: View) -> None:
         """Mark the token spent and wipe the intent, which has done its work."""
@@ -379,17 +382,13 @@ class FirstBoot:
         )
 
     def _finish(self, view: View) -> None:
-        """Say what was not used; NotErased when a copy of the token stays."""
-        progress.clear(self._layout)
-        for fault in view.faults:
-            log.warning(f"not used: {fault}", hint=fault.hint)
-        for warning in view.found.warnings:
-            log.warning(warning)
-        if view.facts.token in (TokenClass.FRESH, TokenClass.REFUSED):
-            log.warning(
-                "a token was found and not used: this host is enrolled",
-                hint="byteor-firstboot reenroll",
-            )
+        """Say what was not used; raise a fault of the hand-off, or NotErased when a copy stays."""
+        if self._fault is None:
+            progress.clear(self._layout)
+        say_unused(view)
+        if self._fault is not None:
+            self._trouble.doing = Step.HAND_OFF.value
+            raise self._fault
         if self._receipt is not None and self._receipt.remaining:
             raise NotErased(
                 "enrolled, but a copy of the token could not be erased: "

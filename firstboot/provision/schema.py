@@ -369,5 +369,6 @@ def require_complete(settings: Settings) -> None:
     if missing:
         raise Invalid(
             f"settings are missing: {', '.join(missing)}",
-            hint="set them beside the token, or in /etc/byteor/firstboot.yaml",
+            hint="set them beside the token (/run/byteor-firstboot/settings.yaml, 0600), or in "
+            "/etc/byteor/firstboot.yaml: a bare token names no control plane",
         )

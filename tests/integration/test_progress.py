@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +16,18 @@ from typing import Any
 
 import pytest
 
+from firstboot.api import answers
+from firstboot.api.answers import KeyRefused
+from firstboot.api.client import Answer
+from firstboot.base import log
 from firstboot.base.clock import Clock
-from firstboot.base.errors import LocalFault
+from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.commands import status as commands_status
+from firstboot.commands import unenroll
 from firstboot.commands.status import describe
-from firstboot.provision import progress
+from firstboot.provision import preflight, progress
+from firstboot.provision.run import FirstBoot, Options, run
 from firstboot.provision.sources import Inputs
 from tests.integration.host import Done, Host
 
@@ -134,7 +142,7 @@ def test_a_fault_of_this_host_is_kept_for_status(host: Host) -> None:
         "clock.time.time = lambda: 1e8; sys.exit(cli.firstboot_main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [os.sys.executable, "-c", code, "run", "--root", str(host.root)],
+        [sys.executable, "-c", code, "run", "--root", str(host.root)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 7, done
@@ -301,3 +309,154 @@ def test_without_root_the_hint_is_to_be_root(monkeypatch: pytest.MonkeyPatch) ->
     document, stop = describe(Layout(), Inputs(), clock=Clock())
     assert document["state"] == "unknown" and document["hint"] == "run as root"
     assert stop is not None and stop.exit_code == 7
+
+
+# -- reenroll, unenroll, the audit trail
+
+
+def test_a_bare_token_goes_where_the_identity_points(host: Host, tmp_path: Path) -> None:
+    """Address, ids, CA and proxy of the identity, whatever a source says now; the old agent is named."""
+    host.user_data(host.comment_block(host.mint()))
+    assert host.run().code == 0
+    first = host.plane.agents()[0]["agent_id"]
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.1)
+        wrong = f"https://127.0.0.1:{elsewhere.getsockname()[1]}"
+        host.write(
+            "etc/byteor/firstboot.yaml", json.dumps({"api_base_url": wrong, "org_id": "other"})
+        )
+        host.user_data(host.comment_block(host.mint(), api_base_url=wrong))
+        environ = {"BYTEOR_API_BASE_URL": wrong}
+        words = ("byteor-firstboot", "reenroll", "--token-file", "-")
+        done = host.call(*words, text=host.mint(), env=environ)
+        assert done.code == 0, done
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    assert f"agent {first} is superseded: delete it at the control plane" in done.err
+    agents = {agent["agent_id"] for agent in host.plane.agents()}
+    shown = status(host)
+    assert len(agents) == 2 and shown["agent_id"] in agents - {first}
+    assert shown["plane"] == host.plane.base_url
+    # What came from user data stays what no later boot takes from the image's file.
+    host.user_data("#cloud-config\n")
+    assert host.run().code == 0 and status(host)["plane"] == host.plane.base_url
+    settings = json.loads(host.path("var/lib/byteor/settings.json").read_text())
+    assert settings["ca_certificates"] == host.plane.ca_pem
+    assert settings["environment_id"] == host.plane.environment_id
+
+
+def test_a_bare_token_without_an_identity_says_what_is_missing(host: Host) -> None:
+    """It names no control plane; the hint has the place for all of it."""
+    done = host.call("byteor-firstboot", "reenroll", "--token-file", "-", text=host.mint())
+    assert done.code == 4 and "settings are missing" in done.err
+    assert "/run/byteor-firstboot/settings.yaml" in done.err
+
+
+def test_a_refused_key_leads_to_the_command() -> None:
+    """As it is typed, with the way to give a token."""
+    answer = Answer(401, True, False, "application/problem+json", None, None, None)
+    with pytest.raises(KeyRefused) as caught:
+        answers.check(answer, doing="heartbeat", scope="agent:heartbeat")
+    assert "byteor-firstboot reenroll --token-file -" in (caught.value.hint or "")
+
+
+def test_unenroll_stops_the_agent_and_names_it(host: Host) -> None:
+    """Nothing that opens stays; marks do, so that the spent token is not presented again."""
+    host.user_data(host.comment_block(host.mint()))
+    spent = host.path("var/lib/cloud/instance")
+    assert spent.is_symlink()
+    block = host.path("var/lib/cloud/seed/nocloud/user-data").read_bytes()
+    assert host.run().code == 0
+    agent_id = host.plane.agents()[0]["agent_id"]
+    agent = host.start("byteor-agent", "run")
+    try:
+        host.plane.wait_for(host.path("run/byteor-agent/status.json").exists, limit_s=40)
+        done = host.call("byteor-firstboot", "unenroll")
+        assert done.code == 0 and f"agent {agent_id} (" in done.out, done
+        assert "stays in the agent list until it is deleted there" in done.out
+        assert agent.wait(timeout=20) == 0
+    finally:
+        agent.kill()
+        agent.communicate()
+    identity = host.path("var/lib/byteor/identity")
+    assert sorted(path.name for path in identity.iterdir()) == [
+        "erasure.json", "lock", "marks.json", "run.lock",
+    ]  # fmt: skip
+    assert not host.path("var/lib/byteor/settings.json").exists()
+    assert host.call("byteor-firstboot", "unenroll").code == 3
+    host.user_data(block)
+    presented = len(host.enrollments())
+    assert host.run().code == 5 and len(host.enrollments()) == presented
+    host.user_data(host.comment_block(host.mint()))
+    assert host.run().code == 0
+
+
+def test_unenroll_waits_for_a_run(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reenrolls would seal a new identity behind its back."""
+    host.defaults()
+    host.token(host.mint())
+    assert host.run().code == 0
+    host.plane.fault("enroll", "problem", times=99, status=503, code="busy")
+    monkeypatch.setattr(unenroll, "WAIT_S", 0.1)
+    process = host.start("byteor-firstboot", "reenroll", "--token-file", "-", stdin=subprocess.PIPE)
+    try:
+        assert process.stdin is not None
+        process.stdin.write(host.mint())
+        process.stdin.close()
+        process.stdin = None
+        host.plane.wait_for(host.path(PROGRESS).exists, limit_s=20)
+        with pytest.raises(TryAgain, match="a run is at work"):
+            unenroll.unenroll_command(argparse.Namespace(layout=Layout(host.root)))
+    finally:
+        process.kill()
+        process.communicate()
+    assert host.enrolled()
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_root_changes_leaves_one_line(
+    journal: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr where that is the journal, else by syslog; with the caller behind sudo."""
+    sent: list[str] = []
+    monkeypatch.setattr(log.syslog, "syslog", lambda priority, text: sent.append(text))
+    monkeypatch.setenv("SUDO_UID", "1000")
+    facts = os.fstat(sys.stderr.fileno())
+    stream = f"{facts.st_dev}:{facts.st_ino}" if journal else "1:2"
+    monkeypatch.setenv("JOURNAL_STREAM", stream)
+    log.audit(Layout(), "trust --reset")
+    log.audit(Layout(Path("/tmp")), "trust --reset")
+    said = capfd.readouterr().err.splitlines() if journal else sent
+    wanted = f"audit: trust --reset uid={os.getuid()} sudo_uid=1000"
+    assert len(said) == 1 and wanted in said[0]
+    assert bool(sent) is not journal
+
+
+# -- without the agent's unit
+
+
+def test_a_missing_unit_is_said_before_the_token_goes_and_keeps_nothing_from_being_erased(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Enrolled, marked and erased all the same; exit 7, and `status` says what is missing."""
+    host.defaults()
+    host.token(host.mint())
+    layout = Layout(host.root)
+    asked: list[int] = []
+
+    def missing(layout: Layout) -> None:
+        asked.append(len(host.enrollments()))
+        raise LocalFault("byteor-agent.service is not installed", hint="install it")
+
+    def no_unit(self: Any, *, restart: bool) -> None:
+        raise LocalFault("systemd does not start byteor-agent.service", hint="install it")
+
+    monkeypatch.setattr(preflight, "check_agent", missing)
+    monkeypatch.setattr(FirstBoot, "_start_agent", no_unit)
+    with pytest.raises(LocalFault, match="does not start"):
+        run(layout, Inputs(), Options())
+    assert asked == [0] and "is not installed" in capfd.readouterr().err
+    assert host.enrolled() and not host.path("etc/byteor/enrollment-token").exists()
+    assert not layout.intent.exists()
+    document, _ = describe(layout, Inputs(), clock=Clock())
+    assert document["state"] == "enrolled" and "does not start" in document["problem"]

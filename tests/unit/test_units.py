@@ -21,8 +21,9 @@ SHIELD, SHIELD_BINDS = (
     "byteor-shield.service",
     ("byteor-shield-local.service", "byteor-shield-network.service"),
 )
-ALL = (FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS, SHIELD, *SHIELD_BINDS)
-SERVICES = (FIRSTBOOT, ERASE, AGENT, ACTIVATE)
+WAIT, ONLINE = "byteor-wait-online.service", "byteor-online.target"
+ALL = (FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS, SHIELD, *SHIELD_BINDS, WAIT, ONLINE)
+SERVICES = (FIRSTBOOT, ERASE, AGENT, ACTIVATE, WAIT)
 
 EXPOSURE_LIMIT = 2.0
 # `systemd-analyze security --offline` came with this version
@@ -321,12 +322,49 @@ def test_every_process_sees_the_boot_id_that_the_system_sees(name: str) -> None:
     assert {"/proc/sys", "/sys"} <= set(words(service, "ReadOnlyPaths"))
 
 
+def test_units_that_need_the_agent_can_wait_for_it() -> None:
+    """The target pulls in a oneshot that reads files, and waits for no job: nothing else starts it."""
+    wait, target = unit(WAIT), unit(ONLINE)
+    assert target["Unit"]["Requires"] == target["Unit"]["After"] == [WAIT]
+    assert "After" not in wait["Unit"] and "Requires" not in wait["Unit"]
+    service = wait["Service"]
+    assert service["Type"] == ["oneshot"] and service["RemainAfterExit"] == ["yes"]
+    assert service["ExecStart"] == ["/usr/bin/byteor-agent status --wait 600"]
+    assert service["User"] == ["byteor-agent"] and service["StandardOutput"] == ["null"]
+    assert exposure(WAIT) <= EXPOSURE_LIMIT
+    assert "Install" not in wait and "Install" not in target
+
+
+def test_purging_leaves_no_link_and_names_the_agent(tmp_path: Path) -> None:
+    """The maintainer script on a tree: our link goes, and a file of somebody's stays."""
+    script = tmp_path / "postrm"
+    script.write_text((TOP / "image-build/debian/postrm").read_text().replace("#DEBHELPER#", ""))
+    for kept in (False, True):
+        root = tmp_path / f"root{kept}"
+        for name in ("etc/byteor", "var/lib/byteor/identity", "run/byteor-agent"):
+            (root / name).mkdir(parents=True)
+        (root / "var/lib/byteor/identity/credentials.sealed").write_text("{}")
+        (root / "run/byteor-agent/status.json").write_text('{\n "agent_id": "agt_7",\n "v": 1\n}')
+        spec = root / "etc/byteor/spec.kv"
+        if kept:
+            spec.write_text("of somebody's")
+        else:
+            spec.symlink_to("/var/lib/byteor/current/spec.kv")
+        done = subprocess.run(
+            ["sh", str(script), "purge"], env={"DPKG_ROOT": str(root), "PATH": "/usr/bin:/bin"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "agent agt_7 stays in the agent list" in done.stdout and done.stderr == ""
+        assert not (root / "var/lib/byteor").exists() and not (root / "run/byteor-agent").exists()
+        assert spec.exists() == kept == (root / "etc/byteor").exists()
+
+
 def test_presets_enable_all_but_the_agent_and_the_shield() -> None:
     """An image's first boot enables what the package enables, and never the others."""
     lines = (UNITS / "50-byteor-firstboot.preset").read_text().splitlines()
     rules = {tuple(line.split()) for line in lines if line and not line.startswith("#")}
     assert rules == {
-        *(("disable", name) for name in (AGENT, SHIELD, *SHIELD_BINDS)),
+        *(("disable", name) for name in (AGENT, SHIELD, *SHIELD_BINDS, WAIT, ONLINE)),
         *(("enable", name) for name in (FIRSTBOOT, PATH, ERASE, REQUESTS)),
     }
     for name in ALL:

@@ -1,0 +1,68 @@
+"""``byteor-firstboot unenroll``: remove the identity from this host, and name its agent.
+
+No request deletes an agent: that is done at the control plane. Marks of tokens stay, so that a
+spent token in user data is not presented again; so do what is active, artifacts that wait, and what
+was set aside. Purging the package does the same, and removes the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from threading import Event
+
+from firstboot.base import files, inplace, log, systemd
+from firstboot.base.clock import monotonic
+from firstboot.base.errors import ByteorError, LocalFault, NoToken, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.exchange.wake import is_running, wake
+from firstboot.identity import store
+
+UNITS = ("byteor-firstboot.service", "byteor-agent.service")
+WAIT_S, POLL_S = 30.0, 0.1
+
+
+def unenroll_command(arguments: argparse.Namespace) -> int:
+    """Stop the agent and remove the identity; NoToken (3) when there is none."""
+    layout: Layout = arguments.layout
+    if os.geteuid() != layout.owner:
+        raise LocalFault("only root may remove the identity", hint="run as root")
+    if not os.path.lexists(layout.credentials):
+        raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
+    log.audit(layout, "unenroll")
+    try:
+        here = store.required(layout)
+        named = f"agent {here.agent_id} ({here.name}) of environment {here.environment_id}"
+        named += f" at {here.api_base_url}"
+    except ByteorError as error:
+        named = f"this host's agent, whose identity cannot be read here ({error}),"
+    _stop(layout)
+    busy = TryAgain("a run is at work", hint="wait for it, or stop byteor-firstboot.service")
+    with files.locked(layout.run_lock, wait_s=WAIT_S, busy=lambda: busy):
+        _remove(layout)
+    print(f"{named} stays in the agent list until it is deleted there")
+    return 0
+
+
+def _stop(layout: Layout) -> None:
+    """Stop a run that waits and the agent: neither may write what is removed."""
+    if layout.is_host and systemd.booted():
+        systemd.stop(*UNITS)
+    pause, limit = Event(), monotonic() + WAIT_S
+    wake(layout, signal.SIGTERM)
+    while is_running(layout):
+        if monotonic() >= limit:
+            raise TryAgain("the agent does not stop", hint="byteor-agent status shows it")
+        pause.wait(POLL_S)
+
+
+def _remove(layout: Layout) -> None:
+    """Remove the sealed identity first: a command that was cut leaves none that opens."""
+    for path in (layout.credentials, layout.sealing_key, layout.sealing_cred, layout.intent):
+        inplace.wipe_file(path)
+    files.remove(layout.handover)
+    for path in (layout.progress, layout.settings, layout.agent_state, layout.latest):
+        files.remove(path)
+    for path in (layout.kept_key_sets, layout.reports, layout.uploaded, layout.agent_status):
+        files.remove(path)
