@@ -2,7 +2,7 @@
 
 | identity                  | token                | intent               | next                 |
 |---------------------------|----------------------|----------------------|----------------------|
-| here                      | any                  | any                  | HAND_OFF first; then:    |
+| here                      | any                  | any                  | HAND_OFF first; then |
 | here                      | any                  | the one it came from | SETTLE               |
 | here                      | spent                | any                  | ERASE, once a run    |
 | here                      | none, fresh, refused | any                  | DONE                 |

@@ -100,8 +100,7 @@ def look(
     """
     seen = _identity(layout, reenrolling=reenrolling)
     stored = Intent.load(layout, repair=not read_only)
-    # The identity that is here may be the answer to the durable intent: a crash came before the
-    # mark.
+    # Not so where a crash came between sealing and marking.
     settled = stored is None or seen.identity is None or seen.identity.idempotency_key != stored.key
     state = State.NONE if reenrolling and seen.identity is not None and settled else seen.state
     faults: list[ByteorError] = []
