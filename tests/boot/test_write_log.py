@@ -32,7 +32,7 @@ state() { systemctl show -p ActiveState --value "$1"; }
 for second in $(seq 300); do
     sleep 1
     case "$(state byteor-firstboot) $(state byteor-erase)" in *activ*ing*|active*) continue ;; esac
-    systemctl list-jobs --no-legend | grep -q . && continue
+    [ "$(state byteor-shield)" != active ] && test -s /var/lib/byteor/identity/erasure.json || continue
     grep -q '"last_success_at": "' /run/byteor-agent/status.json && break
 done
 sync
