@@ -38,6 +38,7 @@ def erase(
     late: bool,
 ) -> Receipt:
     """Erase `tokens`, and what an earlier look left of `classes`; write the receipt."""
+    tokens = set(tokens)
     held = [
         source
         for source, token in view.found.tokens
@@ -59,6 +60,7 @@ def erase(
             ),
         ],
         shield=Shield(layout).state(),
+        unspent=not {token for _, token in view.found.tokens} <= tokens,
         named=view.found.image.get("erase", {}).get("paths", ()),
         kept=[
             Copy(

@@ -9,11 +9,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from firstboot.provision.erase.shield import DISCARDING, unsuitable
+from firstboot.provision.erase.copies import _shielded
+from firstboot.provision.erase.receipt import Copy, Stored
+from firstboot.provision.erase.shield import COPIED, DISCARDING, MEMORY, unsuitable
 
 NOCLOUD = "datasource_list: [ NoCloud, None ]\n"
 DEVICE = "DataSourceNoCloud: DataSourceNoCloud [seed=/dev/vda][dsmode=net]"
@@ -48,6 +51,32 @@ def test_a_source_that_confirms_a_cached_id_is_not_among_them() -> None:
     """These have check_instance_id in cloud-init 22.4."""
     keeping = {"Azure", "ConfigDrive", "DigitalOcean", "Hetzner", "IBMCloud", "LXD", "MAAS"}
     assert not DISCARDING & (keeping | {"OpenStack", "Oracle", "UpCloud", "Vultr"})
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/var/lib/cloud/instances/iid-1/obj.pkl", "in memory"),
+        ("/run/cloud-init/combined-cloud-config.json", "in memory"),
+        ("/run/byteor-firstboot/settings.yaml", "in memory"),
+        ("/var/lib/cloud/instances/iid-1/scripts/part-001", "not shielded: /var"),
+        ("/run/byteor-shield/cloud/instances/iid-1/obj.pkl", "not shielded: /run"),
+        ("/var/log/cloud-init.log", "not shielded: /var/log"),
+    ],
+)
+def test_the_receipt_calls_a_boot_shielded_only_where_every_copy_was_in_memory(
+    path: str, said: str
+) -> None:
+    """A copy on the disk, one that remains, and a token that is not spent yet all end the claim."""
+    row = Copy(path, {"raw": 1}, "overwritten")
+    before = Stored(boot_id="b", shield=MEMORY)
+    assert _shielded(MEMORY, Stored(), "b", [row], unspent=False).startswith(said)
+    assert _shielded(MEMORY, Stored(), "b", [row], unspent=True).startswith("not shielded")
+    left = replace(row, result="remains")
+    assert _shielded(MEMORY, Stored(), "b", [left], unspent=False).startswith("not shielded")
+    assert _shielded(COPIED, before, "b", [], unspent=False) == MEMORY
+    assert _shielded(COPIED, before, "other", [], unspent=False) != MEMORY
+    assert _shielded(COPIED, before, "b", [row], unspent=False) != MEMORY
 
 
 needs_mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -207,3 +236,62 @@ print(os.path.ismount(live), (live / "iid-1/obj.pkl").stat().st_size)
 """,
     )
     assert out.split() == ["True", "True", "100000", "False", "100000"]
+
+
+@needs_mounts
+def test_a_cloud_directory_behind_a_link_is_shielded_all_the_same(tmp_path: Path) -> None:
+    """The kernel names mounts by their real path; what is not found there would never come down."""
+    out = alone(
+        tmp_path,
+        """
+import subprocess
+for place in ("/var/lib/cloud", "/run"):
+    Path(place).mkdir(exist_ok=True)
+subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "none", "/var/lib"], check=True)
+Path("/var/lib/data/cloud").mkdir(parents=True)
+Path("/var/lib/cloud").symlink_to("/var/lib/data/cloud")
+Path("/run/cloud-init").mkdir()
+Path("/run/cloud-init/cloud.cfg").write_text("datasource_list: [ NoCloud, None ]\\n")
+layout, cloud = Layout(), Path("/var/lib/cloud")
+live = cloud / "instances"
+shield = Shield(layout)
+shield.up()
+boot("iid-1", "xxxxx")
+shield.bind()
+(live / "iid-1/sem/ran").write_text("x")
+shield.down()
+print(shield.state(), os.path.ismount("/var/lib/data/cloud/instances"), sorted(os.listdir(live / "iid-1")), os.listdir(live / "iid-1/sem"))
+""",
+    )
+    assert out.strip() == (
+        "copied to the disk False ['obj.pkl', 'scripts', 'sem', 'user-data.txt'] ['ran']"
+    )
+
+
+@needs_mounts
+@pytest.mark.parametrize("failing", ["cp --update", "umount"])
+def test_no_fault_of_up_leaves_memory_mounted(root: Path, failing: str) -> None:
+    """The unit is failed then, and nothing would copy it down."""
+    (root / "var/lib/cloud/instances/iid-1/sem").mkdir(parents=True)
+    (root / "var/lib/cloud/instance").symlink_to("/var/lib/cloud/instances/iid-1")
+    out = alone(
+        root,
+        f"""
+from firstboot.base.errors import LocalFault
+from firstboot.provision.erase import shield as module
+run, words = module._run, {failing.split()!r}
+def fails(*command):
+    if command[0] == words[0] and set(words) <= set(command) and "--lazy" not in command:
+        raise LocalFault("it failed")
+    run(*command)
+module._run = fails
+shield = Shield(layout)
+try:
+    shield.up()
+except LocalFault:
+    pass
+print(os.path.ismount(live), shield.state())
+""",
+    )
+    assert out.strip() == "False not shielded: it failed"

@@ -25,6 +25,8 @@ TOKEN_FILE_LIMIT = 8192
 TRIES = 3  # a file that somebody writes meanwhile is read and overwritten again
 LATE = "scripts that a later stage of this boot runs: byteor-erase looks at them"
 UNREADABLE = "in a form that cannot be overwritten at its length"
+# Places of which no copy reaches the disk while the shield is up.
+IN_MEMORY = re.compile(r"/run/(?!byteor-shield/)|/var/lib/cloud/instances/[^/]+/(?!sem/|scripts/)")
 _SEED = re.compile(r"\[(?:seed|source)=([^\]]*)\]")
 
 
@@ -68,13 +70,15 @@ def erase(
     kept: Sequence[Copy] = (),
     named: Sequence[str] = (),
     shield: str = OFF,
+    unspent: bool = False,
 ) -> Receipt:
     """Erase the `tokens` in hand from every place, look again, and write the receipt.
 
     `known` tells a spent token by its mark: asked only about what an earlier look left or named.
     `late` is False while cloud-init is at work: what it still runs is left alone, and said. `kept`
     are copies that are not ours to erase; those that were erased all the same are left out. `named`
-    are the files of `erase.paths`. `shield` is the shield's state.
+    are the files of `erase.paths`. `shield` is the shield's state; `unspent`: a source
+    holds a token that is not erased now.
     """
     before = receipt.earlier(layout)
     given = dict(_given_before(before, known))
@@ -93,7 +97,7 @@ def erase(
     rows += [Copy(path, {"raw": 1}, "kept", receipt.GIVEN) for path in given]
     seen = {row.path: row for row in reversed([*rows, *kept])}
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
-    shield = _shielded(shield, before, boot_id, rows)
+    shield = _shielded(shield, before, boot_id, rows, unspent=unspent)
     if shield == MEMORY:
         unsaid.remove(receipt.FREED)
     return receipt.save(
@@ -129,16 +133,25 @@ def _search(layout: Layout, found: places.Found, wanted: list[bytes]) -> tuple[l
     return rows, looked_at
 
 
-def _shielded(state: str, before: receipt.Stored, boot_id: str, rows: Sequence[Copy]) -> str:
-    """Return what the receipt says of the shield, whose state is `state` at this look."""
-    remains = any(row.result == "remains" for row in rows)
-    if state == MEMORY and remains:
-        return "not shielded: a copy of the token could not be erased"
+def _shielded(
+    state: str, before: receipt.Stored, boot_id: str, rows: Sequence[Copy], *, unspent: bool
+) -> str:
+    """Return what the receipt says of the shield, whose state is `state` at this look.
+
+    ``in memory`` only where all copies were in memory, and none is left when they are copied down.
+    """
     if state == COPIED:
         if before.shield == MEMORY and before.boot_id == boot_id and not rows:
             return MEMORY
         return "not shielded: the files were on the disk before the token was erased"
-    return state
+    if state != MEMORY:
+        return state
+    if unspent:
+        return "not shielded: a token that is not spent goes to the disk with the files"
+    for row in rows:
+        if row.result not in receipt.ERASED or not IN_MEMORY.match(row.path):
+            return f"not shielded: {row.path} is on the disk, or still holds the token"
+    return MEMORY
 
 
 def _given_before(

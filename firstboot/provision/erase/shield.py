@@ -11,7 +11,6 @@ imports `base` alone.
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
 import stat
@@ -67,7 +66,9 @@ class Shield:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._cloud, self.live = layout.cloud, layout.cloud_instances
+        # As the kernel names it in its list of mounts: /var or /var/lib/cloud may be links.
+        self._cloud = Path(os.path.realpath(layout.cloud))
+        self.live = self._cloud / layout.cloud_instances.name
         self._staging = layout.shield / "memory"
         self._beneath = layout.shield / "cloud"
         self.disk = self._beneath / self.live.name
@@ -107,12 +108,14 @@ class Shield:
             _run("cp", "-a", f"{self.disk}/.", str(staging))
             self._say(MEMORY, names=sorted(_names(staging)))
             _run("mount", "--bind", str(staging), str(self.live))
+            if self.live not in self._mounts():
+                raise LocalFault(f"{self.live} is not mounted", hint="findmnt shows what is")
+            _run("umount", str(staging))
+            self.bind()
         except LocalFault as error:
             self._unmount()
             self._say(f"not shielded: {error}")
             raise
-        _run("umount", str(staging))
-        self.bind()
         log.notice("cloud-init's instance directory is in memory until byteor-erase has ended")
 
     def bind(self) -> None:
@@ -148,8 +151,7 @@ class Shield:
         stored = files.read_json(self._layout.shield_state) or {}
         present = set(_names(self.live))
         # Asked first: a disk that is full must not lose what lies beneath.
-        sizes = [os.lstat(self.live / name).st_size for name in present]
-        needed = sum(sizes) + BLOCK * len(sizes)
+        needed = sum(BLOCK + _size(self.live / name) for name in present)
         if trees.free_bytes(self.disk) < needed:
             raise LocalFault(
                 f"the disk of {self.live} has no room for {needed} bytes",
@@ -159,7 +161,7 @@ class Shield:
             _copy(self.live / name, self.disk / name)
         for name in sorted(set(stored.get("names") or ()) - present, reverse=True):
             _delete(self.disk / name)
-        os.sync()
+        _run("sync", "--file-system", str(self.disk))
         self._unmount()
         self._say(COPIED)
         log.notice("cloud-init's instance directory is on the disk again", entries=len(present))
@@ -211,17 +213,21 @@ def _names(top: Path, below: str = "") -> Iterator[str]:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy one entry to the disk; a file that is there and the same is left alone."""
-    facts = os.lstat(source)
+    try:
+        facts = os.lstat(source)
+    except FileNotFoundError:
+        return  # a temporary file of somebody's
     owner, mode = (facts.st_uid, facts.st_gid), stat.S_IMODE(facts.st_mode)
     if stat.S_ISDIR(facts.st_mode):
         files.make_directory(target, mode, owner=owner)
     elif stat.S_ISLNK(facts.st_mode):
         trees.point(target, os.readlink(source))
     elif stat.S_ISREG(facts.st_mode):
-        if target.is_file() and not target.is_symlink() and filecmp.cmp(source, target, False):
-            return
-        data = files.read(source, limit=facts.st_size)
+        data = files.read(source, limit=FILE_LIMIT)
         beneath = inplace.read(target, limit=FILE_LIMIT)
+        same = beneath is not None and beneath.data == data
+        if same and stat.S_IMODE(os.lstat(target).st_mode) == mode:
+            return
         if beneath is not None:  # it may hold a token: never left to the free blocks
             inplace.overwrite(beneath, bytes(len(beneath.data)))
         if data is not None:
@@ -238,6 +244,13 @@ def _delete(path: Path) -> None:
             files.remove(path)
     elif not any(path.iterdir()):
         trees.remove(path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _text(path: Path) -> str | None:
