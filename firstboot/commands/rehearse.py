@@ -74,7 +74,7 @@ def _judge(data: bytes) -> tuple[str, list[str], list[str]]:
             return "script", [], ["a script writes our settings or token: it cannot be judged"]
         raise NoToken(
             "this user data carries no enrollment token",
-            hint="README: a comment block, write_files, byteor:",
+            hint="after #cloud-config: #byteor-firstboot:, then lines of # and two spaces (README)",
         )
     for one in reading.found:
         if one.refusal:

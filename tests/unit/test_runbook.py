@@ -1,4 +1,7 @@
-"""Keep the runbook in step with the code: codes, states and phrases of messages."""
+"""Keep the runbook in step with the code: codes, states, phrases of messages, and every hint.
+
+``python -m tests.unit.test_runbook`` rewrites its index of messages and hints.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,48 @@ from tests.unit.test_pages import json_section, problem_codes, sections
 from tests.unit.texts import TOP
 
 RUNBOOK = TOP / ".github/RUNBOOK.md"
+MARK = "<!-- index: written by python -m tests.unit.test_runbook -->\n"
 ELSEWHERE = (
     "certificate has expired",
     "unable to get local issuer certificate",
     "connection refused",
 )
+LONGEST = 110
+
+
+def wrapped(text: str, indent: str) -> str:
+    """Wrap at the width of the page; words stay whole."""
+    lines, line = [], indent
+    for word in text.split():
+        if len(line) + len(word) > LONGEST - 1 and line.strip():
+            lines.append(line.rstrip())
+            line = " " * (indent.index("-") + 2)
+        line += f"{word} "
+    return "\n".join([*lines, line.rstrip()])
+
+
+def index() -> str:
+    """Return the index: each hint, and below it the messages that it follows."""
+    lines = []
+    for hint, messages in texts.hints().items():
+        lines.append(wrapped(shown(hint), "- hint: "))
+        lines += [wrapped(shown(message), "  - ") for message in messages]
+    return "\n".join(lines) + "\n"
+
+
+def shown(text: str) -> str:
+    """Write a text so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", text)
 
 
 def page() -> str:
-    return RUNBOOK.read_text()
+    return RUNBOOK.read_text().split(MARK)[0]
+
+
+def test_the_index_has_every_hint_of_the_code() -> None:
+    """If this fails: ``python -m tests.unit.test_runbook``, and read what changed."""
+    assert len(texts.hints()) > 50
+    assert RUNBOOK.read_text().split(MARK)[1] == index()
 
 
 def test_every_problem_code_has_a_chapter() -> None:
@@ -66,3 +102,9 @@ def test_the_chapters_are_where_links_expect_them() -> None:
         "A deployment is not active",
         "Operations",
     } <= set(sections(page()))
+
+
+if __name__ == "__main__":
+    head = page().split("\n## Every hint\n")[0].rstrip("\n")
+    about = "Each hint of the code, and the messages that it follows; … stands for what differs."
+    RUNBOOK.write_text(f"{head}\n\n## Every hint\n\n{about}\n\n{MARK}{index()}")

@@ -16,7 +16,6 @@ from firstboot.exchange.handover import Handover
 from tests.integration.loops import nothing
 from tests.unit.test_deployments_loop import HANDED, Moment
 
-
 PLACE = {"org_id": "org_1", "project_id": "prj_1", "environment_id": "env_1"}
 
 
