@@ -13,6 +13,7 @@ import pickle
 import stat
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from firstboot.base import inplace
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.provision import decode, schema, userdata
-from firstboot.provision.erase import copies
+from firstboot.provision.erase import copies, places
 from firstboot.provision.erase.copies import cloud_init_finished, erase, still_served
 from firstboot.provision.erase.receipt import GIVEN, Copy
 from firstboot.provision.erase.scrub import Redacted, Scrubber
@@ -92,6 +93,38 @@ def test_what_sources_read_is_overwritten_last(
     results(layout)
     assert sorted(order[:2]) == ["obj.pkl", "runcmd"]
     assert order[2:4] == ["user-data.txt", "settings.yaml"]
+
+
+@dataclass(frozen=True)
+class Unresolved(Layout):
+    """Paths as a running host has them: the kernel follows their links, nobody else."""
+
+    @property
+    def is_host(self) -> bool:
+        return True
+
+    @property
+    def owner(self) -> int:
+        return os.geteuid()
+
+    def path(self, absolute: str, *, follow: bool = False) -> Path:
+        return Path(f"{self.root}{absolute}")
+
+    def shown(self, path: Path) -> str:
+        return "/" + str(path.relative_to(self.root))
+
+
+def test_the_order_is_the_same_where_the_kernel_follows_links(tmp_path: Path) -> None:
+    """On a running host the instance's directory is a link, too: its user data goes last."""
+    host(tmp_path)
+    (tmp_path / "var/lib/cloud/instance").unlink()
+    (tmp_path / "var/lib/cloud/instance").symlink_to(tmp_path / "var/lib/cloud/instances/iid-1")
+    (tmp_path / "var/lib/cloud/instances/iid-1/user-data.txt.i").write_bytes(TEXT)
+    found = places.find(Unresolved(tmp_path)).places
+    assert [place.path.name for place in found if place.kind is places.Kind.SOURCE] == [
+        "user-data.txt.i",
+        "user-data.txt",
+    ]
 
 
 def test_the_drop_place_and_the_token_file_go_only_when_they_hold_the_token(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ TREES = (
 )
 FILES = ("/var/lib/waagent/ovf-env.xml", "/boot/firmware/user-data", "/boot/user-data")
 LOGS = "/var/log"  # cloud-init's own files in it, the rotated ones too
+INSTANCE = "/var/lib/cloud/instance"
 STATUS = "/var/lib/cloud/data/status.json"
 # Read by `sources`: the first that holds a token hides the next, so they go in this order.
 READ = (
@@ -53,6 +54,7 @@ class Kind(enum.IntEnum):
 class Place:
     path: Path
     kind: Kind = Kind.LIVE
+    turn: int = 0  # among those of one kind
 
 
 @dataclass
@@ -68,25 +70,26 @@ def find(layout: Layout, named: Sequence[str] = ()) -> Found:
     found = Found()
     walk = _Walk(layout, found)
     for tree in TREES:
-        walk.tree(layout.path(tree, follow=True))
+        walk.tree(_real(layout, tree))
     for path in (*(layout.path(file) for file in FILES), *logs(layout)):
         found.places.append(Place(path))
     for name in named:
         why = _unfit(layout, name)
         if why is None:
-            found.places.append(Place(layout.path(name)))
+            found.places.append(
+                Place(_real(layout, os.path.dirname(name)) / os.path.basename(name))
+            )
         else:
             found.unseen.append(Copy(name, {}, "not_looked_at", why))
     found.places += [Place(layout.drop_place, Kind.OURS), Place(layout.token_file, Kind.OURS)]
-    instance = layout.cloud_instance
-    late = {name: n for n, name in enumerate(READ)}
-    found.places.sort(
-        key=lambda place: (
-            place.kind,
-            late.get(place.path.name, -1) if place.path.parent == instance else -1,
-        )
-    )
+    found.places.sort(key=lambda place: (place.kind, place.turn))
     return found
+
+
+def _real(layout: Layout, absolute: str) -> Path:
+    """Return where a directory is, all links followed; inside the root it never leaves it."""
+    path = layout.path(absolute, follow=True)
+    return Path(os.path.realpath(path)) if layout.is_host else path
 
 
 def logs(layout: Layout) -> Iterator[Path]:
@@ -107,8 +110,8 @@ class _Walk:
         self._layout = layout
         self._found = found
         self._entered: set[tuple[int, int]] = set()
-        self._tops = [layout.path(tree, follow=True) for tree in TREES]
-        self._instance = layout.cloud_instance
+        self._tops = [_real(layout, tree) for tree in TREES]
+        self._instance = _real(layout, INSTANCE)
 
     def tree(self, top: Path) -> None:
         """Add every regular file below `top`."""
@@ -135,15 +138,13 @@ class _Walk:
 
     def _place(self, path: Path, top: Path) -> Place:
         if path.parent == self._instance and path.name in READ:
-            return Place(path, Kind.SOURCE)
+            return Place(path, Kind.SOURCE, READ.index(path.name))
         late = {"scripts", "boothooks"} & {*path.parts[len(top.parts) :]}
         return Place(path, Kind.LATE if late else Kind.LIVE)
 
     def _link(self, link: Path) -> list[Path]:
         """Return the directory that a link leads to, if it is to be walked."""
-        target = self._layout.path(self._layout.shown(link), follow=True)
-        if self._layout.is_host:
-            target = Path(os.path.realpath(link))
+        target = _real(self._layout, self._layout.shown(link))
         try:
             facts = os.stat(target)
         except OSError:
@@ -174,13 +175,15 @@ def _kept(facts: os.stat_result, owner: int) -> bool:
 def _unfit(layout: Layout, name: str) -> str | None:
     """Return why a file of `erase.paths` may not be overwritten; None when it may, or is absent."""
     path = layout.path(name)
+    real = _real(layout, os.path.dirname(name))
     try:
-        for above in reversed(path.parents):
+        for above in (*reversed(path.parents), real, *real.parents):
             if layout.root in (above, *above.parents):
                 facts = os.lstat(above)
-                if not stat.S_ISDIR(facts.st_mode) or not _kept(facts, layout.owner):
-                    return f"others than root may change {layout.shown(above)}, or it is a link"
-        facts = os.lstat(path)
+                link = stat.S_ISLNK(facts.st_mode) and facts.st_uid in (0, layout.owner)
+                if not link and not (stat.S_ISDIR(facts.st_mode) and _kept(facts, layout.owner)):
+                    return f"others than root may change {layout.shown(above)}"
+        facts = os.lstat(real / path.name)
     except FileNotFoundError:
         return None
     except OSError as error:
