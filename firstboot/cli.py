@@ -31,8 +31,8 @@ INTERRUPTED = 130
 EXIT_CODES = """\
 exit codes: 0 done · 1 unexpected · 2 usage · 3 no token and not enrolled
   4 settings or user data invalid · 5 refused by the control plane
-  6 gave up on a transient failure · 7 local fault · 8 identity belongs to another host
-  9 enrolled, but a copy of the token could not be erased · 10 a validation check failed"""
+  6 gave up waiting · 7 local fault · 8 identity belongs to another host
+  9 enrolled, but a copy of the token could not be erased · 10 a check failed"""
 NO_TOKEN_HERE = "a token is never an argument: give - and the token on stdin, or name its file"
 TOKEN_ON_STDIN = "a token is never an argument: give - and the token on stdin"
 
@@ -66,13 +66,17 @@ FIRSTBOOT = (
     Command("verify", "verify", "run the install guide's four validation checks", json=True),
     Command("status", "status", "show enrollment and anything that needs attention", json=True),
     Command("trust", "trust", "show trusted signing keys and any rejected key set", json=True),
-    Command("unseal", "services", "open the identity for the agent, before its unit starts"),
+    Command(
+        "unseal", "services", "internal: open the identity for the agent, before its unit starts"
+    ),
     Command("shield", "services", "internal: keep cloud-init's cache in memory (units call it)"),
 )
 AGENT = (
     Command("run", "services", "run the agent; byteor-agent.service calls this"),
     Command("exec", "execute", "run a command with this host's identity in its environment"),
-    Command("activate", "services", "verify and activate what the agent fetched, as root"),
+    Command(
+        "activate", "services", "internal: verify and activate what the agent fetched, as root"
+    ),
     Command("status", "agent_status", "show the agent's health and its problems", json=True),
     Command("deployments", "history", "list deployments with verdicts and reasons", json=True),
     Command("upload", "upload", "queue an artifact; returns once it is safely on disk"),

@@ -63,7 +63,8 @@ def audit(layout: Layout, action: str) -> None:
     """
     if not layout.is_host:
         return
-    who = {"uid": os.getuid(), "sudo_uid": os.environ.get("SUDO_UID")}
+    sudo = os.environ.get("SUDO_UID", "")
+    who = {"uid": os.getuid(), "sudo_uid": sudo if sudo.isdigit() else None}
     if _stderr_is_the_journal():
         notice(f"audit: {action}", **who)
     else:

@@ -109,7 +109,10 @@ def last_beat(document: Mapping[str, Any], now: float) -> tuple[float | None, fl
 
 
 def key_refused(document: Mapping[str, Any]) -> Refused | None:
-    """Return the refusal of the heartbeats of an agent that runs, as the error that it is."""
+    """Return the refusal of the heartbeats of an agent that runs, as the error that it is.
+
+    What a stopped agent wrote does not count: its key may have been replaced since.
+    """
     loop = document["loops"].get(FIRST) or {}
     if not document["running"] or loop.get("outcome") != "refused":
         return None

@@ -68,7 +68,11 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def reenroll_command(arguments: argparse.Namespace) -> int:
-    """Replace the identity that is here."""
+    """Replace the identity that is here.
+
+    With a bare token (``--token-file``) the routing is that of the identity: no source, which
+    others than the operator may have written since, can send the token elsewhere.
+    """
     from firstboot.provision.run import Options, run
 
     log.audit(arguments.layout, "reenroll")

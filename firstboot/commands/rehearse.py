@@ -16,6 +16,13 @@ from firstboot.provision.schema import PLACE, Rank, parse
 from firstboot.provision.sources import USER_DATA_LIMIT
 
 LOCK_WAIT_S = 30.0
+# The class of the token that counts -> the line about it
+TOKENS = {
+    None: "- token: none in any source",
+    "fresh": "+ token: there is one",
+    "refused": "! token: the control plane refused it (byteor-firstboot status)",
+    "spent": "- token: spent, it has enrolled this host",
+}
 
 
 def check_userdata_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +111,8 @@ def preflight_command(arguments: argparse.Namespace) -> int:
     from firstboot.provision.tokens import Marks
 
     layout = arguments.layout
-    found = gather(
-        layout, enroll.inputs(arguments), classify=Marks.load(layout, repair=False).classify
-    )
+    marks = Marks.load(layout, repair=False)
+    found = gather(layout, enroll.inputs(arguments), classify=marks.classify)
     settings = found.settings
 
     def seals() -> None:
@@ -148,7 +154,7 @@ def preflight_command(arguments: argparse.Namespace) -> int:
     else:
         for row in rows:
             print(f"{'!' if row['problem'] else '+'} {row['check']}: {row['problem'] or 'ok'}")
-        print("+ token: there is one" if found.token is not None else "- token: none in any source")
+        print(TOKENS[marks.classify(found.token).value if found.token is not None else None])
     if failed is not None:
         raise failed
     return 0

@@ -102,6 +102,12 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 
 def _seen(layout: Layout, given: Inputs, clock: Clock) -> Seen:
+    """Look at first boot and at the agent, and judge the host as a whole.
+
+    An identity from a container's environment counts as one that is enrolled. What needs a person
+    ends a wait at once: a refusal, of the token or of the runtime key, settings that are invalid,
+    another host's identity, or a user who may not look. A missing token does not: it may come late.
+    """
     document, stop = describe(layout, given, clock=clock)
     agent = agent_status.look(layout, clock)
     if document["state"] == "no_token" and (agent["identity"] or {}).get("source") == ENVIRONMENT:
@@ -130,6 +136,7 @@ def _seen(layout: Layout, given: Inputs, clock: Clock) -> Seen:
 
 
 def _page(document: Mapping[str, Any], *, now: float) -> list[str]:
+    """Return the page for people: what there is, then the agent, if one could have run."""
     lines, agent = [fact("state", word(document["summary"], LONGEST))], document["agent"]
     for key in SHOWN:
         if document.get(key):
@@ -143,7 +150,11 @@ def _page(document: Mapping[str, Any], *, now: float) -> list[str]:
 def describe(
     layout: Layout, given: Inputs, *, clock: Clock
 ) -> tuple[dict[str, Any], ByteorError | None]:
-    """Return the document of ``--json`` without the agent's part, and what `run` would end with."""
+    """Return the document of ``--json`` without the agent's part, and what `run` would end with.
+
+    The error is None where `run` would go on, or has nothing left to do. A user who cannot read the
+    identity is told to be root, and never to open root's directories.
+    """
     document: dict[str, Any] = {"v": 1, **dict.fromkeys(SHOWN), "notices": [], "progress": None}
     try:
         view = look(layout, given, handed_off=True, read_only=True)
@@ -185,7 +196,11 @@ def describe(
 
 
 def _met(view: View, step: Step) -> Progress | None:
-    """Return what the last run met, as far as it is about the step that comes now."""
+    """Return what the last run met, as far as it is about the step that comes now.
+
+    Not a refusal of another token than the one that is here, nor a wait for an enrollment on a host
+    that is enrolled: they are history.
+    """
     met = view.progress
     if met is None or met.doing not in DOING:
         return None
@@ -198,7 +213,10 @@ def _met(view: View, step: Step) -> Progress | None:
 
 
 def _under_way(layout: Layout, step: Step, met: Progress | None, *, now: float) -> dict[str, Any]:
-    """Return what changes in the document while `run` has work, or met a trouble at its end."""
+    """Return what changes in the document while `run` has work, or met a trouble at its end.
+
+    A run that should be there and is not is the first thing to say: no waiting helps then.
+    """
     works, found = at_work(layout), dict[str, Any]()
     if met is not None:
         problem = word(met.problem, LONGEST)

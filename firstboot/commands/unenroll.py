@@ -24,7 +24,10 @@ WAIT_S, POLL_S = 30.0, 0.1
 
 
 def unenroll_command(arguments: argparse.Namespace) -> int:
-    """Stop the agent and remove the identity; NoToken (3) when there is none."""
+    """Stop the agent and remove the identity; NoToken (3) when there is none.
+
+    An identity that does not open here, or belongs to another host, is removed as well.
+    """
     layout: Layout = arguments.layout
     if os.geteuid() != layout.owner:
         raise LocalFault("only root may remove the identity", hint="run as root")
@@ -46,7 +49,10 @@ def unenroll_command(arguments: argparse.Namespace) -> int:
 
 
 def _stop(layout: Layout) -> None:
-    """Stop a run that waits and the agent: neither may write what is removed."""
+    """Stop a run that waits and the agent: neither may write what is removed.
+
+    An agent that no unit runs (a container, another tree) is found by the lock that it holds.
+    """
     if layout.is_host and systemd.booted():
         systemd.stop(*UNITS)
     pause, limit = Event(), monotonic() + WAIT_S
@@ -58,7 +64,10 @@ def _stop(layout: Layout) -> None:
 
 
 def _remove(layout: Layout) -> None:
-    """Remove the sealed identity first: a command that was cut leaves none that opens."""
+    """Remove the sealed identity first: a command that was cut leaves none that opens.
+
+    In the agent's own directory names alone are unlinked; only root can replace that directory.
+    """
     for path in (layout.credentials, layout.sealing_key, layout.sealing_cred, layout.intent):
         inplace.wipe_file(path)
     files.remove(layout.handover)

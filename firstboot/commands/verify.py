@@ -102,7 +102,10 @@ def checks(
     config: Path | None = None,
     upload: Callable[[], str] | None = None,
 ) -> list[Check]:
-    """Make the four checks; the first needs an operator's `token`, the last sends with `upload`."""
+    """Make the four checks; the first needs an operator's `token`, the last sends with `upload`.
+
+    On a host without an identity one check fails and says so; the others have nothing to look at.
+    """
     clock = Clock()
     document = agent.look(layout, clock)
     makers: tuple[Callable[[], Seen], ...] = (

@@ -56,7 +56,12 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
 def watch(
     arguments: argparse.Namespace, look: Callable[[], Seen], show: Callable[[Seen], None]
 ) -> Seen:
-    """Look, wait if that is asked for, show, and raise what the flags ask for."""
+    """Look, wait if that is asked for, show, and raise what the flags ask for.
+
+    The page or document is printed in every case, once, before the error. With both flags the host
+    must be online in time and then be well; without any, nothing is raised here. An error that
+    names a time is TryAgain (6); one that a longer wait would not change is raised at once.
+    """
     seen, pause = look(), Event()
     limit = monotonic() + (arguments.wait or 0.0)
     while arguments.wait and not seen.online and not seen.final:

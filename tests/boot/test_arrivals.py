@@ -75,6 +75,27 @@ def test_token_may_come_late_through_the_drop_place(
     assert hosts.objections(plane) == []
 
 
+def test_runcmd_may_wait_until_the_host_is_online(
+    suite: str, image: Sequence[Path], new_guest: Callable[..., Guest], plane: ControlPlane
+) -> None:
+    """`status --wait` inside cloud-final waits for nothing that cloud-final holds up; nor does the
+    unit for those that need the agent.
+    """
+    guest, token = new_guest(f"wait-{suite}", image), hosts.mint(plane)
+    waits = "byteor-firstboot status --wait 120 > /run/waited; echo $? >> /run/waited"
+    body = {"hostname": guest.name, "runcmd": [["sh", "-c", waits]]}
+    text = seeds.user_data(hosts.settings(plane, token), body=body)
+    guest.write_all(seeds.nocloud(text, name=guest.name, link=guest.link))
+    guest.boot(timeout=HANG_DEADLINE_S + 120)
+    waited = guest.run("cat", "/run/waited").stdout.splitlines()
+    assert waited[-1] == "0", waited
+    guest.run("systemctl", "start", "byteor-online.target")
+    hosts.wait_until_ended(guest, hosts.ERASE)
+    boot = guest.look()
+    assert boot.cloud_status_code == 0, boot.cloud_status
+    assert hosts.failed(boot) == [] and ordering_cycles(boot.console) == []
+
+
 def test_package_installed_by_runcmd_enrolls_in_that_boot(
     suite: str, base: Path, package: Path, new_guest: Callable[..., Guest], plane: ControlPlane
 ) -> None:

@@ -460,3 +460,23 @@ def test_a_missing_unit_is_said_before_the_token_goes_and_keeps_nothing_from_bei
     assert not layout.intent.exists()
     document, _ = describe(layout, Inputs(), clock=Clock())
     assert document["state"] == "enrolled" and "does not start" in document["problem"]
+
+
+@pytest.mark.parametrize("said", ["not-found", "loaded", None])
+def test_preflight_asks_systemd_for_the_agents_unit(
+    said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a plain answer that there is none counts: "could not ask" is not "it is missing"."""
+
+    def command(*words: str, **keywords: Any) -> str:
+        if said is None:
+            raise LocalFault("systemd does not answer")
+        return f"LoadState={said}\n"
+
+    monkeypatch.setattr(preflight.systemd, "command", command)
+    monkeypatch.setattr(preflight.systemd, "booted", lambda: True)
+    if said == "not-found":
+        with pytest.raises(LocalFault, match="is not installed"):
+            preflight.check_agent(Layout())
+    else:
+        preflight.check_agent(Layout())
