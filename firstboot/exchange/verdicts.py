@@ -1,9 +1,9 @@
 """Records of the activator, as others read them: verdicts and the key ring.
 
-    activation/deployments.json   the newest verdicts, what is in force, the bundle to fetch
-    activation/keyring.json       the signing keys in force (`activate.keyring` writes it)
+    activation/deployments.json   the newest verdicts, what is active, the bundle to fetch
+    activation/keyring.json       the trusted signing keys (`activate.keyring` writes it)
 
-Written by root, readable by everybody. A record is never the authority: in force is what
+Written by root, readable by everybody. A record is never the authority: active is what
 ``current`` names, and what was verified stands in ``sequence.json``. Readers get a value of the
 right shape or `Corrupt`; only the activator sets a damaged file aside.
 """
@@ -87,7 +87,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Current:
-    """The deployment in force, as a heartbeat names it."""
+    """The active deployment, as a heartbeat names it."""
 
     deployment_id: Identifier
     sequence: int
@@ -99,7 +99,7 @@ class Current:
 class Record:
     """The whole of ``deployments.json``; verdicts are oldest first.
 
-    `directory` was put in force last and found healthy, `previous` before it; both are kept.
+    `directory` was activated last and found healthy, `previous` before it; both are kept.
     """
 
     history: tuple[Row, ...]
@@ -238,7 +238,7 @@ def ring(layout: Layout) -> RingFile | None:
 
 
 def keys_version(layout: Layout) -> int:
-    """Return the version of the key set in force, 0 where there is none yet."""
+    """Return the version of the trusted key set, 0 where there is none yet."""
     stored = ring(layout)
     return stored.version if stored is not None else 0
 
@@ -266,12 +266,12 @@ class Seen:
 
     @property
     def signing_keys_version(self) -> int | None:
-        """Return the version of the key set in force, None before the first."""
+        """Return the version of the trusted key set, None before the first."""
         return self.signing_keys["version"] if self.signing_keys is not None else None
 
 
 def seen(layout: Layout) -> Seen:
-    """Look at what is in force now; a file that cannot be read is a fault and counts as absent."""
+    """Look at what stands now; a file that cannot be read is a fault and counts as absent."""
     unreadable: list[str] = []
 
     def unless_damaged(reader: Callable[[Layout], T]) -> T | None:
