@@ -205,7 +205,7 @@ class _Part:
         self._reading.misses.append(
             NearMiss(
                 f"{self._line(at)} of {self._where} {what}",
-                hint="byteor-firstboot check-userdata checks it offline",
+                hint="#byteor-firstboot: alone on a line, then lines of # and two spaces",
             )
         )
 
