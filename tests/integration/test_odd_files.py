@@ -71,6 +71,8 @@ def replaced(value: Any, way: tuple[Any, ...], shape: Any) -> Any:
     return copy
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", FILES)
 def test_no_shape_of_a_member_is_a_bug(
     host: Host, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
