@@ -122,7 +122,14 @@ def _frozen(layout: Layout, here: Identity) -> tuple[dict[str, Any] | None, Sett
     if found is not None:
         # A proxy with a password is in the sealed identity alone.
         proxy = here.proxy if frozen.has_password(here.proxy) else found.proxy
-        return stored, replace(found, proxy=proxy)
+        found = replace(found, proxy=proxy)
+        moved = {key for key in PLACE if getattr(found, key) != getattr(here, key)}
+        if here.routed and moved - set(found.from_image or ()):
+            # A reenroll that was cut after it had written this file, and before the identity.
+            log.warning("settings.json is of another enrollment: the identity says what routes")
+            routing = {key: getattr(here, key) for key in ROUTING}
+            found = replace(found, **routing, key_sets=())
+        return stored, found
     if not here.routed:
         raise LocalFault(
             "settings.json is lost, and with it the certificates that version 0.1.0 kept there",

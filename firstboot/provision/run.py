@@ -64,9 +64,8 @@ def run(layout: Layout, inputs: Inputs, options: Options) -> int:
     directory is then a warning.
     """
     first = FirstBoot(layout, inputs, options)
-    busy = TryAgain(
-        "another run is at work", hint="wait for it, or look at journalctl -u byteor-firstboot"
-    )
+    hint = "wait for it, or look at journalctl -u byteor-firstboot"
+    busy = TryAgain("another run is at work", hint=hint)
     try:
         preflight.make_state(layout)
         with files.locked(layout.run_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
@@ -75,6 +74,10 @@ def run(layout: Layout, inputs: Inputs, options: Options) -> int:
         if options.reenroll or not first.hand_off_despite(error):
             raise
         return 0
+    except Exception as error:  # raised again: a bug must not keep an enrolled host dark
+        if not isinstance(error, ByteorError) and not options.reenroll:
+            first.hand_off_despite(LocalFault("first boot failed in a way that is a bug"))
+        raise
 
 
 class FirstBoot:

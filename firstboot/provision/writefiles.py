@@ -76,7 +76,7 @@ def mode_of(entry: dict[str, yaml.Node]) -> int:
         if node is not None and node.tag == "tag:yaml.org,2002:int":
             return int(yaml.constructor.SafeConstructor().construct_object(node))
         return int(text(node), 8)
-    except ValueError:
+    except (ValueError, LookupError, TypeError):  # whatever PyYAML raises for an odd integer
         return 0o644
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import host, power, roots
-from .scan import scan_bytes, scan_file
+from .scan import scan_bytes
 
 BOOT_LIMIT_S = 900
 DISK_BYTES = 2 << 30
@@ -153,10 +153,6 @@ class Machine:
             if forms:
                 found.append((number, forms))
         return found
-
-    def copies_of(self, secret: str) -> list[str]:
-        """Return the forms in which the disk holds `secret` now, freed blocks included."""
-        return [str(hit) for hit in scan_file(self.disk, secret)]
 
 
 def seed(directory: Path, files: dict[str, bytes]) -> Path:
