@@ -358,7 +358,8 @@ def wrapped(text: str, indent: int) -> str:
 
 def word(value: object, limit: int = LONGEST_WORD) -> str:
     """Return a value for a terminal: one line without control characters, of bounded length."""
-    return "".join(c if c.isprintable() else " " for c in str(value))[:limit]
+    text = "unknown" if value is None else str(value)
+    return "".join(c if c.isprintable() else " " for c in text)[:limit]
 
 
 def seconds(value: object) -> float | None:

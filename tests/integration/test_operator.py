@@ -201,9 +201,11 @@ def test_the_deployment_check(
 
 def deployments(host: Host, current: Any, verdict: Any) -> None:
     row = {"deployment_id": "dep_1", "sequence": 4, "spec_hash": "sha256:" + "0" * 64}
-    last = {**row, "verdict": verdict, "code": "bad_signature", "reason": None, "at": stamp(60)}
+    envelope = {"envelope_sha256": "1" * 64}  # the one that is assigned now
+    last = {**row, **envelope, "verdict": verdict, "code": "bad_signature", "at": stamp(60)}
     found = {
         "v": 1,
+        "answered": {"request": None, **envelope},
         "current": {**row, "state": current} if current else None,
         "history": [last] if verdict else [],
     }
