@@ -162,7 +162,7 @@ class Agenda:
     A host whose requests are all in vain until a person acts sends two a minute in all: each
     task's pauses grow by themselves, but five tasks do not know of each other. A refused key, or a
     proxy's answer to the heartbeat, makes all tasks take turns, any other refusal those that were
-    refused. Who is due first goes first.
+    refused. Beats that are accepted never do. Who is due first goes first.
     """
 
     def __init__(self, tasks: Iterable[Task] = ()) -> None:
@@ -232,7 +232,9 @@ class Agenda:
         return max(free, now) + APART_S * ahead
 
     def _takes_turns(self, task: Task) -> bool:
-        return self._slow or task.seldom
+        # What another task was told, perhaps for its own route, delays no beat that is accepted.
+        is_accepted = task.first and task.outcome is Outcome.DONE
+        return task.seldom or (self._slow and not is_accepted)
 
     def _begin(self, task: Task, now: float) -> None:
         refused = task.asked is Ask.LOCAL and task.outcome is Outcome.REFUSED

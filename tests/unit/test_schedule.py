@@ -203,6 +203,18 @@ def test_a_page_at_one_task_slows_that_task_alone() -> None:
     assert min(Bench().pauses(*[page] * 10)) >= APART_S
 
 
+def test_a_refusal_of_another_task_delays_no_beat_that_is_accepted() -> None:
+    """One route answers 401, or a proxy 407 for the store's host: the heartbeats go on in time."""
+    beat = Task("heartbeat", "a", Schedule(30.0), 0.0, first=True)
+    other = Task("download", "b", Schedule(60.0), 20.0)
+    agenda, chance = Agenda([beat, other]), random.Random(1)
+    assert agenda.take("a", 0.0)[0] is beat
+    agenda.end(beat, chance, 0.0, End())
+    assert agenda.take("b", beat.due - 1.0)[0] is other
+    agenda.end(other, chance, beat.due - 1.0, End(Outcome.REFUSED, Reach.HOST))
+    assert agenda.take("a", beat.due)[0] is beat
+
+
 def test_turns_are_taken_in_the_order_of_being_due_and_the_heartbeat_goes_first() -> None:
     """On both workers; one that is busy holds up nobody; who has nothing to send takes no turn."""
     names = {"heartbeat": "a", "one": "a", "two": "b", "three": "b"}
