@@ -307,6 +307,19 @@ def test_what_is_too_large_for_something_on_the_way_waits_alone(bench: Bench) ->
     assert problem.hint
 
 
+def test_a_413_of_something_on_the_way_is_met_once_in_an_attempt(bench: Bench) -> None:
+    """Neither the large ones nor a thousand small ones are sent back to back."""
+    small = [b"%d" % number for number in range(5)]
+    bench.put(LARGE, LARGE[:-1], LARGE[:-2], *small)
+    for data in (LARGE[: 1 << 20], *small):
+        bench.plane.script[data] = [said(413, json=False)]
+    for sent in (2, 3):
+        before = len(bench.plane.sent)
+        assert bench.run() is not None
+        assert len(bench.plane.sent) - before <= sent
+    assert [len(data) for data in bench.plane.sent].count(1 << 20) == 1
+
+
 def test_a_retry_after_is_obeyed(bench: Bench) -> None:
     """By what is large, too."""
     bench.put(LARGE)

@@ -96,24 +96,29 @@ class Sender(Work):
         """Upload all that is due, False for nothing; raise what stops it, or still stops it."""
         if not self._prepared:
             self._start()
-        self._asked, passed, fault = False, False, None
+        self._asked, passed, too_large, fault = False, False, False, None
         for gone in {*self._alone, *self._strikes}.difference(spool.ids(self._layout.spool)):
             self._alone.pop(gone, None)
             self._strikes.pop(gone, None)
         for name in self._due():
             if passed and self._gives_way():
                 break
-            self._sent = 0
+            if self._is_resting(name):
+                continue
+            self._sent, self._status = 0, None
             try:
                 passed = self._one(name) or passed
             except (TryAgain, Refused) as error:
-                if self._concerns_it_alone(name, error, passed):
-                    self._postpone(name, error)
-                    continue
-                if self._sent > COSTLY:
+                alone = self._concerns_it_alone(name, error, passed)
+                # What fails by itself again holds up nobody.
+                if self._sent > COSTLY and not (alone and name in self._alone):
                     self._costly = self._costly or Wait(error)
                     self._costly.grow(error, self._base_s(), self._clock.monotonic(), self._chance)
-                raise  # next time others come first, and tell whose fault it is
+                if alone:
+                    self._postpone(name, error)
+                if not alone or (too_large and self._status == TOO_LARGE):
+                    raise  # next time others come first, and tell whose fault it is
+                too_large = too_large or self._status == TOO_LARGE
             except LocalFault as error:
                 fault = fault or error
         if fault is not None:
