@@ -24,7 +24,10 @@ HANDOVER_LIMIT = 1 << 16  # bytes; a runtime key and a few ids
 
 _TEXTS = ("api_base_url", "agent_id", "org_id", "project_id", "environment_id", "enrolled_at")
 
-REENROLL = "byteor-firstboot reenroll --token-file - < FILE, with a fresh enrollment token, gives a new key"
+REENROLL = (
+    "byteor-firstboot reenroll --token-file - < FILE, with a fresh enrollment token, "
+    "gives a new key"
+)
 
 # Where an agent's identity came from, as `status` says it.
 SEALED, ENVIRONMENT = "sealed", "environment"
