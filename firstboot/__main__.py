@@ -1,4 +1,4 @@
-"""``python -m firstboot`` is ``byteor-firstboot``; with ``agent`` before the rest, ``byteor-agent``."""
+"""Run ``byteor-firstboot``, or with ``agent`` as the first word ``byteor-agent``."""
 
 import sys
 

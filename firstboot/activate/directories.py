@@ -28,14 +28,14 @@ _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})-(\d{1,16})(\.[0-9a-f]{12
 # What a power cut leaves of ours and of `trees.remove`.
 _HALF_DONE = re.compile(r"\.incoming\Z|\..*\.gone\Z")
 # Where `current` may lead: our own link is relative, an operator's may be absolute.
-_PLACES = ("deployments", "/var/lib/byteor/deployments")
+_PLACES = ("deployments", Layout.deployments.absolute)
 
 Name = Annotated[str, Rule(lambda name: _NAME.match(name) is not None, "a directory of ours")]
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a directory was made from."""
+    """The envelope and bundle that a directory was made from."""
 
     deployment_id: Identifier
     sequence: int

@@ -40,7 +40,7 @@ NO_UNIT = "no_unit"
 
 @dataclass(frozen=True)
 class Gate:
-    """How an activation ended: `code` None for healthy, then `note` is for the report.
+    """The end of an activation: `code` None for healthy, then `note` is for the report.
 
     `output` is what was printed.
     """

@@ -33,7 +33,7 @@ _Phase = Annotated[str, Rule(lambda phase: phase in PHASES, "a phase")]
 
 @dataclass(frozen=True)
 class Target:
-    """What is being activated."""
+    """The deployment that is being activated."""
 
     deployment_id: Identifier
     sequence: int

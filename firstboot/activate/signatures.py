@@ -1,4 +1,4 @@
-"""Verify DSSE envelopes, key sets and approval credentials: bytes in, verified value out.
+"""Verify DSSE envelopes, key sets and approvals: bytes in, verified value out.
 
 Nothing here decides *which* keys are trusted: the caller hands in those that are (`chain`). What is
 called ``unverified_`` may be looked at to choose keys, and for no more. Whatever the bytes are, the
@@ -232,7 +232,7 @@ def _base64url(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Approval:
-    """What an approval credential v1 with a good signature says."""
+    """The claims of an approval credential v1 with a good signature."""
 
     org_id: str
     project_id: str

@@ -173,7 +173,7 @@ class Inbox:
         return True
 
     def may_repeat(self) -> bool:
-        """Return True when asking once more is not too often, nor before a fault's pause is over."""
+        """Return True when a repeat is not too soon, nor before a fault's pause is over."""
         if faults.pause_s(self.layout, self.clock.wall()):
             return False
         return self.clock.monotonic() - self.asked_at >= AGAIN_S

@@ -1,4 +1,4 @@
-"""A thread that runs its tasks one at a time: the only retry.
+"""Run tasks one at a time in a thread: the only retry.
 
 It sleeps until the agenda has something for it or until it is woken, makes one attempt, and says
 until when it will be heard of again, which feeds or starves the watchdog.

@@ -1,4 +1,4 @@
-"""The proxy of a request: from settings, else the environment, read only here."""
+"""Choose the proxy of a request: from settings, else the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tell the time, and draw pauses: the only user of `time` and `random`.
+"""Tell the time and draw pauses: the only user of `time`.
 
 `Backoff` takes the random generator as an argument and returns seconds, so that a simulation can
 drive it. Nothing sleeps here: callers wait on an event that a signal can set.

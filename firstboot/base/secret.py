@@ -1,4 +1,4 @@
-"""Hold a secret as a text that prints as ``<secret>`` and cannot be serialised.
+"""Hold a secret as a text that is never printed or serialised.
 
 A token or key is wrapped where it enters the process and unwrapped, by `reveal`, only where it is
 spent: in the ``Authorization`` header, in the sealed bytes, in the search for its copies. Every

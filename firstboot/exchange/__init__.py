@@ -1,1 +1,1 @@
-"""Files that one process leaves for another: one reader and one writer each."""
+"""Files that one process leaves for another, each with one reader."""

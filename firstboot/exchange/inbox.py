@@ -22,7 +22,7 @@ _Id = Annotated[str, Rule(lambda t: bool(re.fullmatch(r"[0-9a-fA-F-]{1,64}", t))
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: an id to answer to, and the seconds by which the control plane's clock was
+    """The question of the agent: an id, and the seconds by which the control plane's clock was
     ahead of this host's at `written_at`. Each member is None where it is not of its shape.
     """
 

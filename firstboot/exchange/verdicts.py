@@ -1,4 +1,4 @@
-"""Records of the activator, as others read them: verdicts and the key ring.
+"""Read the activator's records: verdicts and the key ring.
 
     activation/deployments.json   the newest verdicts, what is active, the bundle to fetch
     activation/keyring.json       the trusted signing keys (`activate.keyring` writes it)
@@ -248,7 +248,7 @@ def keys_version(layout: Layout) -> int:
 
 @dataclass(frozen=True)
 class Seen:
-    """What stands now; mappings as ``status.json`` shows them, None for nothing yet.
+    """The present state; mappings as ``status.json`` shows them, None for nothing yet.
 
     `last_verdict` is about the envelope that is assigned now: what was said of a former one is
     history. `keys_end`: when the last of the active keys ends, if each has an end. `fault`: why a

@@ -75,7 +75,7 @@ class Match(enum.Enum):
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What this host says about itself; None for what is absent or not evidence.
+    """This host's own facts; None for what is absent or not evidence.
 
     `machine_id` is the file's content even when it is not `committed`: systemd-creds looks at no
     more than that.

@@ -1,4 +1,4 @@
-"""What to say of user data that works: where its token leaks, and who does not take its size.
+"""Warn of user data that works but leaks its token, or is too large for a cloud.
 
 Measured in CLOUD-INIT.md, section 2. Nothing here is an error: a host with it enrolls.
 """

@@ -51,7 +51,7 @@ ADVICE: dict[int | str, str] = {
 
 
 class Meaning(enum.Enum):
-    """What one answer to request 1 means for first boot."""
+    """The meaning of one answer to request 1 for first boot."""
 
     ENROLLED = "enrolled"
     MALFORMED = "malformed"  # a success without a usable id or key: repeated for a while

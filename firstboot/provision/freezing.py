@@ -23,7 +23,7 @@ from firstboot.provision.erase import grants
 from firstboot.provision.schema import CHECKS, CLEARABLE, PLACE, ROUTING
 
 HTTPS_PORT = 443
-IMAGE = "/etc/byteor/firstboot.yaml"
+IMAGE = Layout.image_defaults.absolute
 
 
 def refreeze(settings: Settings, image: Mapping[str, Any]) -> Settings:

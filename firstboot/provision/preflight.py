@@ -1,9 +1,9 @@
-"""Check everything that can fail on this side before the token is presented.
+"""Check everything on this side before the token is presented.
 
 The state directory takes durable writes and has room, the clock is not before this package was
-built, systemd knows the agent's unit, the control plane completes a TLS handshake. ``/healthz`` is advisory: any answer will do,
-since an answer proves the handshake. Sealing is probed by `identity.store`. Not checked: that the
-control plane knows the token; only spending it tells.
+built, systemd knows the agent's unit, the control plane completes a TLS handshake. ``/healthz`` is
+advisory: any answer will do, since an answer proves the handshake. Sealing is probed by
+`identity.store`. Not checked: that the control plane knows the token; only spending it tells.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ LONGEST_PROBLEM, LONGEST_STATUS = 2000, 160  # characters; of the file, of syste
 
 @dataclass(frozen=True)
 class Refusal:
-    """What the control plane said to a token, kept until that token is gone or accepted."""
+    """The control plane's refusal of a token, kept until that token is gone or accepted."""
 
     token_mark: Mark
     at: Time
@@ -101,7 +101,7 @@ def at_work(layout: Layout) -> bool:
 
 
 class Trouble:
-    """What one run tells of its failures."""
+    """The failures of one run, as it tells them."""
 
     def __init__(self, layout: Layout, clock: Clock) -> None:
         self._layout, self._clock = layout, clock

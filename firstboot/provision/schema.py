@@ -40,7 +40,7 @@ _PLAIN_HINT = "write texts, numbers, lists and mappings, without tags"
 
 
 class Rank(enum.IntEnum):
-    """Where a setting may come from, the highest first (contract 4.2)."""
+    """The sources of a setting, the highest first (contract 4.2)."""
 
     TOKEN_FILE = 1
     CREDENTIAL = 2

@@ -47,7 +47,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the caller hands in; `stdin` is what ``--token-file -`` read, once."""
+    """The caller's part; `stdin` is what ``--token-file -`` read, once."""
 
     config: Path | None = None
     token_file: str | None = None

@@ -63,7 +63,7 @@ class Found:
 
 @dataclass
 class Reading:
-    """What one user data carries: mappings, near misses, and whether a script writes our files."""
+    """The contents of user data: mappings, near misses, and if a script writes our files."""
 
     where: str
     found: list[Found] = field(default_factory=list)

@@ -7,11 +7,12 @@ import posixpath
 import yaml
 
 from firstboot.base.errors import Invalid
+from firstboot.base.layout import Layout
 from firstboot.provision.decode import unbase64
 from firstboot.provision.parts import gunzip
 
-DROP_PLACE = "/run/byteor-firstboot/settings.yaml"
-TOKEN_FILE = "/etc/byteor/enrollment-token"  # noqa: S105 - a path
+DROP_PLACE = Layout.drop_place.absolute
+TOKEN_FILE = Layout.token_file.absolute
 CONTENT_LIMIT = 256 << 10  # bytes of a content that is unpacked
 
 

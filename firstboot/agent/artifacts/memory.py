@@ -1,4 +1,4 @@
-"""The newest uploads, in ``agent/uploaded.json``, and how far the one under way is.
+"""Remember the newest uploads (``uploaded.json``) and the progress of the current one.
 
 An upload is recorded before its artifact is removed: after a crash in between it is not sent again,
 `upload --wait` learns the id, and content that is handed in again is known.

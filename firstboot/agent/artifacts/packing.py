@@ -1,4 +1,4 @@
-"""What artifacts are made from: an open file, or a directory packed as an incident bundle.
+"""Open a file, or pack a directory as an incident bundle.
 
 A bundle is a gzip'd tar with its parts in the order of their names; times and owners are fixed, so
 that the same content gives the same bytes. ``redactions.json`` at its end says what was cut out of
@@ -23,19 +23,20 @@ from firstboot.agent.artifacts import cleaning
 from firstboot.api.multipart import LARGEST
 from firstboot.base import files, trees
 from firstboot.base.errors import LocalFault
+from firstboot.base.layout import REDACTIONS, SIGNING_KEYS, SPEC
 from firstboot.base.redaction import learn, redact_text
 
 # What the vendor documents of a bundle, v1.
 V1_PARTS = (
-    "spec.kv",
+    SPEC,
     "spec_validation.json",
     "runtime.json",
     "policy_audit.json",
     "environment.json",
 )
-OURS = "redactions.json"
+OURS = REDACTIONS
 # Never changed, wherever they stand: a hash is taken of the former, the latter holds public keys.
-VERBATIM = ("spec.kv", "signing_keys.json")
+VERBATIM = (SPEC, SIGNING_KEYS)
 MOST_PARTS, DEEPEST = 4096, 16
 LARGEST_PART, LARGEST_WHOLE = 64 << 20, 512 << 20  # bytes before packing
 
@@ -130,7 +131,7 @@ def write(parts: Iterable[Part], packed: Packed, into: BinaryIO) -> Packed:
         for path, changed_at, data in parts:
             packed.names.append(path)
             packed.newest = max(packed.newest, changed_at)
-            if path == "spec.kv":
+            if path == SPEC:
                 packed.spec_hash = f"sha256:{hashlib.sha256(data).hexdigest()}"
             name = _name(path, used)
             is_verbatim = path.rpartition("/")[2] in VERBATIM

@@ -49,7 +49,7 @@ class Full(LocalFault):
 
 @dataclass(frozen=True)
 class About:
-    """What is said of an artifact beside its content; `replaced` is per part what was cut out."""
+    """An artifact's facts beside its content; `replaced` counts per part what was cut out."""
 
     kind: str
     name: str
@@ -61,7 +61,7 @@ class About:
 
 @dataclass(frozen=True)
 class Added:
-    """Where an artifact is now: new, waiting, quarantined, or uploaded (as `artifact_id`)."""
+    """The place of an artifact now: new, waiting, quarantined, or uploaded (as `artifact_id`)."""
 
     id: str
     state: str
@@ -97,7 +97,7 @@ class _Beside:
 
 @dataclass(frozen=True)
 class Census:
-    """How many there are, and the `bytes` of their contents."""
+    """A count of artifacts, and the `bytes` of their contents."""
 
     pending: int = 0
     quarantined: int = 0

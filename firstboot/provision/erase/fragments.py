@@ -1,4 +1,4 @@
-"""What cloud-init prints of a broken line of user data: its token is cut, and not spent.
+"""Erase what cloud-init printed of a broken line of user data.
 
 Where the YAML of user data is broken, PyYAML quotes up to 75 columns of the line, and cloud-init
 writes that into its logs and, from 24 on, into ``data/status.json``, which everybody can read

@@ -19,15 +19,15 @@ from firstboot.provision.erase.receipt import Copy
 
 # The last one is what lies on the disk beneath the shield.
 TREES = (
-    "/var/lib/cloud",
-    "/run/cloud-init",
+    Layout.cloud.absolute,
+    Layout.cloud_run.absolute,
     "/etc/cloud/cloud.cfg.d",
     "/var/log/installer",
     "/run/byteor-shield/cloud/instances",
 )
 FILES = ("/var/lib/waagent/ovf-env.xml", "/boot/firmware/user-data", "/boot/user-data")
 LOGS = "/var/log"  # cloud-init's own files in it, the rotated ones too
-INSTANCE = "/var/lib/cloud/instance"
+INSTANCE = Layout.cloud_instance.absolute
 STATUS = "/var/lib/cloud/data/status.json"
 # Read by `sources`: the first that holds a token hides the next, so they go in this order.
 READ = (
@@ -41,7 +41,7 @@ READ = (
 
 
 class Kind(enum.IntEnum):
-    """What may be done to a place, and in which order."""
+    """The treatment of a place, in the order of overwriting."""
 
     LATE = 1  # a later stage of this boot runs it
     LIVE = 2  # somebody reads it again: overwritten, never removed

@@ -1,4 +1,4 @@
-"""The shield: keep cloud-init's instance directory in memory until the token is erased.
+"""Keep cloud-init's instance directory in memory until the token is erased: the shield.
 
 Opt-in, for one boot (contract 7). ``up`` runs before cloud-init-local and mounts memory on
 ``/var/lib/cloud/instances``; ``bind``, after the local and the network stage, puts ``sem`` and
