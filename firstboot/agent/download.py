@@ -25,7 +25,7 @@ from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import check
 from firstboot.api.bundles import Coming, StartOver
 from firstboot.api.client import Answer
-from firstboot.base import documents, files
+from firstboot.base import documents, files, trees
 from firstboot.base.documents import lenient
 from firstboot.base.errors import Corrupt, LocalFault, TryAgain
 from firstboot.base.layout import BUNDLE, PARTIAL, PARTIAL_RECORD
@@ -204,11 +204,7 @@ class Download(Work):
 
     def _require_room(self, wanted: Wanted, have: int) -> None:
         needed = wanted.size - have + (COPIES + UNPACKED) * wanted.size + RESERVE_BYTES
-        try:
-            facts = os.statvfs(self._inbox)
-        except OSError as error:
-            files.fail("look at the room in", self._inbox, error)
-        free = facts.f_bavail * facts.f_frsize
+        free = trees.free_bytes(self._inbox)
         if free < needed:
             raise LocalFault(
                 f"no room for the bundle of {wanted.deployment_id}: {free // MIB} MiB are free"

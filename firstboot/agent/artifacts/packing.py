@@ -7,17 +7,15 @@ which part, what was left out (links, devices) and what could not be read (archi
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
 import os
 import stat
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from firstboot.agent.artifacts import cleaning
 from firstboot.api.multipart import LARGEST
@@ -25,6 +23,9 @@ from firstboot.base import files, trees
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import REDACTIONS, SIGNING_KEYS, SPEC
 from firstboot.base.redaction import learn, redact_text
+
+if TYPE_CHECKING:
+    import tarfile
 
 # What the vendor documents of a bundle, v1.
 V1_PARTS = (
@@ -120,6 +121,9 @@ def pack(top: int, into: BinaryIO) -> Packed:
 
 def write(parts: Iterable[Part], packed: Packed, into: BinaryIO) -> Packed:
     """Write `parts`, in their order, without their credentials; `packed` says what was done."""
+    import gzip  # both stay out of the resident agent
+    import tarfile
+
     used = {OURS}
     # Level and format are said, so that no default of another Python changes the bytes.
     with (
@@ -167,7 +171,7 @@ def _require_small(into: BinaryIO) -> None:
 
 
 def _put(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
+    entry = tar.tarinfo(name)
     entry.size, entry.mode = len(data), 0o644  # time and owners are 0 and nameless from the start
     tar.addfile(entry, io.BytesIO(data))
 
