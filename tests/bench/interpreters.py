@@ -63,6 +63,18 @@ def _libraries() -> list[tuple[str, ...]]:
     return [(), *((str(found),) for found in sorted(cache.glob("*/usr/lib/python3/dist-packages")))]
 
 
+def _environment(directory: Path, path: tuple[str, ...]) -> str:
+    """Make an environment whose Python finds what stands in `path`; return that Python.
+
+    Not PYTHONPATH, which the agent's children ignore: they import nothing from their caller.
+    """
+    options = ["--without-pip", "--system-site-packages"]
+    subprocess.run([DEBIAN, "-m", "venv", *options, str(directory)], check=True)
+    (packages,) = directory.glob("lib/python3*/site-packages")
+    (packages / "measured.pth").write_text("\n".join(path) + "\n")
+    return str(directory / "bin" / "python")
+
+
 def found(scratch: Path) -> tuple[list[Interpreter], list[str]]:
     """Those there are, and sentences on those there are not. `scratch` gets a compiled copy of the
     package for Debian's.
@@ -79,10 +91,8 @@ def found(scratch: Path) -> tuple[list[Interpreter], list[str]]:
         versions = _versions(DEBIAN, libraries)
         if versions:
             where = f" (libraries: {libraries[0]})" if libraries else ""
-            return [
-                *interpreters,
-                Interpreter("Debian", DEBIAN, (str(copy), *libraries), versions + where),
-            ], []
+            python = _environment(scratch / "python", (str(copy), *libraries))
+            return [*interpreters, Interpreter("Debian", python, (), versions + where)], []
     lacks = (
         f"{DEBIAN} lacks python3-requests, python3-yaml or python3-cryptography: no column for it"
     )
