@@ -8,7 +8,8 @@ that enrolls later does the same itself. Both search with the token in hand, as 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Callable
 
 from firstboot.base import files, log, systemd
@@ -22,7 +23,7 @@ from firstboot.provision.erase.receipt import GIVEN, Copy, Receipt
 from firstboot.provision.erase.shield import Shield
 from firstboot.provision.facts import View, look
 from firstboot.provision.schema import Rank
-from firstboot.provision.sources import Inputs
+from firstboot.provision.sources import Inputs, gather
 from firstboot.provision.tokens import TokenClass
 
 LOCK_WAIT_S = 30.0
@@ -32,7 +33,8 @@ UNIT = "byteor-erase.service"  # ordered after cloud-final, however that ended
 def erase(
     layout: Layout,
     view: View,
-    tokens: Iterable[Secret],
+    inputs: Inputs,
+    tokens: Collection[Secret],
     *classes: TokenClass,
     now: float,
     late: bool,
@@ -61,6 +63,7 @@ def erase(
         ],
         shield=Shield(layout).state(),
         unspent=not {token for _, token in view.found.tokens} <= tokens,
+        again=lambda: _still_given(layout, view, inputs, tokens),
         named=view.found.image.get("erase", {}).get("paths", ()),
         kept=[
             Copy(
@@ -82,6 +85,17 @@ def erase(
     say = log.notice if receipt.copies else log.debug
     say("looked for copies of the token", **receipt.summary())
     return receipt
+
+
+def _still_given(
+    layout: Layout, view: View, inputs: Inputs, tokens: Collection[Secret]
+) -> Iterator[Path]:
+    """Read the sources once more, and yield the files that still give one of `tokens`."""
+    found = gather(layout, inputs, classify=view.marks.classify, strict=False)
+    for source, token in found.tokens:
+        said = source.rank in (Rank.CREDENTIAL, Rank.TOKEN_FILE)
+        if source.path and token in tokens and not said:
+            yield source.path
 
 
 class _Busy(Exception):
@@ -111,11 +125,11 @@ def erase_again(
                 return 0
             classes = (TokenClass.SPENT, TokenClass.REFUSED) if refused else (TokenClass.SPENT,)
             tokens, now = view.tokens(*classes), Clock().wall()
-            receipt = erase(layout, view, tokens, *classes, now=now, late=True)
+            receipt = erase(layout, view, inputs, tokens, *classes, now=now, late=True)
             held = any(copy.path == systemjournal.NAME for copy in receipt.copies)
             if journal and held and journal():
                 systemjournal.empty()
-                receipt = erase(layout, view, tokens, *classes, now=now, late=True)
+                receipt = erase(layout, view, inputs, tokens, *classes, now=now, late=True)
     except _Busy:
         log.notice("another byteor-firstboot is at work: nothing was erased; the next boot does it")
         return 0

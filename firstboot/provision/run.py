@@ -375,13 +375,9 @@ class FirstBoot:
 
     def _erase(self, view: View) -> None:
         self._tried = view.erasable | (self._tried or frozenset())
+        kind, now = TokenClass.SPENT, self._clock.wall()
         self._receipt = cleanup.erase(
-            self._layout,
-            view,
-            view.erasable,
-            TokenClass.SPENT,
-            now=self._clock.wall(),
-            late=view.finished,
+            self._layout, view, self._inputs, view.erasable, kind, now=now, late=view.finished
         )
 
     def _finish(self, view: View) -> None:

@@ -71,6 +71,7 @@ def erase(
     named: Sequence[str] = (),
     shield: str = OFF,
     unspent: bool = False,
+    again: Callable[[], Iterable[Path]] = tuple,
 ) -> Receipt:
     """Erase the `tokens` in hand from every place, look again, and write the receipt.
 
@@ -78,7 +79,8 @@ def erase(
     `late` is False while cloud-init is at work: what it still runs is left alone, and said. `kept`
     are copies that are not ours to erase; those that were erased all the same are left out. `named`
     are the files of `erase.paths`. `shield` is the shield's state; `unspent`: a source
-    holds a token that is not erased now.
+    holds a token that is not erased now. `again` reads the sources once more, and returns the
+    files that still give a token: these remain.
     """
     before = receipt.earlier(layout)
     given = dict(_given_before(before, known))
@@ -96,6 +98,10 @@ def erase(
         unsaid.append(str(error))
     rows += [Copy(path, {"raw": 1}, "kept", receipt.GIVEN) for path in given]
     seen = {row.path: row for row in reversed([*rows, *kept])}
+    for path in {layout.shown(Path(os.path.realpath(file))) for file in again()}:
+        if path not in seen or seen[path].result in receipt.ERASED:
+            seen[path] = Copy(path, {}, "remains", "its reader still finds the token in it")
+            rows.append(seen[path])
     boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
     shield = _shielded(shield, before, boot_id, rows, unspent=unspent)
     if shield == MEMORY:
@@ -194,6 +200,8 @@ def _scrub(
         where = (held.inode, done.start, done.end - done.start) if left else (None, None, None)
         return Copy(shown, counts, result, why, *where)
 
+    ours = place.kind is Kind.OURS
+    given = ours and reader.gives(held.data)
     try:
         for _ in range(TRIES):
             if done.data == held.data:
@@ -206,13 +214,15 @@ def _scrub(
             held, done = again, scrubber.redact(again.data)
         else:
             return row("remains", "it was written again while it was being erased")
+        if given or (ours and (counts or reader.gives(done.data))):
+            # Whatever form it has: nobody reads the file again.
+            inplace.wipe(held)
+            return row("unlinked")
         if reader.reads(done.data):
             done.start, done.end = 0, len(done.data)
             return row("remains", "; ".join(done.failed) or UNREADABLE)
         if done.failed:
             return row("remains" if counts else "not_looked_at", "; ".join(done.failed))
-        if counts and place.kind is Kind.OURS:
-            inplace.wipe(held)
     except LocalFault as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS:
             if _read_only(place.path):
@@ -221,7 +231,7 @@ def _scrub(
         return row("remains", str(error))
     if not counts:
         return None
-    return row("unlinked" if place.kind is Kind.OURS else "overwritten")
+    return row("overwritten")
 
 
 def _fragments(layout: Layout) -> Iterator[Copy]:

@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from firstboot.base.errors import Invalid
 from firstboot.provision import userdata
+from firstboot.provision.schema import load_yaml
 
 SHORTEST = 16  # characters of a token
 _XML_TEXT = re.compile(rb">([^<>]{%d,})<" % SHORTEST)
@@ -36,6 +38,14 @@ class Reader:
                         return True
                 self._clean.add(key)
         return False
+
+    def gives(self, data: bytes) -> bool:
+        """Return True when `data`, read as the drop place is, gives one of the tokens."""
+        try:
+            value = load_yaml(data, where="it")
+        except Invalid:
+            return False
+        return any(token in text for text in _strings(value) for token in self._tokens)
 
 
 def _texts(data: bytes) -> Iterator[bytes]:
