@@ -16,7 +16,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from firstboot.api import messages
 from firstboot.api.proxies import is_link_local
 from firstboot.api.stream import PART, Stream, media_type
-from firstboot.api.transport import Transport
+from firstboot.api.transport import DEADLINE_S, Transport
+from firstboot.base.clock import monotonic
 from firstboot.base.errors import TryAgain
 from firstboot.base.secret import Secret
 
@@ -58,6 +59,7 @@ def answered(
     headers = {"Accept": "application/gzip, application/problem+json"}
     if have and tag is not None:
         headers.update({"Range": f"bytes={have}-", "If-Range": tag})
+    began = monotonic()
     with transport.stream(
         "GET", url, bearer=bearer, headers=headers, deadline_s=deadline_s
     ) as answer:
@@ -67,7 +69,12 @@ def answered(
         place = _place(url, answer.headers.get("location", ""))
     own = _origin(urlsplit(place)) == _origin(urlsplit(url))
     with transport.stream(
-        "GET", place, bearer=bearer if own else None, headers=headers, deadline_s=deadline_s
+        "GET",
+        place,
+        bearer=bearer if own else None,
+        headers=headers,
+        deadline_s=deadline_s,
+        head_s=DEADLINE_S - (monotonic() - began),  # both heads together: a watchdog waits
     ) as answer:
         if answer.status not in (WHOLE, PART, NO_SUCH_RANGE):
             now = messages.retry_after(answer.headers.get("retry-after"), now=float("inf"))

@@ -129,7 +129,8 @@ class Resolver:
 class _Current(threading.local):
     """This thread's request, as its sockets see it, and its resolver."""
 
-    limit = math.inf  # when it must be over, on the monotonic clock
+    limit = math.inf  # when what it does now must be over, on the monotonic clock
+    body_limit = math.inf  # the same for sending its body
     sent = False  # True when a byte of it may be out
     peer = ""  # whom we connect to, for people to read
     expected: str | None = None  # whose certificate is asked for

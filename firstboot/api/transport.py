@@ -105,7 +105,12 @@ class _PlainConnection(HTTPConnection):
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
         current.sent = True  # urllib3 shakes hands, also with a proxy, before it comes here
+        current.limit = current.body_limit
         super().putrequest(*arguments, **keywords)
+
+    def getresponse(self) -> Any:
+        current.limit = min(current.limit, monotonic() + DEADLINE_S)
+        return super().getresponse()
 
 
 class _TlsConnection(_PlainConnection, HTTPSConnection):
@@ -198,12 +203,13 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         body: bytes | Body | None = None,
         deadline_s: float = DEADLINE_S,
+        head_s: float = DEADLINE_S,
     ) -> Iterator[Stream]:
         """Send one request and yield its answer, not read yet.
 
         Unreachable or NoAnswer. A `body` with ``read`` and ``__len__`` is sent in blocks.
         `deadline_s` is for all of it, also for what is read inside the ``with``; an OSError that
-        something else raises there would be taken for the network's.
+        something else raises there would be taken for the network's. `head_s`: for the way there.
         """
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -214,8 +220,9 @@ class Transport:
         current.sent, current.response = False, None
         current.expected, current.at_proxy = host, False
         current.peer = f"the proxy {way}" if way is not None else where
-        # What takes long is a body, theirs or ours: an answer to none begins soon.
-        current.limit = until if body is not None else min(until, monotonic() + DEADLINE_S)
+        # A body says that it makes progress, theirs or ours; all else the watchdog has to wait for.
+        current.limit = min(until, monotonic() + min(head_s, DEADLINE_S))
+        current.body_limit = until if body is not None else current.limit
         try:
             with self._session.request(
                 method,
@@ -228,7 +235,8 @@ class Transport:
                 stream=True,
             ) as response:
                 found = {name.lower(): value for name, value in response.headers.items()}
-                current.limit = until
+                if body is None:
+                    current.limit = until
                 yield Stream(response.status_code, found, response.raw, host)
         except (
             requests.RequestException,

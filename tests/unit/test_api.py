@@ -5,6 +5,8 @@ paging.
 from __future__ import annotations
 
 import json
+import socket
+import time
 from email.utils import formatdate
 from typing import Any
 
@@ -13,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstboot.api import client as requests_of_contract_2
-from firstboot.api import messages
+from firstboot.api import connection, messages, transport
 from firstboot.api.client import PlaneApi
-from firstboot.api.transport import Reply
+from firstboot.api.connection import Unreachable
+from firstboot.api.stream import NoAnswer
+from firstboot.api.transport import Reply, Transport
 from firstboot.base.clock import Clock
 from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Refused, TryAgain
@@ -228,3 +232,37 @@ def test_a_cursor_that_no_url_can_carry_is_an_answer_to_try_again() -> None:
     with pytest.raises(TryAgain, match="agent list"):
         PlaneApi("https://plane", recorder).list_agents(Secret("t" * 20), **ENVIRONMENT)  # type: ignore[arg-type]
     assert len(recorder.asked) == 1
+
+
+class Hanging(connection._Lookup):
+    """A resolver that answers nobody."""
+
+    waits: list[float] = []
+
+    def start(self) -> None:
+        pass
+
+    def is_alive(self) -> bool:
+        return True
+
+    def join(self, timeout: float | None = None) -> None:
+        self.waits.append(timeout or 0.0)
+
+
+def test_a_long_upload_waits_a_minute_for_the_way_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deadline is for the body, which tells the watchdog that it makes progress."""
+    monkeypatch.setattr(connection, "_Lookup", Hanging)
+    monkeypatch.setattr(connection.current, "resolver", connection.Resolver())
+    with pytest.raises(Unreachable, match="resolved"):
+        Transport(environ={}).request("POST", "https://x.example/", body=b"x", deadline_s=4000.0)
+    assert max(Hanging.waits) <= 60.0
+
+
+def test_a_long_upload_waits_a_minute_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever took the body and says nothing, or one byte a second, holds up no watchdog."""
+    monkeypatch.setattr(transport, "DEADLINE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url, began = f"http://127.0.0.1:{server.getsockname()[1]}/", time.monotonic()
+        with pytest.raises(NoAnswer):
+            Transport(environ={}).request("POST", url, body=b"x", deadline_s=4000.0)
+    assert time.monotonic() - began < 5.0

@@ -122,7 +122,7 @@ def test_all_that_is_there_goes_oldest_first(bench: Bench) -> None:
     assert bench.loop.run_once() is False and not bench.loop.nudged()
     bench.put(b"1", b"2", b"3")
     assert bench.loop.nudged() and bench.loop.run_once() is True
-    assert bench.plane.sent == [b"1", b"2", b"3"] and bench.alive == 3
+    assert bench.plane.sent == [b"1", b"2", b"3"] and bench.alive == 6
     assert bench.loop.shown() == {"pending": 0, "quarantined": 0, "bytes": 0, "quarantine": []}
     assert bench.loop.problems() == [] and not bench.loop.hinted(HeartbeatReply())
 

@@ -45,6 +45,7 @@ class Scripted:
 
     def __init__(self, *answers: Script) -> None:
         self.answers, self.asked = list(answers), []  # type: ignore[var-annotated]
+        self.heads_s: list[float] = []
 
     @contextmanager
     def stream(
@@ -55,8 +56,10 @@ class Scripted:
         bearer: Secret | None = None,
         headers: Any = None,
         deadline_s: float = 0.0,
+        head_s: float = 60.0,
     ) -> Iterator[Stream]:
         self.asked.append((url, bearer, dict(headers or {})))
+        self.heads_s.append(head_s)
         status, found, body = self.answers.pop(0)
         current.limit = float("inf")
         yield Stream(status, {"content-type": "application/gzip", **found}, Raw(body), "plane")
@@ -79,6 +82,12 @@ def ask(*answers: Script, have: int = 0, tag: str | None = None) -> tuple[Any, S
                 b"".join(found.stream.pieces(1 << 20)),
             ), scripted
         return found, scripted
+
+
+def test_both_heads_take_no_longer_than_one() -> None:
+    """Nothing tells the watchdog of progress before the first byte."""
+    _, scripted = ask((307, {"location": SIGNED}, b""), (200, {}, b"abcd"))
+    assert scripted.heads_s[0] == 60.0 and 59.0 < scripted.heads_s[1] < 60.0
 
 
 def test_a_whole_and_a_part() -> None:

@@ -245,6 +245,7 @@ class Sender(Work):
                 self._refuse(entry.id, Refusal(code="holds_runtime_key", detail=detail))
                 return
             self._asked = True
+            self._alive()  # the way there takes up to a minute, as the answer before did
             answer = self._api.upload_artifact(
                 *self._who, entry.metadata, fd, each=self._progress(entry)
             )
