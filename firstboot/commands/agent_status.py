@@ -102,10 +102,8 @@ def is_online(layout: Layout, document: Mapping[str, Any], clock: Clock) -> bool
 def last_beat(document: Mapping[str, Any], now: float) -> tuple[float | None, float]:
     """Return the age of the last accepted heartbeat, and their period, in seconds."""
     loop = document["loops"].get(FIRST) or {}
-    period, last = loop.get("period_s"), seconds(loop.get("last_success_at"))
-    if not isinstance(period, (int, float)) or period <= 0:
-        period = DEFAULT_PERIOD_S
-    return now - last if last is not None else None, float(period)
+    period, last = number(loop.get("period_s")) or 0.0, seconds(loop.get("last_success_at"))
+    return now - last if last is not None else None, period if period > 0 else DEFAULT_PERIOD_S
 
 
 def key_refused(document: Mapping[str, Any]) -> Refused | None:
@@ -135,7 +133,6 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     state = _state(stored, age) if fault is None else UNREADABLE
     seen = verdicts.seen(layout)
     skew, loops = stored.get("clock_skew_s"), _mapping(stored.get("loops")) or {}
-    is_number = isinstance(skew, (int, float)) and not isinstance(skew, bool) and abs(skew) < FAR_S
     document: dict[str, Any] = {
         **stored,
         "v": 1,
@@ -149,7 +146,7 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
         "last_verdict": seen.last_verdict,
         "spool": _mapping(stored.get("spool")),
         "loops": {name: loop for name, loop in list(loops.items())[:LIMIT] if _mapping(loop)},
-        "clock_skew_s": skew if is_number else None,
+        "clock_skew_s": skew if number(skew) is not None else None,
     }
     told = _told(stored)
     codes = {problem.code for problem in told}
@@ -246,7 +243,7 @@ def page(document: Mapping[str, Any], *, now: float) -> list[str]:
 
 
 def _so_far(name: object, here: object, size: object) -> str:
-    count, whole = (value if isinstance(value, int) else 0 for value in (here, size))
+    count, whole = (int(number(value) or 0) for value in (here, size))
     percent = f" ({100 * count // whole} %)" if whole > 0 else ""
     return f"{word(name)}, {_size(count)} of {_size(whole)}{percent}"
 
@@ -291,7 +288,8 @@ def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
         lines.append(fact("signing keys", said))
     spool = document.get("spool")
     if spool:
-        kept = f", {_size(spool['bytes'])}" if isinstance(spool.get("bytes"), int) else ""
+        held = number(spool.get("bytes"))
+        kept = f", {_size(int(held))}" if held is not None else ""
         counts = [word(spool.get(name, 0)) for name in ("pending", "quarantined")]
         lines.append(fact("spool", f"{counts[0]} waiting, {counts[1]} quarantined{kept}"))
         rows = spool.get("quarantine")
@@ -360,6 +358,12 @@ def word(value: object, limit: int = LONGEST_WORD) -> str:
     """Return a value for a terminal: one line without control characters, of bounded length."""
     text = "unknown" if value is None else str(value)
     return "".join(c if c.isprintable() else " " for c in text)[:limit]
+
+
+def number(value: object) -> float | None:
+    """Return a number that others wrote, None for anything else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < FAR_S else None  # type: ignore[arg-type]
 
 
 def seconds(value: object) -> float | None:

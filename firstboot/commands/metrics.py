@@ -16,7 +16,7 @@ from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
 from firstboot.base import files
 from firstboot.base.clock import Clock
 from firstboot.commands import agent_status
-from firstboot.commands.agent_status import RUNNING, seconds
+from firstboot.commands.agent_status import RUNNING, number, seconds
 
 Labels = Mapping[str, object]
 Sample = tuple[Labels, Optional[float]]
@@ -88,35 +88,29 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
     yield "up", [({}, state == RUNNING)]
     yield "degraded", [({}, document["status"] != "ok")]
     yield "problem", [({"code": code}, 1) for code in sorted({row["code"] for row in problems})]
-    yield "status_age_seconds", [({}, _number(document["age_s"]))]
+    yield "status_age_seconds", [({}, number(document["age_s"]))]
     yield "heartbeat_age_seconds", [({}, max(0.0, now - beat) if beat is not None else None)]
-    yield "crashes", [({}, _number(document.get("crashes")))]
+    yield "crashes", [({}, number(document.get("crashes")))]
     for when in ("last_success", "last_attempt", "next_attempt"):
         values = {task: seconds(loop.get(f"{when}_at")) for task, loop in loops.items()}
         yield f"task_{when}_timestamp_seconds", _by_task(values)
     for name, member in (("task_failures", "failures"), ("task_period_seconds", "period_s")):
-        yield name, _by_task({task: _number(loop.get(member)) for task, loop in loops.items()})
+        yield name, _by_task({task: number(loop.get(member)) for task, loop in loops.items()})
     states = ("pending", "quarantined")
-    yield "spool_artifacts", [({"state": one}, _number(spool.get(one))) for one in states]
+    yield "spool_artifacts", [({"state": one}, number(spool.get(one))) for one in states]
     yield "spool_artifacts_limit", [({}, MOST_ENTRIES)]
-    yield "spool_bytes", [({}, _number(spool.get("bytes")))]
+    yield "spool_bytes", [({}, number(spool.get("bytes")))]
     yield "spool_bytes_limit", [({}, MOST_BYTES)]
     about = {name: deployment.get(name) for name in ("deployment_id", "state", "spec_hash")}
     yield "deployment_info", [(about, 1 if deployment else None)]
-    yield "deployment_sequence", [({}, _number(deployment.get("sequence")))]
+    yield "deployment_sequence", [({}, number(deployment.get("sequence")))]
     yield "runtime_key_expires_timestamp_seconds", [({}, seconds(identity.get("expires_at")))]
-    yield "signing_keys_version", [({}, _number(keys.get("version")))]
-    yield "clock_skew_seconds", [({}, _number(document["clock_skew_s"]))]
+    yield "signing_keys_version", [({}, number(keys.get("version")))]
+    yield "clock_skew_seconds", [({}, number(document["clock_skew_s"]))]
 
 
 def _by_task(values: Mapping[str, float | None]) -> list[Sample]:
     return [({"task": task}, value) for task, value in values.items()]
-
-
-def _number(value: object) -> float | None:
-    """Return a number that others wrote, None for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < agent_status.FAR_S else None  # type: ignore[arg-type]
 
 
 def _labels(labels: Labels) -> str:

@@ -141,3 +141,19 @@ def test_a_file_is_replaced_in_one_step(
     assert cli.agent_main(["--root", str(tmp_path), "metrics"]) == 0
     assert "byteor_agent_up 0\n" in path.read_text()
     assert "byteor_agent_up 0\n" in capsys.readouterr().out
+
+
+def test_no_number_of_the_agents_file_ends_a_page(tmp_path: Path) -> None:
+    """A number that no float can hold is as if it were absent."""
+    huge = 10**400
+    layout = Layout(tmp_path)
+    layout.agent_run.mkdir(parents=True)
+    loops = {
+        "heartbeat": {"last_success_at": "2026-11-30T11:59:30Z", "period_s": huge},
+        "deployments": {"download": {"deployment_id": "dep_1", "bytes": huge, "size": 3}},
+    }
+    status = {**STATUS, "loops": loops, "clock_skew_s": huge, "spool": {"bytes": huge}}
+    layout.agent_status.write_text(json.dumps(status))
+    document = agent_status.look(layout, Fixed())
+    assert agent_status.last_beat(document, NOW) == (90.0, 30.0)
+    assert agent_status.page(document, now=NOW) and document["clock_skew_s"] is None
