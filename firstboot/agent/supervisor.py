@@ -139,12 +139,15 @@ class Supervisor:
         """Use new trust, proxy and period from the next request on."""
         systemd.notify("RELOADING=1")
         tls.forget()
-        self._signals.at_once = True
         try:
-            settings = startup.settings_again(self._layout, self._handed, config=self._config)
-            transports = [_transport(self._handed, settings) for _ in self._workers]
+            try:
+                self._signals.at_once = True
+                settings = startup.settings_again(self._layout, self._handed, config=self._config)
+                transports = [_transport(self._handed, settings) for _ in self._workers]
+            finally:
+                self._signals.at_once = False
         except SystemExit:
-            pass  # `run` ends in order: the signal is in the pipe
+            self._signals.at_once = False  # `run` ends in order: the signal is in the pipe
         except ByteorError as error:
             log.warning(f"the settings were not read again: {error}", hint=error.hint)
         else:
@@ -157,7 +160,6 @@ class Supervisor:
                     self._crew.agenda.ask(name, Ask.ANEW)
             for worker in self._workers:
                 worker.wake()
-        self._signals.at_once = False
         systemd.notify("READY=1")
 
 

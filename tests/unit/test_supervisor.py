@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from firstboot.agent import startup
 from firstboot.agent.heartbeat import Sequence
 from firstboot.agent.signals import Signals
 from firstboot.agent.supervisor import RESTART_S, Supervisor
@@ -88,3 +89,24 @@ def test_the_systems_store_is_read_again_when_it_is_to_be() -> None:
     assert tls.tls_context(None) is before
     tls.forget()
     assert tls.tls_context(None) is not before
+
+
+def test_a_signal_after_new_settings_were_read_ends_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the reading, which may hang, is cut off; putting them to use is not."""
+    layout, signals = Layout(tmp_path), Signals()
+    for path in (layout.agent_run, layout.agent):
+        path.mkdir(parents=True)
+    supervisor = Supervisor(layout, HANDED, Settings(heartbeat_interval_s=PERIOD_S), signals)
+    signals.at_once, seen = False, []
+
+    def read(*arguments: object, **keywords: object) -> Settings:
+        seen.append(signals.at_once)
+        return Settings(heartbeat_interval_s=PERIOD_S)
+
+    monkeypatch.setattr(startup, "settings_again", read)
+    for worker in supervisor._workers:
+        monkeypatch.setattr(worker, "wake", lambda: seen.append(signals.at_once))
+    supervisor._read_settings_again()
+    assert seen == [True, False, False] and not signals.at_once
