@@ -40,7 +40,8 @@ RESERVE_BYTES = 32 << 20
 PUBLISH_S = 5.0
 MIB = 1 << 20
 NO_CEILING = 1 << 62  # the bytes are counted here
-# An attempt that brought so much was no failure, however it ended: the next one comes soon.
+# An attempt that brought so much more than any before was no failure, however it ended: the next
+# one continues it, and comes soon.
 WORTH_BYTES = 1 << 20
 BLOCK_BYTES = 1 << 20  # read at a time
 # Made durable so often: a power cut costs no more than this, and no single fsync takes minutes on
@@ -78,6 +79,7 @@ class Download(Work):
     _told: bool = False
     _wanted: Wanted | None = None
     _published_at: float = 0.0
+    _most: int = 0  # bytes of it that an attempt ever ended with
     # The bundle whose first byte this process wrote: what was there before may have been through a
     # power cut.
     _own: str | None = None
@@ -92,6 +94,7 @@ class Download(Work):
         changed = not self._told or wanted != self._wanted
         self._told, self._wanted = True, wanted
         if changed:
+            self._most = 0
             self.wake(Ask.ANEW)
         elif wanted is not None and not self.is_here(wanted):
             self.wake(Ask.HINT)  # a failed attempt keeps its pause
@@ -168,8 +171,11 @@ class Download(Work):
             part.start_over()
             raise
         except TryAgain:
-            if part.size - before >= WORTH_BYTES:
+            recorded = self._recorded(wanted)
+            is_kept = recorded is not None and recorded.etag is not None
+            if is_kept and part.size - max(before, self._most) >= WORTH_BYTES:
                 self.schedule.failures = 0
+            self._most = max(part.size, self._most)
             raise
 
     def _take(self, wanted: Wanted, part: Partial, coming: Coming) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from firstboot.agent.download import Download
 from firstboot.agent.schedule import Ask, Schedule
 from firstboot.agent.submit import SILENT_S, Inbox
 from firstboot.agent.worker import Context
+from firstboot.api.bundles import Coming
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply
 from firstboot.api.messages import Problem as Said
@@ -26,6 +29,7 @@ from firstboot.base.errors import ByteorError, Corrupt, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange.handover import Handover
+from firstboot.exchange.verdicts import Wanted
 from tests.integration.loops import Decides, nothing, ring
 
 HANDED = Handover(
@@ -433,3 +437,30 @@ def test_no_clock_is_vouched_for_without_tls(scene: Scene) -> None:
     scene.inbox.request()
     documents.update(json.loads((scene.layout.inbox / "request.json").read_text()))
     assert documents["clock_offset_s"] is None
+
+
+@pytest.mark.parametrize("tag", [None, '"t"'])
+def test_a_bundle_that_is_always_cut_and_never_continued_is_a_failure(
+    scene: Scene, tag: str | None
+) -> None:
+    """Much that came makes the next attempt soon only where that one gets further."""
+
+    class Cut:
+        def pieces(self, ceiling: int) -> Iterator[bytes]:
+            yield bytes(2 << 20)
+            raise TryAgain("cut")
+
+    @contextmanager
+    def bundle(*who: object, have: int, tag: object, **keywords: object) -> Iterator[Coming]:
+        yield Coming(Cut(), have if tag else 0, None, answer_tag)  # type: ignore[arg-type]
+
+    answer_tag, download = tag, scene.download
+    plane: Any = scene.plane
+    plane.bundle, plane.rest = bundle, nothing
+    scene.layout.inbox.mkdir()
+    download.want(Wanted("dep_1", 1, "0" * 64, 64 << 20))
+    for attempt in range(3):
+        download.schedule.failures += 1
+        with pytest.raises(TryAgain, match="cut"):
+            download.run_once()
+        assert download.schedule.failures == (0 if tag else attempt + 1)
