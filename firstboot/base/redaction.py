@@ -7,7 +7,7 @@ Diagnostics and artifacts hold the words of other programs. From them goes, wher
 - private keys in PEM, also cut-off ones
 - JSON Web Tokens
 - Authorization headers, and what follows Bearer and Basic
-- user and password in a URL
+- user and password in a URL, and the signature ``sig`` of a signed one
 - tokens whose prefix tells their kind: ours, AWS, GitHub, GitLab, GCP, Stripe, Slack, npm, Vault,
   and keys that begin with sk-
 - the value of a name that ends in password, passwd, passphrase, pass, pwd, psk, secret, token,
@@ -44,8 +44,8 @@ _SHAPES = (
         rb"|(?:\s|\\[nr]|[A-Za-z0-9+/=]{16,}){0,1024}[A-Za-z0-9+/=]*)",
     ),
     ("jwt", rb"eyJ(?<![\w-]eyJ)[\w-]{5,}\.[\w-]{2,}(?:\.[\w-]*)?"),
-    ("url_password", rb"://([^\s/?#@\"'<>\\]{1,256})@"),
-    ("url_password", rb":\\/\\/([^\s/?#@\"'<>\\]{1,256})@"),  # of a JSON text that escapes slashes
+    ("url_password", rb"://([^\s/?#\"'<>\\]{1,256})@"),
+    ("url_password", rb":\\/\\/([^\s/?#\"'<>\\]{1,256})@"),  # of a JSON text that escapes slashes
     ("token", rb"b(?<![A-Za-z0-9]b)(?:et|ek|rk|op)_[\w-]{12,}"),
     ("token", rb"A(?<![A-Za-z0-9]A)(?:[KS]IA[A-Z0-9]{16}(?![A-Z0-9])|Iza[\w-]{30,})"),
     (
@@ -53,6 +53,7 @@ _SHAPES = (
         rb"g(?<![A-Za-z0-9]g)(?:h[pousr]_[A-Za-z0-9]{20,}|ithub_pat_\w{20,}"
         rb"|l(?:pat|dt|rt)-[\w-]{16,})",
     ),
+    ("token", rb"sig=(?:(?<=[?&; ]sig=)|(?<=u0026sig=))([\w%+/=-]{8,})"),  # of a signed URL
     ("token", rb"ya29\.[\w-]{20,}"),
     ("token", rb"GOCSPX-[\w-]{20,}"),
     ("token", rb"s(?<![A-Za-z0-9]s)k(?:_(?:live|test)_[A-Za-z0-9]{10,}|-[\w-]{20,})"),
@@ -96,6 +97,9 @@ _QUOTED_END = re.compile(rb"[\"'\r\n\0]|\Z")
 _GAP = rb"(?:\s|\\{1,7}[nrt]){0,64}"
 _STRING_ENDS = re.compile(rb"\\{0,7}\"" + _GAP + rb"(?:[,:}\]]|\Z)|\\{0,7}\"\s{0,8}[\r\n]")
 _NO_STRING = re.compile(rb"[\[{]|(?:-?[0-9][0-9.eE+-]{0,64}|true|false|null)" + _GAP + rb"[,}\]]")
+_LIST = re.compile(
+    rb"\[[ \t]{0,8}(\\{0,7}[\"'])([^\[\]{}\"'\\\r\n\0]{1,1024})\1[ \t]{0,8}\]"
+)  # of one
 _BLOCK = re.compile(rb"[|>][0-9+-]{0,2}[ \t]{0,8}\r?\n")
 _LINE_END = re.compile(rb"[\r\n\0]|\Z")
 # What ends a value within a line. In a JSON text a backslash may belong to a quote or line end.
@@ -183,7 +187,9 @@ def _named(data: bytes, lower: bytes, at: int) -> tuple[int, int] | None:
         return None
     begin, first = found.end(), _begins_line(lower, name_at) and not is_argument
     opened = _opening(data, name_at)
-    quote = _QUOTE.match(data, begin)
+    quote, one = _QUOTE.match(data, begin), _LIST.match(data, begin)
+    if one is not None:
+        return one.span(2)
     if quote is not None:
         # Without a quote after the name this one may end the text in which the name stands.
         if not found["close"] and (quote[0] == opened or _STRING_ENDS.match(data, begin)):
