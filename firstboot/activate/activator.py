@@ -138,13 +138,11 @@ class Activator:
             # Somebody moved the link: say what is true.
             record = replace(record, current=directories.in_force(self.layout, state="active"))
         now = self._trusted_now(request)
-        raw = offered = None
-        try:
-            offered, raw = inbox.keysets(), inbox.envelope()
-        except Corrupt as error:
-            log.warning(f"the agent's inbox is damaged: {error}")
+        # The time first: an answer that comes in between is looked at once more.
+        fetched_at = inbox.keysets_stamp()
+        offered, raw = _unless_damaged(inbox.keysets), _unless_damaged(inbox.envelope)
         if offered is not None:
-            keyring.offer(self.layout, self.settings, offered, now=now)
+            keyring.offer(self.layout, self.settings, offered, fetched_at=fetched_at, now=now)
         digest = hashlib.sha256(raw).hexdigest() if raw is not None else None
         record = replace(record, answered=Answered(request.request, digest))
         if raw is None:
@@ -319,6 +317,14 @@ class Activator:
         fresh = at is not None and booted <= at <= now + CLOCK_TOLERANCE_S
         agrees = fresh and offset is not None and abs(offset) <= CLOCK_TOLERANCE_S
         return now if agrees or (self.layout.is_host and os.path.exists(SYNCHRONIZED)) else None
+
+
+def _unless_damaged(read: Callable[[], bytes | None]) -> bytes | None:
+    try:
+        return read()
+    except Corrupt as error:
+        log.warning(f"the agent's inbox is damaged: {error}")
+        return None
 
 
 def _without_bundle(record: Record, row: Row) -> Record:

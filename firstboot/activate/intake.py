@@ -63,6 +63,15 @@ class Inbox:
         """Return the newest reply to request 7, None when there is none."""
         return self._read(KEY_SETS, REPLY_LIMIT)
 
+    def keysets_stamp(self) -> str | None:
+        """Return the time (ns) of that reply's file, None when there is none."""
+        if self._fd is None:
+            return None
+        try:
+            return str(os.stat(KEY_SETS, dir_fd=self._fd, follow_symlinks=False).st_mtime_ns)
+        except OSError:
+            return None
+
     def request(self) -> Request:
         """Return what the agent asks; without members where it says nothing that can be used."""
         try:

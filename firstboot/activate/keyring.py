@@ -91,9 +91,14 @@ def place_of(settings: Settings) -> Place:
     return Place(*map(str, ids))
 
 
-def current(layout: Layout, settings: Settings) -> Ring:
-    """Return the ring in use; one that is not is set aside, and what replaces it is kept."""
+def current(layout: Layout, settings: Settings, *, fetched_at: str | None = None) -> Ring:
+    """Return the ring in use; one that is not is set aside, and what replaces it is kept.
+
+    `fetched_at`: the time of the agent's answer. It does not start the ring of a new environment.
+    """
     ring, why = look(layout, settings)
+    if why == FOREIGN:
+        ring = replace(ring, passed_over=fetched_at)
     if why in WHY:
         kept_as = files.set_aside(layout.keyring, label=why)
         log.warning(said(ring, why), kept_as=kept_as, source=ring.source)
@@ -111,15 +116,23 @@ def said(ring: Ring, why: str) -> str:
 
 
 def offer(
-    layout: Layout, settings: Settings, raw_reply: bytes, *, now: float | None = None
+    layout: Layout,
+    settings: Settings,
+    raw_reply: bytes,
+    *,
+    fetched_at: str | None = None,
+    now: float | None = None,
 ) -> Ring:
     """Judge the bytes of an answer to request 7; keep and return the ring after it.
 
     Never raises for what the answer holds, and writes only what changed. `now` is the trusted time,
     None without a trusted clock: keys that have ends then wait for one (`chain.adopt`).
+    `fetched_at` is the time of the file: one that was here when the environment changed may be the
+    former control plane's word, and the agent must bring another.
     """
-    before, at = current(layout, settings), _now()
-    if before.source == chain.CLOSED:
+    before, at = current(layout, settings, fetched_at=fetched_at), _now()
+    stale = fetched_at is not None and fetched_at == before.passed_over
+    if stale or before.source == chain.CLOSED:
         return before
     try:
         value = documents.load(raw_reply)

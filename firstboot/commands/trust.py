@@ -19,15 +19,15 @@ from firstboot.activate.signatures import Key
 from firstboot.base import files, log
 from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
-from firstboot.base.layout import KEY_SETS, Layout
+from firstboot.base.layout import Layout
 from firstboot.commands.agent_status import word
+from firstboot.exchange.inbox import drop_key_sets
 from firstboot.exchange.settings import Settings
 from firstboot.exchange.verdicts import ACTIVE
 from firstboot.exchange.wake import wake
 from firstboot.provision.sources import in_force
 
 LOCK_WAIT_S = 30.0
-EMPTY = b'{"key_sets": []}'
 SOURCES = {
     chain.PINNED: "pinned in /etc/byteor/firstboot.yaml",
     chain.ENROLLMENT: "the enrollment reply",
@@ -92,7 +92,7 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     with files.locked(layout.activation_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
         kept_as = files.set_aside(layout.keyring, label="reset")
         keyring.save(layout, ring)
-        _empty_the_inbox(layout)
+        drop_key_sets(layout)  # else one from before becomes the first one after
     told = wake(layout)
     aside = layout.shown(kept_as) if kept_as is not None else None
     if as_json:
@@ -107,18 +107,6 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     print(f"trust starts again from {first}; what is active stays active")
     print(f"the agent asks for it {'now' if told else 'when it looks next: start it, or wait'}")
     return 0
-
-
-def _empty_the_inbox(layout: Layout) -> None:
-    """Drop an answer from before the reset: it must not become the first one after it."""
-    try:
-        facts = os.stat(layout.inbox, follow_symlinks=False)
-        owner = (facts.st_uid, facts.st_gid)
-        files.write_into(layout.inbox, KEY_SETS, EMPTY, mode=0o600, owner=owner)
-    except FileNotFoundError:
-        pass
-    except LocalFault as error:
-        log.warning(f"an older answer about signing keys may be used once more: {error}")
 
 
 def _document(ring: Ring) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from firstboot.base import files, inplace, log, systemd
 from firstboot.base.clock import monotonic
 from firstboot.base.errors import ByteorError, LocalFault, NoToken, TryAgain
 from firstboot.base.layout import Layout
+from firstboot.exchange.inbox import forget_answers
 from firstboot.exchange.wake import is_running, wake
 from firstboot.identity import store
 
@@ -71,7 +72,8 @@ def _remove(layout: Layout) -> None:
     for path in (layout.credentials, layout.sealing_key, layout.sealing_cred, layout.intent):
         inplace.wipe_file(path)
     files.remove(layout.handover)
-    for path in (layout.progress, layout.settings, layout.agent_state, layout.latest):
+    forget_answers(layout)
+    for path in (layout.progress, layout.settings, layout.agent_state):
         files.remove(path)
-    for path in (layout.kept_key_sets, layout.reports, layout.uploaded, layout.agent_status):
+    for path in (layout.reports, layout.uploaded, layout.agent_status):
         files.remove(path)

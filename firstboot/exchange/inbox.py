@@ -5,17 +5,19 @@ The agent writes it, the activator reads it through `activate.intake`, which tru
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Optional
 
-from firstboot.base import documents, files
+from firstboot.base import documents, files, log
 from firstboot.base.documents import Rule, lenient
-from firstboot.base.errors import Corrupt
-from firstboot.base.layout import REQUEST, Layout
+from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.layout import KEY_SETS, REQUEST, Layout
 
 REPLY_LIMIT = 1 << 20  # bytes; as every JSON reply (contract 2)
 REQUEST_LIMIT = 4 << 10  # bytes
+NO_KEY_SETS = b'{"key_sets": []}'
 
 _Id = Annotated[str, Rule(lambda t: bool(re.fullmatch(r"[0-9a-fA-F-]{1,64}", t)), "a request id")]
 
@@ -53,3 +55,22 @@ def newest_request(layout: Layout) -> str | None:
     except Corrupt:
         return None
     return unverified_request(data or b"").request
+
+
+def drop_key_sets(layout: Layout) -> None:
+    """Drop the answer about signing keys: it must not start another ring. For root."""
+    try:
+        facts = os.stat(layout.inbox, follow_symlinks=False)
+        owner = (facts.st_uid, facts.st_gid)
+        files.write_into(layout.inbox, KEY_SETS, NO_KEY_SETS, mode=0o600, owner=owner)
+    except FileNotFoundError:
+        pass
+    except LocalFault as error:
+        log.warning(f"an older answer about signing keys may be used once more: {error}")
+
+
+def forget_answers(layout: Layout) -> None:
+    """Drop what the agent was told about keys and deployments: another identity begins."""
+    drop_key_sets(layout)
+    for path in (layout.kept_key_sets, layout.latest):
+        files.remove(path)

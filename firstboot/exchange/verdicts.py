@@ -230,6 +230,7 @@ class RingFile:
     pins: tuple[ListedKey, ...]
     refused: Optional[Refusal]
     floor: int = 0
+    passed_over: Optional[Line] = None
 
 
 def ring(layout: Layout) -> RingFile | None:

@@ -28,6 +28,7 @@ from firstboot.base.errors import ByteorError, LocalFault, NotErased, Refused, T
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
+from firstboot.exchange.inbox import forget_answers
 from firstboot.identity import store
 from firstboot.identity.host import hostname
 from firstboot.identity.store import Identity, State
@@ -300,6 +301,7 @@ class FirstBoot:
             key_sets=reply.signing_keys,
             heartbeat_interval_s=found.heartbeat_interval_s or reply.heartbeat_interval_s,
         )
+        forget_answers(self._layout)
         files.write_json(self._layout.settings, frozen.freeze(settings), mode=0o644)
         store.save(self._layout, fresh, seal=found.seal)
         back = store.look(self._layout)

@@ -319,6 +319,12 @@ def test_a_bare_token_goes_where_the_identity_points(host: Host, tmp_path: Path)
     host.user_data(host.comment_block(host.mint()))
     assert host.run().code == 0
     first = host.plane.agents()[0]["agent_id"]
+    answer = host.path("var/lib/byteor/agent/inbox/keysets.json")
+    answer.parent.mkdir(parents=True)
+    answer.write_text('{"key_sets": ["old"]}')
+    remembered = [host.path(f"var/lib/byteor/agent/{name}.json") for name in ("latest", "keysets")]
+    for path in remembered:
+        path.write_text("{}")
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         elsewhere.settimeout(0.1)
         wrong = f"https://127.0.0.1:{elsewhere.getsockname()[1]}"
@@ -333,6 +339,9 @@ def test_a_bare_token_goes_where_the_identity_points(host: Host, tmp_path: Path)
         with pytest.raises(TimeoutError):
             elsewhere.accept()
     assert f"agent {first} is superseded: delete it at the control plane" in done.err
+    # What the former agent was told starts nothing of the new one's.
+    assert json.loads(answer.read_text()) == {"key_sets": []}
+    assert not any(path.exists() for path in remembered)
     agents = {agent["agent_id"] for agent in host.plane.agents()}
     shown = status(host)
     assert len(agents) == 2 and shown["agent_id"] in agents - {first}

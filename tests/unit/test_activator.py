@@ -23,8 +23,10 @@ from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.cli import agent_main, firstboot_main
+from firstboot.commands import unenroll
 from firstboot.exchange import faults, outcomes, settings, verdicts
 from tests.integration.activations import Activations
+from tests.unit.test_trust import ONE as KEYS_ONE
 
 LEAST = 600_000  # bytes that are free on the disk of `room`
 
@@ -264,6 +266,7 @@ IN_A_SMALL_DISK = """
 import os, sys
 from pathlib import Path
 from tests.integration.activations import Activations
+from tests.unit.test_trust import ONE as KEYS_ONE
 host = Activations(Path(sys.argv[1]))
 host.deploy("good")
 state = host.state
@@ -551,3 +554,44 @@ def test_no_shape_of_a_damaged_file_breaks_a_command(
             for aside in layout.activation.glob("*.corrupt-*"):
                 aside.unlink()
             host.request()
+
+
+# -- another environment
+
+
+def test_what_another_control_plane_said_starts_no_ring(host: Host) -> None:
+    """The former one's answer lies in the inbox when the environment changes: it is never taken,
+    and the same bytes are when the agent brings them anew.
+    """
+    answer = host.inbox / "keysets.json"
+    answer.write_text(json.dumps({"key_sets": [KEYS_ONE]}))
+    host.write_settings(environment_id="env_2", key_sets=[], signing_keys=[])
+    for _ in range(2):
+        host.request()
+        host.run()
+        kept = verdicts.ring(host.layout)
+        assert kept is not None
+        assert (kept.place.environment_id, kept.source, kept.version) == ("env_2", "tls", 0)
+    os.utime(answer, (wall() + 1, wall() + 1))
+    host.request()
+    host.run()
+    assert verdicts.keys_version(host.layout) == 1
+
+
+def test_unenroll_drops_the_answer_about_keys(host: Host) -> None:
+    """The next enrollment may be into another environment."""
+    answer = host.inbox / "keysets.json"
+    answer.write_text(json.dumps({"key_sets": [KEYS_ONE]}))
+    for path in (host.layout.identity, host.layout.agent_run):
+        path.mkdir(parents=True, exist_ok=True)
+    unenroll._remove(host.layout)
+    assert json.loads(answer.read_text()) == {"key_sets": []}
+
+
+def test_a_damaged_answer_about_keys_hides_no_envelope(host: Host) -> None:
+    """Each file of the inbox is read by itself."""
+    (host.inbox / "keysets.json").write_text("{}")
+    os.link(host.inbox / "keysets.json", host.inbox / "again")
+    host.request()
+    host.run()
+    assert verdicts.read(host.layout).envelope_sha256 is not None
