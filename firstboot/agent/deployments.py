@@ -22,10 +22,10 @@ from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import NO_DEPLOYMENT, check
 from firstboot.api.messages import HeartbeatReply, entity_tag
 from firstboot.api.transport import CEILING_BYTES
-from firstboot.base import documents, files, trees
+from firstboot.base import documents, files, log, trees
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.documents import lenient
-from firstboot.base.errors import Corrupt, TryAgain
+from firstboot.base.errors import ByteorError, Corrupt, TryAgain
 from firstboot.base.layout import ENVELOPE
 from firstboot.exchange import verdicts
 from firstboot.exchange.verdicts import Record, Row, Wanted
@@ -38,6 +38,10 @@ CLOCK_WAS_SET_S = 30.0
 # For an unknown key the key sets are fetched once a minute at first, then ever more rarely: the
 # control plane's hints tell as well.
 KEYS_FIRST_S, KEYS_CAP_S = 60.0, 3600.0
+LOST = (
+    "the newest deployment's envelope is gone from the agent's inbox, or its file has another name: "
+    "it is fetched again"
+)
 Hint = tuple[Optional[str], Optional[int]]
 
 
@@ -62,6 +66,9 @@ class Deployments(Work):
     _looked: bool = False
     _sha256: str | None = None
     _tag: str | None = None
+    # The envelope that the activator was asked about, "" before the first; it did not find it.
+    _asked: str | None = ""
+    _lost: bool = False
     _brought: Wanted | None = None
     # The newest hint, the hint as it was when we last looked, and what the envelope names.
     _hint: Hint | None = None
@@ -76,12 +83,20 @@ class Deployments(Work):
         self._look()
         try:
             self._ask()
-        finally:
-            self._settle()
+        except ByteorError:
+            # Its word on when to come again counts, whatever is wrong on this host as well.
+            try:
+                self._settle()
+            except ByteorError as error:
+                log.warning(str(error), hint=error.hint)
+            raise
+        self._settle()
 
     def problems(self) -> list[Problem]:
         """Return what waits for this host, not for the control plane."""
         found = self.inbox.problems()
+        if self._lost:
+            found.append(Problem("envelope_lost", LOST, "leave the agent's inbox to the agent"))
         waiting = self._waiting
         if waiting is not None:
             why = "this host's clock cannot be trusted, so its times are not judged"
@@ -110,13 +125,14 @@ class Deployments(Work):
 
     def _ask(self) -> None:
         """Take what is assigned."""
-        answer = self.context.api.latest(*self.context.who, tag=self._tag)
+        tag = None if self._lost and self.inbox.may_repeat() else self._tag
+        answer = self.context.api.latest(*self.context.who, tag=tag)
         self.inbox.heard(answer.date)
         code = answer.problem.code if answer.problem is not None else None
         if answer.status == 204 or (answer.status == 404 and code == NO_DEPLOYMENT):
             self._withdraw()
         else:
-            check(answer, doing=DOING, conditional=self._tag is not None)
+            check(answer, doing=DOING, conditional=tag is not None)
             if answer.status == 200 and answer.is_json:
                 self._take(answer.body, answer.tag)
             elif answer.status != 304:
@@ -142,7 +158,7 @@ class Deployments(Work):
 
     def _take(self, envelope: bytes, tag: str | None) -> None:
         sha256 = hashlib.sha256(envelope).hexdigest()
-        if sha256 != self._sha256:
+        if self._lost or sha256 != self._sha256:
             self.inbox.put(ENVELOPE, envelope)
             self._keys_at, self._keys_pause = float("-inf"), KEYS_FIRST_S
         elif tag == self._tag:
@@ -169,9 +185,13 @@ class Deployments(Work):
                 self.inbox.request()  # the activator sets it aside, and begins a new one
             raise
         if self._is_to_be_asked(decided):
+            self._asked = self._sha256
             self.inbox.request()
             decided = verdicts.read(self.context.layout)
-        answered = not self.inbox.pending(decided) and decided.envelope_sha256 == self._sha256
+        found = decided.envelope_sha256 == self._sha256
+        answered = found and not self.inbox.pending(decided)
+        if not self.inbox.pending(decided):
+            self._lost = not found and self._sha256 is not None
         verdict = decided.of_envelope(self._sha256) if answered else None
         self._waiting = verdict if verdict is not None and verdict.verdict == "waiting" else None
         known = decided.wanted if answered and decided.wanted is not None else verdict
@@ -191,7 +211,9 @@ class Deployments(Work):
         if inbox.pending(decided) or inbox.was_overlooked():
             return inbox.may_repeat()
         if decided.envelope_sha256 != self._sha256:
-            return True  # also when nothing is assigned any more: what was awaited is dropped
+            # Also when nothing is assigned any more: what was awaited is dropped. What was not
+            # found is asked about once more after a pause.
+            return self._asked != self._sha256 or inbox.may_repeat()
         if self._sha256 is None:
             return False
         verdict = decided.of_envelope(self._sha256)

@@ -19,6 +19,7 @@ from firstboot.agent.download import Download
 from firstboot.agent.schedule import Ask, Schedule
 from firstboot.agent.submit import SILENT_S, Inbox
 from firstboot.agent.worker import Context
+from firstboot.api.answers import KeyRefused
 from firstboot.api.bundles import Coming
 from firstboot.api.client import Answer
 from firstboot.api.messages import HeartbeatReply
@@ -464,3 +465,45 @@ def test_a_bundle_that_is_always_cut_and_never_continued_is_a_failure(
         with pytest.raises(TryAgain, match="cut"):
             download.run_once()
         assert download.schedule.failures == (0 if tag else attempt + 1)
+
+
+@pytest.mark.parametrize("how", ["gone", "linked"])
+def test_an_envelope_that_is_not_found_is_fetched_again(scene: Scene, how: str) -> None:
+    """Once a minute while it stays so, and said; not at full speed, which each answer wakes."""
+    scene.activator.verdicts = [REFUSED]
+    scene.run()
+    envelope, other = scene.layout.inbox / "envelope.json", scene.layout.inbox / "backup"
+    if how == "gone":
+        envelope.unlink()
+    else:
+        os.link(envelope, other)
+        scene.activator.blind = True
+    scene.inbox.request()  # for key sets, say
+    asked = scene.activator.asked
+    for _ in range(20):
+        scene.loop.run_once()
+    assert scene.activator.asked == asked
+    (found,) = scene.loop.problems()
+    assert found.code == "envelope_lost" and found.hint
+    scene.run(minutes=3)
+    assert scene.envelope() == b'{"envelope": 1}' and envelope.stat().st_nlink == 1
+    assert scene.activator.asked - asked <= 4 and scene.plane.tags.count(None) <= 5
+    scene.activator.blind = False
+    scene.run(minutes=2)
+    asked = scene.activator.asked
+    scene.run(minutes=5)
+    assert scene.activator.asked == asked and scene.loop.problems() == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_control_planes_answer_comes_before_a_damage_here(scene: Scene, damaged: bool) -> None:
+    """When to come again is its word; what is wrong on this host is logged."""
+    scene.layout.activation.mkdir(parents=True)
+    if damaged:
+        scene.layout.history.write_text("{")
+    scene.plane.status = 503
+    with pytest.raises(TryAgain):
+        scene.run()
+    scene.plane.status = 401
+    with pytest.raises(KeyRefused):
+        scene.run()
