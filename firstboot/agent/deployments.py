@@ -39,8 +39,8 @@ CLOCK_WAS_SET_S = 30.0
 # control plane's hints tell as well.
 KEYS_FIRST_S, KEYS_CAP_S = 60.0, 3600.0
 LOST = (
-    "the newest deployment's envelope is gone from the agent's inbox, or its file has another name: "
-    "it is fetched again"
+    "the newest deployment's envelope is gone from the agent's inbox, or its file has another "
+    "name: it is fetched again"
 )
 Hint = tuple[Optional[str], Optional[int]]
 
