@@ -47,7 +47,7 @@ class Ring:
     Version 0 and no `envelope` (of the newest set, as received): no key set yet. `keys` are the
     newest set's, then those of earlier sets (and pins) that it no longer lists, as retired.
     `floor`, while there is no envelope: the version that was in use before the pins changed.
-    `passed_over`: the time (ns, in digits) of the answer that was here when the environment changed.
+    `passed_over`: the time (ns, in digits) of the answer here when the environment changed.
     """
 
     place: Place
