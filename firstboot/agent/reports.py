@@ -2,14 +2,15 @@
 
 The activator leaves them numbered in ``outcomes/``; the number up to which the control plane has
 them is ours, and made durable after its answer: a crash between the two repeats a report, which its
-`report_id` makes harmless. One that is refused permanently is dropped, and said; the diagnostic
-beside a report goes to the spool before.
+`report_id` makes harmless. What happened in another environment is not told to this one.
+One that is refused permanently is dropped, and said; the diagnostic beside a report goes to the
+spool before.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Callable, Optional
 
 from firstboot.agent.artifacts import spool
@@ -40,6 +41,7 @@ class _Dropped:
 class _Kept:
     delivered: int = lenient(0)
     dropped: Optional[_Dropped] = lenient()
+    place: Optional[str] = lenient()  # the environment; older versions named none
 
 
 @dataclass
@@ -87,12 +89,22 @@ class Reports(Work):
         return [number for number in present if number > delivered]
 
     def _load(self) -> _Kept:
-        path = self.context.layout.reports
+        path, place = self.context.layout.reports, self._place()
         try:
-            return documents.read(path, _Kept) or _Kept()
+            kept = documents.read(path, _Kept) or _Kept()
         except Corrupt as error:
             log.warning(str(error), kept_as=files.set_aside(path))
-            return _Kept()
+            kept = _Kept()
+        if kept.place not in (None, place):
+            kept = _Kept(max([kept.delivered, *outcomes.numbers(self.context.layout)]))
+        if kept.place != place:
+            self._keep(kept)
+        return replace(kept, place=place)
+
+    def _place(self) -> str:
+        handed = self.context.handed
+        ids = (handed.org_id, handed.project_id, handed.environment_id)
+        return json.dumps([handed.api_base_url, *ids])
 
     def _deliver(self, number: int) -> None:
         try:
@@ -135,5 +147,6 @@ class Reports(Work):
         self._keep(_Kept(number, _Dropped(rfc3339(self.context.clock.wall()), detail)))
 
     def _keep(self, kept: _Kept) -> None:
+        kept = replace(kept, place=self._place())
         files.write_json(self.context.layout.reports, {"v": 1, **asdict(kept)})
         self._kept = kept

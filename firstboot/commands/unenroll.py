@@ -32,7 +32,8 @@ def unenroll_command(arguments: argparse.Namespace) -> int:
     layout: Layout = arguments.layout
     if os.geteuid() != layout.owner:
         raise LocalFault("only root may remove the identity", hint="run as root")
-    if not os.path.lexists(layout.credentials):
+    # The settings go last: a command that was cut can be repeated.
+    if not any(map(os.path.lexists, (layout.credentials, layout.settings))):
         raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
     log.audit(layout, "unenroll")
     try:
@@ -73,7 +74,7 @@ def _remove(layout: Layout) -> None:
         inplace.wipe_file(path)
     files.remove(layout.handover)
     forget_answers(layout)
-    for path in (layout.progress, layout.settings, layout.agent_state):
+    # `reports` stays: it says which reports are of the former environment, and not to be sent.
+    for path in (layout.progress, layout.agent_state, layout.uploaded, layout.agent_status):
         files.remove(path)
-    for path in (layout.reports, layout.uploaded, layout.agent_status):
-        files.remove(path)
+    files.remove(layout.settings)

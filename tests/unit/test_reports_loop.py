@@ -4,10 +4,12 @@ holds up nothing.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from firstboot.api.answers import NotThePlane, RequestRefused
 from firstboot.api.client import Answer
 from firstboot.api.messages import Problem as Said
 from firstboot.base import files
-from firstboot.base.errors import LocalFault, TryAgain
+from firstboot.base.errors import LocalFault, NoToken, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
+from firstboot.commands import unenroll
 from tests.unit.test_deployments_loop import HANDED, Moment
 
 SPEC_HASH = "sha256:" + "0" * 64
@@ -57,14 +60,14 @@ class Scene:
         self.layout.outcomes.mkdir(parents=True)
         self.start()
 
-    def start(self) -> None:
+    def start(self, **handed: Any) -> None:
         self.more: list[bool] = []
 
         def spooled() -> None:
             self.spooled += 1
 
         plane: Any = self.plane
-        context = Context(self.layout, HANDED, plane, self.clock)
+        context = Context(self.layout, replace(HANDED, **handed), plane, self.clock)
         self.loop = Reports(context, spooled, lambda: self.more.append(True))
 
     def run(self) -> None:
@@ -270,3 +273,40 @@ def test_an_upload_that_stands_still_does_not_hold_up_the_report(
     with files.locked(scene.layout.spool_lock, wait_s=0.0, busy=lambda: TryAgain("busy")):
         scene.loop.run_once()
     assert scene.plane.told == ["dep_1"] and scene.delivered() == 1 and not scene.spooled
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_happened_elsewhere_is_not_told_here(scene: Scene, told: bool) -> None:
+    """Neither report nor diagnostic, delivered or not, also after an unenrollment between the two;
+    a new identity of the same environment tells what is left.
+    """
+    scene.loop.run_once()
+    scene.outcome(1)
+    scene.outcome(2).with_suffix(".txt").write_text("journal lines")
+    if told:
+        scene.run()
+    before = list(scene.plane.told)
+    for path in (scene.layout.identity, scene.layout.agent_run):
+        path.mkdir(parents=True)
+    unenroll._remove(scene.layout)
+    scene.start(environment_id="env_2")
+    scene.run()
+    assert scene.plane.told == before and (told or scene.spooled == 0)
+    scene.outcome(3)
+    scene.start(environment_id="env_2", agent_id="agt_2")
+    scene.run()
+    assert scene.plane.told == [*before, "dep_3"]
+
+
+def test_an_unenrollment_that_was_cut_can_be_repeated(tmp_path: Path) -> None:
+    """The identity goes first, the settings last; then there is nothing to remove."""
+    layout = Layout(tmp_path)
+    for path in (layout.identity, layout.agent_run, layout.inbox):
+        path.mkdir(parents=True)
+    for path in (layout.settings, layout.sealing_key, layout.intent):
+        path.write_text("{}")
+    arguments = argparse.Namespace(layout=layout)
+    assert unenroll.unenroll_command(arguments) == 0
+    assert not any(path.exists() for path in (layout.settings, layout.sealing_key, layout.intent))
+    with pytest.raises(NoToken):
+        unenroll.unenroll_command(arguments)
