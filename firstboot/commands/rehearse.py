@@ -11,7 +11,7 @@ from firstboot.base import files, log
 from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, Invalid, LocalFault, NoToken
 from firstboot.commands import enroll
-from firstboot.provision import advice, userdata
+from firstboot.provision import leaks, userdata
 from firstboot.provision.schema import PLACE, Rank, parse
 from firstboot.provision.sources import USER_DATA_LIMIT
 
@@ -92,7 +92,7 @@ def _judge(data: bytes) -> tuple[str, list[str], list[str]]:
             "cloud-init 24.2 and newer reports degraded for a byteor: mapping; "
             "a comment block costs nothing"
         )
-    warnings += advice.on(data, token.reveal().encode())
+    warnings += leaks.on(data, token.reveal().encode())
     rendered = {key for one in reading.found for key in one.rendered}
     return found.form, [key for key in PLACE if key not in {*values, *rendered}], warnings
 
