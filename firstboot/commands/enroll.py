@@ -93,9 +93,10 @@ def erase_arguments(parser: argparse.ArgumentParser) -> None:
 
 def erase_command(arguments: argparse.Namespace) -> int:
     """Look everywhere again and erase."""
-    from firstboot.provision.cleanup import erase_again
+    from firstboot.provision.cleanup import UNIT, erase_again
 
-    log.audit(arguments.layout, "erase" + " --refused" * arguments.refused)
+    if not systemd.inside(UNIT):  # at every boot, and nobody gave it
+        log.audit(arguments.layout, "erase" + " --refused" * arguments.refused)
     return erase_again(
         arguments.layout,
         inputs(arguments),
