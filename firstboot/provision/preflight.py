@@ -44,9 +44,12 @@ def sweep(layout: Layout) -> None:
 
     A key that was being made has two names until then, and is not used.
     """
-    for path in layout.identity.glob(".*"):
-        if path.suffix in (".tmp", ".new"):
-            files.remove(path)
+    try:
+        made = [path for path in layout.identity.glob(".*") if path.suffix in (".tmp", ".new")]
+    except OSError as error:
+        files.fail("look at", layout.identity, error)
+    for path in made:
+        files.remove(path)
 
 
 def check_disk(layout: Layout) -> None:
