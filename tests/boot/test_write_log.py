@@ -34,7 +34,7 @@ for second in $(seq 300); do
     case "$(state byteor-firstboot) $(state byteor-erase)" in *activ*ing*|active*) continue ;; esac
     findmnt -n /var/lib/cloud/instances > /dev/null && continue
     test -s /var/lib/byteor/identity/erasure.json || continue
-    grep -q '"last_success_at": "' /run/byteor-agent/status.json && break
+    grep -q '"last_success_at": *"' /run/byteor-agent/status.json && break
 done
 sync
 echo "JOB mounted $(findmnt -n -o TARGET | grep -cE '/var/lib/cloud/|byteor-shield')"
