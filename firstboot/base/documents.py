@@ -227,18 +227,6 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-def optional_text(value: object) -> str | None:
-    """Return `value` if it is None or a text that is not empty; else ValueError."""
-    return None if value is None else text(value)
-
-
-def text(value: object) -> str:
-    """Return `value` if it is a text that is not empty; else ValueError."""
-    if not isinstance(value, str) or not value:
-        raise ValueError("not a text")
-    return value
-
-
 def base_url(text: str, *, under_systemd: bool) -> str:
     """Return the origin in `text`, without a trailing slash, ``/v1`` or ``/api/v1``.
 

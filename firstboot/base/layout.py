@@ -117,6 +117,7 @@ class Layout:
 
     # The shield's, on tmpfs
     shield = Row("/run/byteor-shield", follow=True)
+    shield_beneath = Row("/run/byteor-shield/cloud")
     shield_state = Row("/run/byteor-shield/state.json")
 
     # The host's

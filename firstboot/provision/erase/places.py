@@ -23,7 +23,7 @@ TREES = (
     Layout.cloud_run.absolute,
     "/etc/cloud/cloud.cfg.d",
     "/var/log/installer",
-    "/run/byteor-shield/cloud/instances",
+    f"{Layout.shield_beneath.absolute}/instances",
 )
 FILES = ("/var/lib/waagent/ovf-env.xml", "/boot/firmware/user-data", "/boot/user-data")
 LOGS = "/var/log"  # cloud-init's own files in it, the rotated ones too

@@ -70,7 +70,7 @@ class Shield:
         self._cloud = Path(os.path.realpath(layout.cloud))
         self.live = self._cloud / layout.cloud_instances.name
         self._staging = layout.shield / "memory"
-        self._beneath = layout.shield / "cloud"
+        self._beneath = layout.shield_beneath
         self.disk = self._beneath / self.live.name
 
     def state(self) -> str:
