@@ -17,7 +17,7 @@ from firstboot.activate import directories, journal, replay
 from firstboot.base import log, systemd
 from firstboot.base.errors import Invalid, NoToken
 from firstboot.base.layout import ENVELOPE, Layout
-from firstboot.commands.agent_status import word
+from firstboot.commands.agent_page import word
 from firstboot.exchange import verdicts
 from firstboot.exchange.wake import wake
 

@@ -16,7 +16,7 @@ from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
 from firstboot.base import files
 from firstboot.base.clock import Clock
 from firstboot.commands import agent_status
-from firstboot.commands.agent_status import RUNNING, number, seconds
+from firstboot.commands.agent_page import number, seconds, word
 
 Labels = Mapping[str, object]
 Sample = tuple[Labels, Optional[float]]
@@ -78,16 +78,18 @@ def render(document: Mapping[str, Any], *, now: float) -> str:
 
 
 def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, list[Sample]]]:
-    state, problems = document["state"], document["problems"]
     identity, spool = document["identity"] or {}, document["spool"] or {}
     deployment, keys = document["deployment"] or {}, document["signing_keys"] or {}
     loops: dict[str, Any] = document["loops"]
     beat = seconds((loops.get("heartbeat") or {}).get("last_success_at"))
     named = {name: identity.get(name) for name in ("agent_id", "name", "environment_id")}
     yield "info", [({"version": document.get("agent_version"), **named}, 1)]
-    yield "up", [({}, state == RUNNING)]
+    yield "up", [({}, document["running"])]
     yield "degraded", [({}, document["status"] != "ok")]
-    yield "problem", [({"code": code}, 1) for code in sorted({row["code"] for row in problems})]
+    yield (
+        "problem",
+        [({"code": code}, 1) for code in sorted({row["code"] for row in document["problems"]})],
+    )
     yield "status_age_seconds", [({}, number(document["age_s"]))]
     yield "heartbeat_age_seconds", [({}, max(0.0, now - beat) if beat is not None else None)]
     yield "crashes", [({}, number(document.get("crashes")))]
@@ -118,6 +120,6 @@ def _labels(labels: Labels) -> str:
     shown = []
     for name, value in labels.items():
         if value is not None:
-            text = agent_status.word(value).replace("\\", "\\\\").replace('"', '\\"')
+            text = word(value).replace("\\", "\\\\").replace('"', '\\"')
             shown.append(f'{name}="{text}"')
     return f"{{{','.join(shown)}}}" if shown else ""

@@ -25,8 +25,8 @@ from firstboot.base.errors import (
     Refused,
 )
 from firstboot.base.layout import Layout
-from firstboot.commands import agent_status
-from firstboot.commands.agent_status import NO_BEAT, fact, span, until, word
+from firstboot.commands import agent_page, agent_status
+from firstboot.commands.agent_page import fact, seconds, span, until, word
 from firstboot.commands.enroll import inputs
 from firstboot.commands.watching import Seen, watch, watch_arguments
 from firstboot.exchange import settings
@@ -116,10 +116,12 @@ def _seen(layout: Layout, given: Inputs, clock: Clock) -> Seen:
         stop = None
     document["agent"] = agent
     has_identity = document["state"] in ("enrolled", ENVIRONMENT)
-    online = has_identity and agent_status.is_online(layout, agent, clock)
+    online = has_identity and agent_status.is_online(agent, clock)
     if document["state"] == "enrolled" and stop is None:
         stop = agent_status.key_refused(agent)
-    first: dict[str, Any] = next(iter(agent["problems"]), {"detail": NO_BEAT, "hint": None})
+    first: dict[str, Any] = next(
+        iter(agent["problems"]), {"detail": agent_status.NO_BEAT, "hint": None}
+    )
     if not has_identity:
         first = {"detail": document["summary"], "hint": None}
     if document["problem"]:
@@ -143,7 +145,7 @@ def _page(document: Mapping[str, Any], *, now: float) -> list[str]:
             lines.append(fact(key.replace("plane", "control plane"), word(document[key], LONGEST)))
     lines += [fact("notice", word(notice)) for notice in document["notices"]]
     if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
-        lines += agent_status.summary(agent, now=now)
+        lines += agent_page.summary(agent, now=now)
     return lines
 
 
@@ -220,9 +222,9 @@ def _under_way(layout: Layout, step: Step, met: Progress | None, *, now: float) 
     works, found = at_work(layout), dict[str, Any]()
     if met is not None:
         problem = word(met.problem, LONGEST)
-        since, last = (agent_status.seconds(at) or now for at in (met.since, met.last_attempt_at))
+        since, last = (seconds(at) or now for at in (met.since, met.last_attempt_at))
         often = f"attempt {met.attempts} in {span(now - since)}, {span(now - last)} ago"
-        due = agent_status.seconds(met.next_attempt_at)
+        due = seconds(met.next_attempt_at)
         if due is not None and works:
             often += f", next {until(due - now)}"
         found = {"problem": problem, "hint": met.hint}

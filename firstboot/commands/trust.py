@@ -20,7 +20,7 @@ from firstboot.base import files, log
 from firstboot.base.clock import Clock, from_rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
-from firstboot.commands.agent_status import word
+from firstboot.commands.agent_page import word
 from firstboot.exchange.inbox import drop_key_sets
 from firstboot.exchange.settings import Settings
 from firstboot.exchange.verdicts import ACTIVE

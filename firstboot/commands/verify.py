@@ -25,10 +25,9 @@ from firstboot.base.errors import ByteorError, CheckFailed, Foreign, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.commands import agent_status as agent
-from firstboot.commands.agent_status import span, word
+from firstboot.commands.agent_page import span, word
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
-from firstboot.exchange.wake import is_running
 from firstboot.identity import store
 from firstboot.provision.sources import in_force
 
@@ -201,12 +200,12 @@ def _place(
 
 
 def _beating(layout: Layout, document: Mapping[str, Any], *, now: float) -> Seen:
-    """Judge by the lock that an agent holds, then by what it wrote: two periods at most."""
+    """Judge by the agent that runs, then by what it wrote: two periods at most."""
     age, period = agent.last_beat(document, now)
     seen = agent.NO_BEAT
     if age is not None:
         seen = f"the last one was accepted {span(age)} ago"
-        if age <= 2 * period and is_running(layout) is False:
+        if age <= 2 * period and not document["running"]:
             return FAILED, f"the agent does not run; {seen}", agent.start_hint(layout)
         if age <= 2 * period:
             return OK, f"{seen}, one every {period:g} s", None

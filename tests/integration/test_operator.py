@@ -47,7 +47,7 @@ def stamp(ago_s: float) -> str:
 
 
 def written(host: Host, **values: Any) -> dict[str, Any]:
-    """A status.json of an agent that is this very process, as it would be on a good day."""
+    """A status.json as a running agent's would be on a good day, with the pid of this process."""
     document = {
         "v": 1, "running": True, "pid": os.getpid(), "written_at": stamp(1), "status": "ok", "problems": [], "spool": None,
         "identity": {"agent_id": "agt_1", "name": "n", "api_base_url": "https://p.example", "environment_id": "env_1",
@@ -159,6 +159,11 @@ def test_beats_that_were_accepted_are_not_enough_where_no_agent_runs(host: Host)
     written(host)
     _, checks = verified(host)
     assert checks[1]["result"] == "failed" and "does not run" in checks[1]["seen"]
+    shown = json.loads(host.call("byteor-agent", "status", "--json").out)
+    assert shown["state"] == "gone" and not shown["running"]
+    for program in ("byteor-firstboot", "byteor-agent"):
+        assert host.call(program, "status", "--check").code == 10
+        assert host.call(program, "status", "--wait", "0.1").code == 6
     process = host.start("byteor-agent", "run")
     try:
         host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from firstboot import cli
 from firstboot.base.clock import Clock
 from firstboot.base.layout import Layout
-from firstboot.commands import agent_status, metrics
+from firstboot.commands import agent_page, agent_status, metrics
 
 PAGE = Path(__file__).resolve().parents[2] / ".github/reference/monitoring.md"
 STATUS: dict[str, Any] = {
@@ -71,12 +72,15 @@ def samples(layout: Layout) -> dict[tuple[str, tuple[tuple[str, str], ...]], flo
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    (tmp_path / "run/byteor-agent").mkdir(parents=True)
-    return Layout(tmp_path)
+    layout = Layout(tmp_path)
+    layout.agent_run.mkdir(parents=True)
+    layout.agent.mkdir(parents=True)
+    return layout
 
 
-def test_a_healthy_host_has_every_family(layout: Layout) -> None:
+def test_a_healthy_host_has_every_family(layout: Layout, holder: tuple[int, Path]) -> None:
     """Values, labels and escapes arrive as they were meant; the page lists every name."""
+    os.link(holder[1], layout.agent_lock)
     layout.agent_status.write_text(json.dumps(STATUS))
     found = samples(layout)
     assert found["up", ()] == 1 and found["degraded", ()] == 1
@@ -94,8 +98,11 @@ def test_a_healthy_host_has_every_family(layout: Layout) -> None:
 
 
 def test_a_host_without_an_agent_is_down(layout: Layout) -> None:
-    """Never run, and damaged: still a text that says so."""
+    """Never run, damaged, or down with a file that names a process: still a text that says so."""
     assert samples(layout)["up", ()] == 0
+    layout.agent_status.write_text(json.dumps({**STATUS, "pid": os.getpid()}))
+    found = samples(layout)
+    assert found["up", ()] == 0 and found["problem", (("code", "agent_gone"),)] == 1
     layout.agent_status.write_text("{")
     assert samples(layout)["up", ()] == 0
 
@@ -156,4 +163,4 @@ def test_no_number_of_the_agents_file_ends_a_page(tmp_path: Path) -> None:
     layout.agent_status.write_text(json.dumps(status))
     document = agent_status.look(layout, Fixed())
     assert agent_status.last_beat(document, NOW) == (90.0, 30.0)
-    assert agent_status.page(document, now=NOW) and document["clock_skew_s"] is None
+    assert agent_page.page(document, now=NOW) and document["clock_skew_s"] is None

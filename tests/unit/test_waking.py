@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,6 @@ from firstboot.base.errors import TryAgain
 from firstboot.base.layout import Layout
 from firstboot.exchange.wake import agent_pid, reachable, wake
 
-HOLD = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('held', flush=True); sys.stdin.read()"
-
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
@@ -29,18 +26,6 @@ def layout(tmp_path: Path) -> Layout:
     layout.agent.mkdir(parents=True)
     layout.agent_run.mkdir(parents=True)
     return layout
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """Another process that holds a lock, and the lock's file."""
-    path = tmp_path / "lock"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        yield process.pid, path
-        process.kill()
 
 
 def test_the_holder_of_the_agents_lock_is_found(layout: Layout, holder: tuple[int, Path]) -> None:
