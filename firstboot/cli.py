@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import Any, Callable, NamedTuple, NoReturn
 
 from firstboot import __version__
-from firstboot.base import log, systemd
-from firstboot.base.errors import ByteorError, NotLaunched, NoToken, Usage
+from firstboot.base import files, log, systemd
+from firstboot.base.errors import ByteorError, LocalFault, NotLaunched, NoToken, Usage
 from firstboot.base.layout import Layout
 
 INTERRUPTED = 130
@@ -142,9 +142,7 @@ def _main(program: str, argv: list[str], words: list[str] | None) -> int:
             # A host that is to have no token is not broken: one line, and it is no error.
             log.notice(f"{error}; {error.hint}")
             return error.exit_code
-        log.error(str(error))
-        if error.hint:
-            log.hint(error.hint)
+        _say(error)
         # `exec` answers as env and docker do: 2 would be taken for its command's own.
         is_usage_of_exec = isinstance(error, Usage) and words is not None
         return NotLaunched.exit_code if is_usage_of_exec else error.exit_code
@@ -153,6 +151,25 @@ def _main(program: str, argv: list[str], words: list[str] | None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        # A file that the system refuses is a fault of this host, also where no branch expected it.
+        if not isinstance(error.filename, str):
+            raise
+        return _local_fault(error)
+
+
+def _say(error: ByteorError) -> None:
+    log.error(str(error))
+    if error.hint:
+        log.hint(error.hint)
+
+
+def _local_fault(error: OSError) -> int:
+    try:
+        files.fail("use", Path(error.filename), error)
+    except LocalFault as fault:
+        _say(fault)
+        return fault.exit_code
 
 
 def _unexpected(

@@ -159,4 +159,4 @@ def test_a_directory_that_may_not_be_written_is_not_mended_by_root(host: Host) -
     host.path("var/lib").chmod(0o555)
     done = host.run()
     host.path("var/lib").chmod(0o755)
-    assert done.code == 7 and "give user id" in done.err, done
+    assert done.code == 7 and "run as root" in done.err, done
