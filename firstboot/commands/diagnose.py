@@ -108,6 +108,8 @@ def _parts(arguments: argparse.Namespace, packed: Packed) -> Iterator[Part]:
             yield name, 0.0, make()
         except ByteorError as error:
             packed.left_out.append({"part": name, "why": str(error)})
+        except FileNotFoundError:
+            packed.left_out.append({"part": name, "why": "there is none"})
         except (OSError, subprocess.SubprocessError) as error:
             packed.left_out.append({"part": name, "why": type(error).__name__})
 
@@ -149,7 +151,10 @@ def versions(layout: Layout) -> dict[str, Any]:
             found[name] = _output(name, "--version").decode("utf-8", "replace").partition("\n")[0]
         except (OSError, subprocess.SubprocessError):
             found[name] = None
-    os_release = files.read(layout.path("/etc/os-release", follow=True), limit=LARGEST_FILE)
+    # A link on nearly every distribution.
+    os_release = files.read(
+        layout.path("/etc/os-release", follow=True).resolve(), limit=LARGEST_FILE
+    )
     found["os_release"] = (os_release or b"").decode("utf-8", "replace").splitlines()
     system = platform.uname()
     found["kernel"] = f"{system.system} {system.release} {system.machine}"

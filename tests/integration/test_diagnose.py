@@ -105,11 +105,16 @@ def test_the_journal_of_this_boot_loses_its_secrets(
     monkeypatch.setattr(Layout, "is_host", property(lambda layout: True))
     path = tmp_path / "out.tar.gz"
     monkeypatch.setattr(Layout, "path", lambda layout, name, follow=False: tmp_path / name[1:])
+    for directory in ("etc", "usr/lib"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "usr/lib/os-release").write_text("ID=debian\n")
+    (tmp_path / "etc/os-release").symlink_to("../usr/lib/os-release")  # as on a real host
     assert cli.agent_main(["diagnose", "-o", str(path)]) == 0
     found = members(path.read_bytes())
     assert CANARY.encode() not in b"".join(found.values())
     assert found["journal.txt"].startswith(b"journalctl 1\n") and "units.txt" in found
     assert ("systemctl", "--version") in asked
     assert json.loads(found["versions.json"])["cloud-init"] is None
+    assert json.loads(found["versions.json"])["os_release"] == ["ID=debian"]
     (journal,) = [command for command in asked if command[0] == "journalctl"]
     assert "--boot" in journal and f"--unit={diagnose.UNITS}" in journal

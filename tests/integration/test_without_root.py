@@ -21,7 +21,6 @@ NEEDED = {
     "retry": ["00000001-0000000000000000"],
     "trust": ["--reset"],
     "upload": ["/etc/hostname", "--kind", "diagnostic"],
-    "verify": ["--timeout", "1"],
 }
 COMMANDS = [
     (program, command.word)
