@@ -37,7 +37,7 @@ def fail(doing: str, path: Path, error: OSError) -> NoReturn:
     # Root is refused by something else than a mode.
     denied = "check its attributes and mount (lsattr, findmnt)"
     if os.geteuid() != 0:
-        denied = f"run as root, or as the user who owns {path.parent}"
+        denied = "run as root"
     hints = {
         errno.ENOSPC: "free some space on the disk",
         errno.EDQUOT: "free some space on the disk",
