@@ -58,6 +58,7 @@ FIRSTBOOT = (
     Command("run", "enroll", "do all of first boot; safe to repeat at any time"),
     Command("reenroll", "enroll", "replace this host's identity, using a fresh token"),
     Command("unenroll", "unenroll", "stop the agent and remove this host's identity"),
+    Command("generalize", "generalize", "make this system safe to image", json=True),
     Command("preflight", "rehearse", "check everything but the token itself", json=True),
     Command("check-userdata", "rehearse", "check offline if user data would enroll", json=True),
     Command(

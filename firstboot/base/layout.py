@@ -35,12 +35,14 @@ class Row:
 
     `follow`: the last link is followed too. True for every directory that others join names to
     (joined, the kernel would follow it out of DIR), and never for what an unprivileged user owns.
+    `stays`: a directory or a lock, which an image may have; the rest in our directories is of one
+    host alone.
     """
 
-    __slots__ = ("absolute", "follow")
+    __slots__ = ("absolute", "follow", "stays")
 
-    def __init__(self, absolute: str, *, follow: bool = False) -> None:
-        self.absolute, self.follow = absolute, follow
+    def __init__(self, absolute: str, *, follow: bool = False, stays: bool = False) -> None:
+        self.absolute, self.follow, self.stays = absolute, follow, stays
 
     @overload
     def __get__(self, layout: None, kind: type[Layout]) -> Row: ...
@@ -74,7 +76,7 @@ class Layout:
     # First boot's, root alone
     state = Row("/var/lib/byteor", follow=True)
     settings = Row("/var/lib/byteor/settings.json")
-    identity = Row("/var/lib/byteor/identity", follow=True)
+    identity = Row("/var/lib/byteor/identity", follow=True, stays=True)
     intent = Row("/var/lib/byteor/identity/intent.json")
     credentials = Row("/var/lib/byteor/identity/credentials.sealed")
     sealing_key = Row("/var/lib/byteor/identity/sealing.key")
@@ -82,27 +84,27 @@ class Layout:
     marks = Row("/var/lib/byteor/identity/marks.json")
     progress = Row("/var/lib/byteor/identity/progress.json")
     erasure = Row("/var/lib/byteor/identity/erasure.json")
-    lock = Row("/var/lib/byteor/identity/lock")
-    run_lock = Row("/var/lib/byteor/identity/run.lock")
+    lock = Row("/var/lib/byteor/identity/lock", stays=True)
+    run_lock = Row("/var/lib/byteor/identity/run.lock", stays=True)
     set_aside = Row("/var/lib/byteor/identity/set-aside", follow=True)
 
     # The agent's
-    agent = Row("/var/lib/byteor/agent", follow=True)
+    agent = Row("/var/lib/byteor/agent", follow=True, stays=True)
     agent_state = Row("/var/lib/byteor/agent/state.json")
-    agent_lock = Row("/var/lib/byteor/agent/lock")
+    agent_lock = Row("/var/lib/byteor/agent/lock", stays=True)
     latest = Row("/var/lib/byteor/agent/latest.json")
     kept_key_sets = Row("/var/lib/byteor/agent/keysets.json")
     reports = Row("/var/lib/byteor/agent/reports.json")
     uploaded = Row("/var/lib/byteor/agent/uploaded.json")
     spool_owner = Row("/var/lib/byteor/agent/owner.json")
-    inbox = Row("/var/lib/byteor/agent/inbox")
-    spool = Row("/var/lib/byteor/agent/spool", follow=True)
-    spool_lock = Row("/var/lib/byteor/agent/spool/lock")
-    quarantine = Row("/var/lib/byteor/agent/quarantine", follow=True)
+    inbox = Row("/var/lib/byteor/agent/inbox", stays=True)
+    spool = Row("/var/lib/byteor/agent/spool", follow=True, stays=True)
+    spool_lock = Row("/var/lib/byteor/agent/spool/lock", stays=True)
+    quarantine = Row("/var/lib/byteor/agent/quarantine", follow=True, stays=True)
 
     # The activator's
-    activation = Row("/var/lib/byteor/activation", follow=True)
-    activation_lock = Row("/var/lib/byteor/activation/lock")
+    activation = Row("/var/lib/byteor/activation", follow=True, stays=True)
+    activation_lock = Row("/var/lib/byteor/activation/lock", stays=True)
     keyring = Row("/var/lib/byteor/activation/keyring.json")
     sequence = Row("/var/lib/byteor/activation/sequence.json")
     history = Row("/var/lib/byteor/activation/deployments.json")
@@ -111,8 +113,8 @@ class Layout:
     retry = Row("/var/lib/byteor/activation/retry.json")
     reserve = Row("/var/lib/byteor/activation/.reserve")
     wanted_bundle = Row("/var/lib/byteor/activation/.bundle")
-    outcomes = Row("/var/lib/byteor/activation/outcomes", follow=True)
-    deployments = Row("/var/lib/byteor/deployments", follow=True)
+    outcomes = Row("/var/lib/byteor/activation/outcomes", follow=True, stays=True)
+    deployments = Row("/var/lib/byteor/deployments", follow=True, stays=True)
     current = Row("/var/lib/byteor/current")
 
     # The shield's, on tmpfs
@@ -140,6 +142,11 @@ class Layout:
     def boot_id(self) -> Path:
         """Return the running kernel's, on whatever tree we work."""
         return Path("/proc/sys/kernel/random/boot_id")
+
+    def staying(self) -> frozenset[Path]:
+        """Return our directories and locks, which an image may have."""
+        rows = [row for row in vars(Layout).values() if isinstance(row, Row) and row.stays]
+        return frozenset(self.path(row.absolute, follow=row.follow) for row in rows)
 
     @property
     def is_host(self) -> bool:

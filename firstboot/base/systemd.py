@@ -77,9 +77,11 @@ def start(unit: str, *, restart: bool = False) -> None:
 
 def stop(*units: str) -> None:
     """Stop those of `units` that there are, and wait for their processes."""
-    words = ("systemctl", "stop", *filter(knows, units))
-    hint = f"systemctl status {' '.join(units)}"
-    command(*words, doing="stop our units", hint=hint, timeout_s=STOP_TIMEOUT_S)
+    known = [*filter(knows, units)]
+    if known:
+        hint = f"systemctl status {' '.join(known)}"
+        words = ("systemctl", "stop", *known)
+        command(*words, doing="stop our units", hint=hint, timeout_s=STOP_TIMEOUT_S)
 
 
 def knows(unit: str) -> bool:

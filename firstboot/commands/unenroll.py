@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event
 
 from firstboot.base import files, inplace, log, systemd
@@ -36,33 +38,41 @@ def unenroll_command(arguments: argparse.Namespace) -> int:
     if not any(map(os.path.lexists, (layout.credentials, layout.settings))):
         raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
     log.audit(layout, "unenroll")
+    stays = left_there(layout)
+    with stopped(layout, *UNITS):
+        _remove(layout)
+    print(stays)
+    return 0
+
+
+def left_there(layout: Layout) -> str:
+    """Name the agent of this identity, which no command of ours deletes at the control plane."""
     try:
         here = store.required(layout)
         named = f"agent {here.agent_id} ({here.name}) of environment {here.environment_id}"
         named += f" at {here.api_base_url}"
     except ByteorError as error:
         named = f"this host's agent, whose identity cannot be read here ({error}),"
-    _stop(layout)
-    busy = TryAgain("a run is at work", hint="wait for it, or stop byteor-firstboot.service")
-    with files.locked(layout.run_lock, wait_s=WAIT_S, busy=lambda: busy):
-        _remove(layout)
-    print(f"{named} stays in the agent list until it is deleted there")
-    return 0
+    return f"{named} stays in the agent list until it is deleted there"
 
 
-def _stop(layout: Layout) -> None:
-    """Stop a run that waits and the agent: neither may write what is removed.
+@contextmanager
+def stopped(layout: Layout, *units: str) -> Iterator[None]:
+    """Stop `units`, a run that waits and the agent: none may write what is removed meanwhile.
 
     An agent that no unit runs (a container, another tree) is found by the lock that it holds.
     """
     if layout.is_host and systemd.booted():
-        systemd.stop(*UNITS)
+        systemd.stop(*units)
     pause, limit = Event(), monotonic() + WAIT_S
     wake(layout, signal.SIGTERM)
     while is_running(layout):
         if monotonic() >= limit:
             raise TryAgain("the agent does not stop", hint="byteor-agent status shows it")
         pause.wait(POLL_S)
+    busy = TryAgain("a run is at work", hint="wait for it, or stop byteor-firstboot.service")
+    with files.locked(layout.run_lock, wait_s=WAIT_S, busy=lambda: busy):
+        yield
 
 
 def _remove(layout: Layout) -> None:

@@ -45,6 +45,12 @@ def test_four_units_are_enabled_and_the_agent_is_not(installed: Path) -> None:
     }
 
 
+def test_cloud_init_clean_calls_us(installed: Path) -> None:
+    """Its hook is there and may be executed: cloud-init skips what may not."""
+    hook = installed / "etc/cloud/clean.d/50-byteor-firstboot"
+    assert stat.S_IMODE(hook.stat().st_mode) == 0o755
+
+
 def test_directories_have_their_modes_and_owners(installed: Path) -> None:
     """The directories of contract section 5 are there, the private ones private, and one belongs to
     the agent.

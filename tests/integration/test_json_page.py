@@ -68,6 +68,7 @@ def test_every_member_that_a_command_prints_is_on_the_page(host: Host) -> None:
     judge("byteor-firstboot status")
     assert host.run().code == 0
     judge("byteor-firstboot erase")
+    judge("byteor-firstboot generalize", "--check")
     agent: subprocess.Popen[str] = host.start("byteor-agent", "run")
     try:
         plane = host.plane
@@ -89,3 +90,4 @@ def test_every_member_that_a_command_prints_is_on_the_page(host: Host) -> None:
         agent.terminate()
         agent.communicate(timeout=20)
     judge("byteor-firstboot trust", "--reset")
+    judge("byteor-firstboot generalize", "--force")

@@ -30,7 +30,7 @@ class Reader:
 
     def reads(self, data: bytes) -> bool:
         """Return True when reading `data`, or a text in it, gives one of the tokens."""
-        for text in _texts(data):
+        for text in texts(data):
             key = hash(text)
             if key not in self._clean:
                 for spoken in userdata.spoken(text):
@@ -48,7 +48,8 @@ class Reader:
         return any(token in text for text in _strings(value) for token in self._tokens)
 
 
-def _texts(data: bytes) -> Iterator[bytes]:
+def texts(data: bytes) -> Iterator[bytes]:
+    """Yield `data`, and each text in it where it is a pickle, a JSON document or XML."""
     yield data
     if data.startswith(b"\x80"):
         yield from _pickled(data)

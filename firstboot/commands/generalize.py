@@ -1,0 +1,184 @@
+"""``byteor-firstboot generalize``: make this system safe to image.
+
+Removes what is of this host alone, and names what is not ours but makes clones alike. The package,
+the image's defaults, enabled units, our directories and locks stay. The identity goes first: a
+command that was cut leaves none that opens, and the next one removes the rest.
+
+``--stale`` is what ``cloud-init clean`` calls, which is an everyday command on live hosts: an
+identity that opens here stays, and so does all that belongs to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from firstboot.agent.artifacts import spool
+from firstboot.base import files, inplace, log, trees
+from firstboot.base.errors import CheckFailed, Corrupt, LocalFault, TryAgain
+from firstboot.base.layout import Layout
+from firstboot.commands import leftovers, unenroll
+from firstboot.commands.leftovers import Leftover
+from firstboot.exchange.inbox import forget_answers
+from firstboot.exchange.wake import is_running
+from firstboot.identity import store
+from firstboot.identity.store import State
+from firstboot.provision import preflight
+
+UNITS = (
+    "byteor-firstboot.path",
+    "byteor-activate.path",
+    *unenroll.UNITS,
+    "byteor-activate.service",
+    "byteor-erase.service",
+)
+LOCK_WAIT_S = 30.0
+OURS = "of this host alone"
+HERE = "byteor-firstboot generalize"
+
+
+def generalize_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``generalize``."""
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--check", action="store_true", help="only report; exit 10 if anything is left"
+    )
+    only.add_argument(
+        "--stale",
+        action="store_true",
+        help="keep an identity that opens here; remove what is foreign, unreadable or set aside",
+    )
+    parser.add_argument("--force", action="store_true", help="remove artifacts that wait, too")
+    parser.add_argument("--yes", action="store_true", help="do not ask where the agent runs")
+
+
+def generalize_command(arguments: argparse.Namespace) -> int:
+    """Remove all that is of this host; with ``--check`` CheckFailed (10) when anything is left."""
+    layout: Layout = arguments.layout
+    if arguments.check:
+        return check(layout, config=arguments.config, as_json=arguments.json)
+    if os.geteuid() != layout.owner:
+        raise LocalFault("only root may make an image of this system", hint="run as root")
+    if arguments.stale:
+        return remove_stale(layout)
+    waiting = len(spool.ids(layout.spool))
+    if waiting and not arguments.force:
+        raise LocalFault(
+            f"{waiting} artifacts wait to be uploaded, and would be removed",
+            hint="let the agent upload them (byteor-agent status), or add --force",
+        )
+    if is_running(layout) and not arguments.yes and not _may_stop():
+        return 0
+    log.audit(layout, "generalize" + " --force" * arguments.force)
+    # Before the receipt and the settings go: they tell where a token is left.
+    rest = leftovers.others(layout, config=arguments.config)
+    agent = unenroll.left_there(layout) if os.path.lexists(layout.credentials) else None
+    preflight.make_state(layout)
+    with unenroll.stopped(layout, *UNITS):
+        if agent is not None and not arguments.json:
+            print(agent, flush=True)  # now: a command that is cut could not say it again
+        removed = remove(layout)
+    if arguments.json:
+        shown = [asdict(row) for row in rest]
+        print(json.dumps({"v": 1, "agent": agent, "removed": removed, "left": shown}, indent=1))
+        return 0
+    print(f"removed what was of this host alone: {removed} files and directories")
+    _show(rest)
+    return 0
+
+
+def check(layout: Layout, *, config: Path | None, as_json: bool) -> int:
+    """Report what an image must not carry; CheckFailed when there is anything."""
+    found = [Leftover(layout.shown(path), OURS, HERE) for path in leftovers.ours(layout)]
+    found += leftovers.others(layout, config=config)
+    if as_json:
+        print(json.dumps({"v": 1, "left": [asdict(row) for row in found]}, indent=1))
+    else:
+        _show(found)
+    if found:
+        raise CheckFailed(
+            f"{len(found)} things are left that no image may carry",
+            hint=f"{HERE} removes what is ours; the other lines say how",
+        )
+    if not as_json:
+        print("nothing is left: this system is safe to image")
+    return 0
+
+
+def _show(found: Sequence[Leftover]) -> None:
+    for row in found:
+        print(f"! {row.path}: {row.what}: {row.remedy}")
+
+
+def _may_stop() -> bool:
+    """Ask on a terminal whether the host may be taken out of service."""
+    if not sys.stdin.isatty():
+        raise LocalFault(
+            "the agent runs: this host is in service, and would lose its identity", hint="add --yes"
+        )
+    log.warning("the agent runs: this host is in service, and loses its identity")
+    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def remove(layout: Layout) -> int:
+    """Remove what is of this host alone; return how many names there were."""
+    # In the agent's own directory names alone are removed: it could replace what they lead to.
+    tops = {
+        layout.agent / path.relative_to(layout.agent).parts[0]
+        if layout.agent in path.parents
+        else path: None
+        for path in [layout.credentials, *leftovers.ours(layout)]
+    }
+    busy = TryAgain("another byteor-firstboot is at work", hint="wait until it has ended")
+    with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+        there = [path for path in tops if os.path.lexists(path)]
+        for path in there:
+            _remove(layout, path)
+    left = leftovers.ours(layout)
+    if left:
+        raise LocalFault(
+            f"{layout.shown(left[0])} came back: something writes to it", hint=f"rerun {HERE}"
+        )
+    return len(there)
+
+
+def _remove(layout: Layout, path: Path) -> None:
+    """Remove one name; what may hold a secret is overwritten before, through no link."""
+    secret = layout.identity in path.parents or path in (layout.drop_place, layout.token_file)
+    if secret and not path.is_symlink():
+        for file in [path, *path.rglob("*")]:
+            if file.is_file() and not file.is_symlink():
+                try:
+                    inplace.wipe_file(file)
+                except Corrupt:
+                    pass  # too large for a file of ours: removed as it is
+    trees.remove(path)
+
+
+def remove_stale(layout: Layout) -> int:
+    """Remove what is foreign, unreadable, set aside, or damaged; never what opens here.
+
+    LocalFault, and nothing removed, where the identity cannot be looked at.
+    """
+    log.audit(layout, "generalize --stale")
+    if not layout.identity.is_dir():
+        return 0
+    busy = TryAgain("another byteor-firstboot is at work", hint="it is removed the next time")
+    with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+        seen = store.look(layout)
+        stale = [layout.set_aside, *layout.identity.glob("*.corrupt-*")]
+        if seen.state in (State.FOREIGN, State.UNREADABLE):
+            stale = [layout.credentials, layout.sealing_key, layout.sealing_cred, *stale]
+            stale += [layout.handover]
+            forget_answers(layout)
+        for path in stale:
+            _remove(layout, path)
+    if seen.identity is not None:
+        agent = seen.identity.agent_id
+        print(f"this host stays enrolled as agent {agent}; {HERE} makes an image of it")
+    return 0
