@@ -7,14 +7,14 @@ Diagnostics and artifacts hold the words of other programs. From them goes, wher
 - private keys in PEM, also cut-off ones
 - JSON Web Tokens
 - Authorization headers, and what follows Bearer and Basic
-- user and password in a URL, and the signature ``sig`` of a signed one
+- user and password in a URL and of curl's -u, and the signature ``sig`` of a signed URL
 - tokens whose prefix tells their kind: ours, AWS, GitHub, GitLab, GCP, Stripe, Slack, npm, Vault,
   and keys that begin with sk-
 - the value of a name that ends in password, passwd, passphrase, pass, pwd, psk, secret, token,
   credential or cookie, or in api_key and its kin (access, private, secret, account, auth, client,
   deploy, encryption, license, master, shared, signing, ssh and storage keys), in JSON, YAML, env
-  and ini lines, URLs and command lines, unless it is plainly a word, a number, a boolean, a
-  variable or a row of asterisks
+  and ini lines, URLs and command lines, and each text of a list of them, unless it is plainly a
+  word, a number, a boolean, a variable or a row of asterisks
 
 All else stays byte for byte, and JSON that was valid stays valid. Not found: a password that is
 one ordinary word, one under another name, what is packed or encoded.
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from firstboot.base.secret import MASK, Secret, known
 
@@ -64,8 +64,12 @@ _SHAPES = (
     ("token", rb"npm_(?<![A-Za-z0-9]npm_)[A-Za-z0-9]{30,}"),
     ("token", rb"hv(?<![A-Za-z0-9]hv)[sbr]\.[\w-]{20,}"),
 )
+# Between an option of curl and its value, also in a list of arguments.
+_TO_LOGIN = rb"(?:\\{0,7}[\"'])?(?:[=\0]|,\s{0,64}|[ \t]{0,8})"
 # The same in lower case, of which "value" is only where the last word of a name begins.
 _LOWER = (
+    ("login", rb"-u(?<=[\s\"'\0]-u)" + _TO_LOGIN),
+    ("login", rb"--(?:proxy-)?user(?![\w-])" + _TO_LOGIN),
     ("authorization", rb"b(?<![\w.]b)(?:earer|asic)[ \t]{1,8}([\w.~+/=-]{8,})"),
     ("value", rb"p(?:ass|sk|wd)"),
     ("value", rb"s(?:ecret|ignature)"),
@@ -97,14 +101,23 @@ _QUOTED_END = re.compile(rb"[\"'\r\n\0]|\Z")
 _GAP = rb"(?:\s|\\{1,7}[nrt]){0,64}"
 _STRING_ENDS = re.compile(rb"\\{0,7}\"" + _GAP + rb"(?:[,:}\]]|\Z)|\\{0,7}\"\s{0,8}[\r\n]")
 _NO_STRING = re.compile(rb"[\[{]|(?:-?[0-9][0-9.eE+-]{0,64}|true|false|null)" + _GAP + rb"[,}\]]")
-_LIST = re.compile(
-    rb"\[[ \t]{0,8}(\\{0,7}[\"'])([^\[\]{}\"'\\\r\n\0]{1,1024})\1[ \t]{0,8}\]"
-)  # of one
+_LIST = re.compile(rb"\[" + _GAP)
+_BARE = re.compile(rb"[^\s,\[\]{}\"'\\\0]{1,1024}")
+_NUMBER = re.compile(rb"-?[0-9][0-9.eE+-]{0,64}")
+_NEXT = re.compile(_GAP + rb"([,\]])" + _GAP)
+# One line of a YAML list: its indentation, and a text of one word or in quotes.
+_LINE = re.compile(
+    rb"\r?\n([ \t]{0,64})-[ \t]{1,8}"
+    rb"(?:([\"'])(?P<quoted>[^\r\n\0]{1,1024}?)\2|(?P<bare>[^\s\"'\[\]{}:]{1,1024}))"
+    rb"(?=[ \t]{0,8}(?:[ \t]#[^\r\n]{0,256})?(?:\r?\n|\Z))"
+)
 _BLOCK = re.compile(rb"[|>][0-9+-]{0,2}[ \t]{0,8}\r?\n")
+_LINE_BEGIN = re.compile(rb"(?<!\\)\r?\n")  # of a command
 _LINE_END = re.compile(rb"[\r\n\0]|\Z")
 # What ends a value within a line. In a JSON text a backslash may belong to a quote or line end.
 _ESCAPE = rb"|(?<!\\)\\+(?:[\s\"'nrt\0]|\Z)|\Z"
 _VALUE_END = re.compile(rb"[\s\"',;&)}\]<>\0]" + _ESCAPE)
+_LOGIN_END = re.compile(rb"[\s\"';&|)\0]" + _ESCAPE)
 _HEADER_END = re.compile(rb"[\"'\r\n\0]" + _ESCAPE)
 _PLAIN = re.compile(
     rb"[A-Za-z]?[a-z]{0,23}|[A-Z]{0,24}|[+-]?[0-9]{1,12}(?:\.[0-9]{1,6})?"
@@ -140,9 +153,9 @@ def learn(data: bytes) -> None:
     lower = data.lower()
     at = lower.find(RUNTIME_KEY)
     while at >= 0:
-        span = _named(data, lower, at + len(RUNTIME_KEY) - len(b"key"))
-        if span is not None and not _PLAIN.fullmatch(data, *span):
-            Secret(data[slice(*span)].decode("utf-8", "surrogateescape"))
+        for span in _named(data, lower, at + len(RUNTIME_KEY) - len(b"key")):
+            if not _PLAIN.fullmatch(data, *span):
+                Secret(data[slice(*span)].decode("utf-8", "surrogateescape"))
         at = lower.find(RUNTIME_KEY, at + 1)
 
 
@@ -163,18 +176,37 @@ def _found(data: bytes) -> Iterator[tuple[str, int, int]]:
         at, number, match = heapq.heappop(places)
         kind, form = _FORMS[number]
         if at >= taken:
-            span = _named(data, lower, at) if kind == "value" else match.span(form.groups)
-            if span is not None and not _PLAIN.fullmatch(data, *span):
-                yield kind, *span
-                taken = span[1]
+            spans: Iterable[tuple[int, int]] = [match.span(form.groups)]
+            if kind in ("value", "login"):
+                spans = _named(data, lower, at) if kind == "value" else _login(data, match)
+            for span in spans:
+                if not _PLAIN.fullmatch(data, *span):
+                    yield kind, *span
+                    taken = span[1]
         look(number, max(at + 1, taken))
 
 
-def _named(data: bytes, lower: bytes, at: int) -> tuple[int, int] | None:
-    """Return where the value of the name stands whose last word begins at `at`, if it is secret."""
+def _login(data: bytes, option: re.Match[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield where user and password stand after an option, if it is one of curl's."""
+    before = data[max(0, option.start() - 8 * NEARBY) : option.start()]
+    if b"curl" not in _LINE_BEGIN.split(before)[-1]:
+        return
+    begin = option.end()
+    quote = _QUOTE.match(data, begin)
+    if quote is not None:
+        begin = quote.end()
+        end = _closing(data, begin, quote[0], alone=False)
+    else:
+        end = _LOGIN_END.search(data, begin).start()  # type: ignore[union-attr]
+    if b":" in data[begin:end]:
+        yield begin, end
+
+
+def _named(data: bytes, lower: bytes, at: int) -> Iterable[tuple[int, int]]:
+    """Return where the values of the name stand whose last word begins at `at`, if secret."""
     found = _AFTER.match(lower, at)
     if found is None:
-        return None
+        return ()
     before = lower[max(0, at - NEARBY) : at]
     name_at = at - len(before) + len(before.rstrip(_WORD))
     name = lower[name_at : found.end("rest")]
@@ -184,32 +216,63 @@ def _named(data: bytes, lower: bytes, at: int) -> tuple[int, int] | None:
         or (lower.startswith(b"key", at) and not _TELLING_KEY.search(before[-12:]))
         or (is_argument and not name.startswith(b"-"))
     ):
-        return None
+        return ()
     begin, first = found.end(), _begins_line(lower, name_at) and not is_argument
     opened = _opening(data, name_at)
-    quote, one = _QUOTE.match(data, begin), _LIST.match(data, begin)
-    if one is not None:
-        return one.span(2)
+    if not is_argument:
+        lines = _lines(data, name_at, begin) if first else iter(())
+        items = [*_items(data, begin), *lines]
+        if items:
+            return items
+    quote = _QUOTE.match(data, begin)
     if quote is not None:
         # Without a quote after the name this one may end the text in which the name stands.
         if not found["close"] and (quote[0] == opened or _STRING_ENDS.match(data, begin)):
-            return None
+            return ()
         begin = quote.end()
         if is_argument and data.startswith(b"-", begin):
-            return None
+            return ()
         end = _closing(data, begin, quote[0], alone=first)
     elif found["sign"] != b"=" and _NO_STRING.match(data, begin):
-        return None
+        return ()
     elif opened and not found["close"]:
         end = _closing(data, begin, opened, alone=False)
     elif first and _BLOCK.match(data, begin):
-        return _block(data, name_at, begin)
+        return [_block(data, name_at, begin)]
     else:
         is_apart = found["sign"] is None and not is_argument
         is_header = b"authorization" in name or b"cookie" in name
         until = _LINE_END if first or is_apart else _HEADER_END if is_header else _VALUE_END
         end = until.search(data, begin).start()  # type: ignore[union-attr]
-    return begin, begin + len(data[begin:end].rstrip())
+    return [(begin, begin + len(data[begin:end].rstrip()))]
+
+
+def _items(data: bytes, begin: int) -> Iterator[tuple[int, int]]:
+    """Yield where the texts of a list in brackets stand, up to what is none."""
+    before = _LIST.match(data, begin)
+    while before is not None:
+        begin = end = before.end()
+        quote, bare = _QUOTE.match(data, begin), _BARE.match(data, begin)
+        if quote is not None:
+            begin = quote.end()
+            end = _closing(data, begin, quote[0], alone=False)
+            before = _NEXT.match(data, end + len(quote[0]))
+        elif bare is not None:
+            end = bare.end()
+            before = _NEXT.match(data, end)
+        if before is None or before.end() <= end:
+            return
+        if quote is not None or not _NUMBER.fullmatch(data, begin, end):
+            yield begin, end
+        before = before if before[1] == b"," else None
+
+
+def _lines(data: bytes, name_at: int, begin: int) -> Iterator[tuple[int, int]]:
+    """Yield where the texts of a YAML list stand, in the lines after its name."""
+    indent = len(data[max(0, name_at - NEARBY) : name_at].rpartition(b"\n")[2])
+    while (line := _LINE.match(data, begin)) and len(line[1]) >= indent:
+        yield line.span("quoted" if line["bare"] is None else "bare")
+        begin = line.end()
 
 
 def _begins_line(lower: bytes, at: int) -> bool:

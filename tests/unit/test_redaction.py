@@ -133,9 +133,12 @@ HARMLESS = [
     '{"token": 123456789012345678901, "secret": -1.5e-300}',
     "password: required\ntoken: EXPIRED\nsecret = 12\napi_key: ${API_KEY}\npasswd=********",
     '{"token_type": "x-1", "password_file": "/etc/p1", "public_key": "a1b2", "keyid": "k1"}',
+    '{"signing_keys": [{"kid": "k1", "public_key": "a1"}, {"kid": "k2"}], "tokens": [1, true]}',
+    "signing_keys:\n- kid: k1\n  public_key: a1\ntokens:\n- a thing of 2 words\n- required\n- - x1",
+    "- tokens:\n- x1",
     '{"ask": "your password:", "text": "the password=", "b": "x1"}',
     "PWD=/home/x1\nOLDPWD=/tmp/y2\nXDG_SESSION_ID=c1\nSSH_AUTH_SOCK=/run/a.1",
-    "docker run -u 1000:1000 image; git clone ssh://git@host.example/a",
+    "curl --user-agent a1:b2 h\ndocker run -u 1000:1000 image; git clone ssh://git@host.example/a",
     "- name: venue\n  value: nasdaq1\n['venue', 'nasdaq1']",
     "brk_addr moved; bop_it; use bet_… here; task-sk-1; AKIA; xoxb-; hvs.",
     "link group editor updated to vim.basic\nupdate-alternatives 2026",
@@ -291,6 +294,7 @@ def test_a_bundle_teaches_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
 PIECES = [
     *("key", "token", "password", "secret", "=", ":", " ", "\n", "  ", "'", '"', "\\", ",", "["),
     *("]", "{", "}", "|", "- ", "--", "a", "x1", "name", "value", "<secret>", "Cookie: ", "\0"),
+    *("-u", "--user ", "curl ", "u:p", "s:\n- ", "s: ["),
     *("authorization", "Bearer ", "://", "@", "eyJ", ".", "bet_", "abcdefgh12345678"),
     *("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "export ", "api_"),
 ]
@@ -312,6 +316,8 @@ WORST = [
     *("eyJ", "eyJaaaaaa.", "://", "://a@", "https://", "bearer ", "Bearer abcdefgh1 ", "bet_"),
     *("-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\nabc\n", "authorization: \\"),
     *("-----BEGIN ", "PRIVATE KEY-----BEGIN ", "token value", "token\\\\", 'api_key"', "cookie: a"),
+    *("curl -u ", " -u a", " -u 'a", "curl --user=\"a'", "tokens: [a,", 'tokens: ["a1", ', "tokens:\n- a"),
+    *('tokens: ["', "a, ", '"a", ', "- a\n", "\n- a1", "--user"),
 ]  # fmt: skip
 
 
@@ -341,8 +347,34 @@ def _seconds(piece: str, size: int) -> float:
         ("https://u:p@ss@h/", "https://<secret>@h/"),
         ('{"api_key":["abcD1234x"]}', '{"api_key":["<secret>"]}'),
         ("api_key = ['abcD1234x']", "api_key = ['<secret>']"),
-    ],
+        ('{"tokens":["a1B2", "c3D4"],"n":[1]}', '{"tokens":["<secret>", "<secret>"],"n":[1]}'),
+        ('{"tokens": [\n  "a1B2",\n  "c3D4"\n]}', '{"tokens": [\n  "<secret>",\n  "<secret>"\n]}'),
+        (
+            r'{"m": "{\"tokens\": [\"a1B2\", \"c3D4\"]}"}',
+            r'{"m": "{\"tokens\": [\"<secret>\", \"<secret>\"]}"}',
+        ),
+        (
+            '{"tokens": [12345678901234567890, "", "word", "a1"]}',
+            '{"tokens": [12345678901234567890, "", "word", "<secret>"]}',
+        ),
+        ("secret_keys: [a1B2, c3D4]", "secret_keys: [<secret>, <secret>]"),
+        ("secret_keys: [a1B2, 'c3 D4' ]", "secret_keys: [<secret>, '<secret>' ]"),
+        (
+            "secret_keys:\n- a1B2\n- 'c3 D4'  # old\nb: c5",
+            "secret_keys:\n- <secret>\n- '<secret>'  # old\nb: c5",
+        ),
+        (
+            "a:\n- secret_keys:\r\n  - a1B2\r\n  - c3D4\r\n- b5",
+            "a:\n- secret_keys:\r\n  - <secret>\r\n  - <secret>\r\n- b5",
+        ),
+        ("curl -s -u me:pw https://h/", "curl -s -u <secret> https://h/"),
+        ("curl -ume:pw --proxy-user you:pw2 h", "curl -u<secret> --proxy-user <secret> h"),
+        ("/usr/bin/curl \\\n  --user='me:p w' h", "/usr/bin/curl \\\n  --user='<secret>' h"),
+        ('{"argv": ["curl", "-U", "me:pw", "h"]}', '{"argv": ["curl", "-U", "<secret>", "h"]}'),
+        (r'{"cmd": "curl -u \"me:pw\" h"}', r'{"cmd": "curl -u \"<secret>\" h"}'),
+        ("curl\0-u\0me:pw\0h", "curl\0-u\0<secret>\0h"),
+    ],  # fmt: skip
 )
 def test_a_credential_in_a_rarer_place_goes_whole(text: str, clean: str) -> None:
-    """Signed URLs of Azure, an @ within a password, a list of one."""
+    """Signed URLs of Azure, an @ within a password, lists, what curl is given."""
     assert redact_text(text) == clean and redact_text(clean) == clean
