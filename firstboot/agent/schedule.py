@@ -11,6 +11,7 @@ import enum
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Callable
 
 from firstboot.base.clock import LONGEST_RETRY_AFTER_S, Chance
 
@@ -162,12 +163,15 @@ class Agenda:
     A host whose requests are all in vain until a person acts sends two a minute in all: each
     task's pauses grow by themselves, but five tasks do not know of each other. A refused key, or a
     proxy's answer to the heartbeat, makes all tasks take turns, any other refusal those that were
-    refused. Beats that are accepted never do. Who is due first goes first.
+    refused, and those that were never tried while nothing but refusals came. Beats that are
+    accepted never do. Who is due first goes first. `sleepers` are called when the turns of all
+    tasks are over: their moments are sooner now.
     """
 
     def __init__(self, tasks: Iterable[Task] = ()) -> None:
         self.tasks = {task.name: task for task in tasks}
         self._lock = threading.Lock()
+        self.sleepers: list[Callable[[], None]] = []
         self._slow = False
 
     def ask(self, name: str, by: Ask) -> None:
@@ -204,14 +208,18 @@ class Agenda:
             task.seldom = end.reach is not Reach.NOBODY
             # A proxy answers the heartbeat: whatever is asked, it will.
             proxy = task.seldom and task.first and end.outcome is Outcome.RETRY
+            was_slow = self._slow
             if end.reach is Reach.HOST or proxy or (done and end.sent):
                 self._slow = not done
+            is_over = was_slow and not self._slow
             delay = task.schedule.next_delay(chance, end.outcome, end.retry_after)
             if task.on_demand and done:
                 delay = FOREVER
             task.due = now + delay
             task.not_before = task.due if believed(end.retry_after) is not None else now
-            return delay
+        for wake in self.sleepers if is_over else ():
+            wake()
+        return delay
 
     def _when(self, task: Task, now: float) -> float:
         moment = task.moment()
@@ -234,7 +242,11 @@ class Agenda:
     def _takes_turns(self, task: Task) -> bool:
         # What another task was told, perhaps for its own route, delays no beat that is accepted.
         is_accepted = task.first and task.outcome is Outcome.DONE
-        return task.seldom or (self._slow and not is_accepted)
+        is_slow = self._slow
+        if task.outcome is None and not task.first:
+            ends = {other.outcome for other in self.tasks.values()}
+            is_slow |= Outcome.REFUSED in ends and Outcome.DONE not in ends
+        return task.seldom or (is_slow and not is_accepted)
 
     def _begin(self, task: Task, now: float) -> None:
         refused = task.asked is Ask.LOCAL and task.outcome is Outcome.REFUSED

@@ -118,6 +118,7 @@ class Worker(threading.Thread):
         self.api = context.api
         self._crew, self._agenda, self._clock = crew, crew.agenda, context.clock
         self._woken = threading.Event()
+        self._agenda.sleepers.append(self.wake)
         self._nudged = False
 
     def add(

@@ -152,6 +152,7 @@ def test_who_takes_turns_after_what(
     scene = Scene(tmp_path, error, name=name)
     other = Does(scene, None)
     scene.worker.add("other", other, Schedule(30.0), 5.0)
+    scene.shared.agenda.tasks["other"].outcome = Outcome.DONE
     scene.worker.run()
     task = scene.shared.agenda.tasks["other"]
     expected = scene.shared.agenda.when(task, scene.clock.now)
@@ -192,3 +193,14 @@ def test_a_wake_names_the_task_that_is_wanted(tmp_path: Path) -> None:
     scene.worker.wake("unknown")
     scene.run()
     assert scene.work.at == [1000.0, 1000.0]
+
+
+def test_a_sleeper_is_woken_when_the_turns_of_all_are_over(tmp_path: Path) -> None:
+    """The other worker waits for a turn that nobody has to wait for any more."""
+    scene = Scene(tmp_path, KeyRefused("401"), None)
+    context = Context(Layout(tmp_path), HANDED, scene.worker.api, scene.clock)
+    other = Worker("transfer", scene.shared, context)
+    woken = []
+    scene.event.during = lambda pause: woken.append(other._woken.is_set())
+    scene.run()
+    assert len(woken) > 1 and not any(woken) and other._woken.is_set()
