@@ -7,7 +7,7 @@ Diagnostics and artifacts hold the words of other programs. From them goes, wher
 - private keys in PEM, also cut-off ones
 - JSON Web Tokens
 - Authorization headers, and what follows Bearer and Basic
-- user and password in a URL and of curl's -u, and the signature ``sig`` of a signed URL
+- user and password in a URL or of curl's -u, and the signature ``sig`` of a signed URL
 - tokens whose prefix tells their kind: ours, AWS, GitHub, GitLab, GCP, Stripe, Slack, npm, Vault,
   and keys that begin with sk-
 - the value of a name that ends in password, passwd, passphrase, pass, pwd, psk, secret, token,
