@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firstboot.base import files
 from firstboot.base.errors import LocalFault
+
+BLOCK = 4096  # bytes that one write replaces at most
+
+
+class Changed(LocalFault):
+    """The file at the path is not the one that was read, or not as it was read."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +42,55 @@ def read(path: Path, *, limit: int) -> Held | None:
     return Held(path, data, facts.st_dev, facts.st_ino)
 
 
-def overwrite(held: Held, data: bytes) -> None:
-    """Replace the bytes of the file that was read and fsync; `data` has the same length."""
+def overwrite(held: Held, data: bytes) -> Held:
+    """Write the bytes in which `data` differs from what was read, and fsync; return what is there.
+
+    `data` has the same length. What was appended meanwhile stays, and is returned as well: by the
+    inode, wherever it was renamed to. Changed when another file is at the path, or other bytes
+    stand where this would write.
+    """
     try:
         fd = _open(held.path)
         try:
             facts = os.fstat(fd)
             same = (facts.st_dev, facts.st_ino) == (held.device, held.inode)
-            if not same or not stat.S_ISREG(facts.st_mode) or facts.st_size != len(data):
+            pieces = list(_differing(held.data, data))
+            if (
+                not same
+                or not stat.S_ISREG(facts.st_mode)
+                or any(_at(fd, start, end) != held.data[start:end] for start, end in pieces)
+            ):
                 raise _changed(held.path)
-            written = 0
-            while written < len(data):
-                written += os.pwrite(fd, data[written:], written)
+            for start, end in pieces:
+                while start < end:
+                    start += os.pwrite(fd, data[start:end], start)
             os.fsync(fd)
+            return replace(held, data=_at(fd, 0, os.fstat(fd).st_size))
         finally:
             os.close(fd)
     except OSError as error:
         files.fail("overwrite", held.path, error)
+
+
+def _differing(old: bytes, new: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the stretches in which two texts of one length differ, at most `BLOCK` bytes each."""
+    for at in range(0, len(old), BLOCK):
+        one, other = old[at : at + BLOCK], new[at : at + BLOCK]
+        if one != other:
+            places = [n for n, (a, b) in enumerate(zip(one, other)) if a != b]
+            yield at + places[0], at + places[-1] + 1
+
+
+def _at(fd: int, start: int, end: int) -> bytes:
+    """Read a stretch of a file, less where it ends before."""
+    pieces = []
+    while start < end:
+        piece = os.pread(fd, end - start, start)
+        if not piece:
+            break
+        pieces.append(piece)
+        start += len(piece)
+    return b"".join(pieces)
 
 
 def _open(path: Path) -> int:
@@ -72,9 +111,9 @@ def _open(path: Path) -> int:
 
 def wipe(held: Held) -> None:
     """Overwrite the file that was read with zeros, fsync, then unlink it durably."""
-    overwrite(held, bytes(len(held.data)))
+    left = overwrite(held, bytes(len(held.data)))
     try:
-        if os.lstat(held.path).st_ino != held.inode:
+        if os.lstat(held.path).st_ino != held.inode or left.data.strip(b"\0"):
             raise _changed(held.path)
     except OSError as error:
         files.fail("look at", held.path, error)
@@ -88,5 +127,5 @@ def wipe_file(path: Path, *, limit: int = 1 << 20) -> None:
         wipe(held)
 
 
-def _changed(path: Path) -> LocalFault:
-    return LocalFault(f"{path} changed while it was being erased", hint="byteor-firstboot erase")
+def _changed(path: Path) -> Changed:
+    return Changed(f"{path} changed while it was being erased", hint="byteor-firstboot erase")

@@ -20,8 +20,8 @@ from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.provision import userdata
 from firstboot.provision.erase import places, receipt, systemjournal
-from firstboot.provision.erase.copies import FILE_LIMIT
-from firstboot.provision.erase.reread import texts
+from firstboot.provision.erase.reread import Damaged, texts
+from firstboot.provision.erase.unfinished import FILE_LIMIT
 from firstboot.provision.sources import Inputs, image
 
 _TOKEN = re.compile(rb"""enrollment_token\\*["']?[ \t]*[:=][ \t]*\\*["']?([!-~]{16,})""")
@@ -125,7 +125,7 @@ def _tokens(layout: Layout, named: Sequence[str]) -> list[Leftover]:
     candidates = [place.path for place in places.find(layout, named).places]
     candidates += [layout.image_defaults]
     ours_too = (layout.drop_place, layout.token_file)
-    held = [(path, data, _given(data)) for path in candidates if (data := _read(path))]
+    held = [(path, data, _given(path, data)) for path in candidates if (data := _read(path))]
     # A journal's files are not what a reader reads.
     journals = layout.path(JOURNAL, follow=True).glob("*/*.journal*")
     held += [(path, data, _values(data)) for path in journals if (data := _read(path))]
@@ -158,10 +158,16 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _given(data: bytes) -> set[bytes]:
-    """Return the tokens that reading `data` gives, whatever it is wrapped in."""
-    spoken = (said for text in texts(data) for said in userdata.spoken(text))
-    return {token for said in spoken for token in _values(said)}
+def _given(path: Path, data: bytes) -> set[bytes]:
+    """Return the tokens that reading a file gives, whatever it is wrapped in."""
+    found = set()
+    try:
+        for text in texts(data):
+            for said in userdata.spoken(text):
+                found |= _values(said)
+    except Damaged as error:
+        log.warning(f"not looked at whole: {path} {error}")
+    return found
 
 
 def _values(data: bytes) -> set[bytes]:

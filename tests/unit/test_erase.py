@@ -22,7 +22,7 @@ from firstboot.base import inplace
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.provision import decode, schema, userdata
-from firstboot.provision.erase import copies, places
+from firstboot.provision.erase import places, search
 from firstboot.provision.erase.copies import cloud_init_finished, erase, still_served
 from firstboot.provision.erase.receipt import GIVEN, Copy
 from firstboot.provision.erase.scrub import Redacted, Scrubber
@@ -88,7 +88,7 @@ def test_what_sources_read_is_overwritten_last(
     monkeypatch.setattr(
         inplace,
         "overwrite",
-        lambda held, data: (order.append(held.path.name), real(held, data)),
+        lambda held, data: (order.append(held.path.name), real(held, data))[1],
     )
     results(layout)
     assert sorted(order[:2]) == ["obj.pkl", "runcmd"]
@@ -321,7 +321,7 @@ def test_a_file_renamed_in_meanwhile_is_not_destroyed_unread(
     layout.drop_place.write_bytes(b"enrollment_token: " + TOKEN)
     real = inplace.overwrite
 
-    def renamed(held: inplace.Held, data: bytes) -> None:
+    def renamed(held: inplace.Held, data: bytes) -> inplace.Held:
         last = not data.strip(b"\0")
         if held.path == layout.drop_place and last == (moment == "unlink"):
             if last:
@@ -330,8 +330,8 @@ def test_a_file_renamed_in_meanwhile_is_not_destroyed_unread(
             fresh.write_bytes(b"enrollment_token: bet_of_somebody_else")
             fresh.rename(layout.drop_place)
             if last:
-                return
-        real(held, data)
+                return inplace.Held(held.path, data, held.device, held.inode)
+        return real(held, data)
 
     monkeypatch.setattr(inplace, "overwrite", renamed)
     results(layout)
@@ -427,7 +427,7 @@ def test_a_read_only_view_is_not_a_read_only_file_system(
     monkeypatch.setattr(inplace, "overwrite", refuse)
     layout = host(tmp_path)
     assert set(results(layout).values()) == {"remains"}
-    monkeypatch.setattr(copies, "_read_only", lambda path: True)
+    monkeypatch.setattr(search, "_read_only", lambda path: True)
     assert set(results(layout).values()) == {"still_served"}
 
 

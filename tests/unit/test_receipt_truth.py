@@ -60,7 +60,7 @@ def test_the_receipt_never_says_gone_where_a_scan_finds_a_hit(
         monkeypatch.setattr(Scrubber, name, nothing)
     if disabled == ("redact",):
         monkeypatch.undo()
-        monkeypatch.setattr(inplace, "overwrite", lambda held, data: None)
+        monkeypatch.setattr(inplace, "overwrite", lambda held, data: held)
     looked = left = 0
     for seed in range(SEEDS):
         token = "bet_" + canary()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,22 +10,17 @@ from typing import Callable
 
 from firstboot.base import files, inplace
 from firstboot.base.errors import LocalFault
-from firstboot.base.inplace import Held
 from firstboot.base.layout import Layout
 from firstboot.provision.erase import fragments, places, receipt, systemjournal
-from firstboot.provision.erase.places import Kind, Place
+from firstboot.provision.erase.places import Kind
 from firstboot.provision.erase.receipt import Copy, Receipt
-from firstboot.provision.erase.reread import Reader
-from firstboot.provision.erase.scrub import Scrubber, recognise
+from firstboot.provision.erase.search import IN_MEMORY, Holding, Search
 from firstboot.provision.erase.shield import COPIED, MEMORY, OFF
+from firstboot.provision.erase.unfinished import FILE_LIMIT, Unfinished
 
-FILE_LIMIT = 64 << 20  # bytes of one file that is looked at
 TOKEN_FILE_LIMIT = 8192
-TRIES = 3  # a file that somebody writes meanwhile is read and overwritten again
 LATE = "scripts that a later stage of this boot runs: byteor-erase looks at them"
-UNREADABLE = "in a form that cannot be overwritten at its length"
-# Places of which no copy reaches the disk while the shield is up.
-IN_MEMORY = re.compile(r"/run/(?!byteor-shield/)|/var/lib/cloud/instances/[^/]+/(?!sem/|scripts/)")
+PENDING = "it was about to be erased when this was written"
 _SEED = re.compile(r"\[(?:seed|source)=([^\]]*)\]")
 
 
@@ -81,62 +75,90 @@ def erase(
     are the files of `erase.paths`. `shield` is the shield's state; `unspent`: a source
     holds a token that is not erased now. `again` reads the sources once more, and returns the
     files that still give a token: these remain.
+
+    With the files that sources read goes the token in hand. So a receipt of what was found is on
+    the disk before; LocalFault where it cannot be written, and these files are left as they are.
     """
-    before = receipt.earlier(layout)
-    given = dict(_given_before(before, known))
-    wanted = sorted({*tokens, *given.values(), *_left_before(layout, before, known)})
-    found = places.find(layout, named)
-    unsaid = list(receipt.NOT_LOOKED_AT)
-    if not late:
-        found.places = [place for place in found.places if place.kind is not Kind.LATE]
-        unsaid.append(LATE)
-    rows, looked_at = _search(layout, found, wanted)
-    rows += _fragments(layout)
-    try:
-        rows += filter(None, [systemjournal.search(layout, wanted)])
-    except LocalFault as error:
-        unsaid.append(str(error))
-    rows += [Copy(path, {"raw": 1}, "kept", receipt.GIVEN) for path in given]
-    seen = {row.path: row for row in reversed([*rows, *kept])}
-    for path in {layout.shown(Path(os.path.realpath(file))) for file in again()}:
-        if path not in seen or seen[path].result in receipt.ERASED:
-            seen[path] = Copy(path, {}, "remains", "its reader still finds the token in it")
-            rows.append(seen[path])
-    boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
-    shield = _shielded(shield, before, boot_id, rows, unspent=unspent)
-    if shield == MEMORY:
-        unsaid.remove(receipt.FREED)
-    return receipt.save(
-        layout,
-        Receipt(
-            now,
-            boot_id,
-            looked_at,
-            tuple(reversed(seen.values())),
-            tuple(served),
-            tuple(unsaid),
-            shield=shield,
-        ),
-    )
+    look = _Look(layout, tokens, named, known, late=late, shielded=shield == MEMORY)
 
-
-def _search(layout: Layout, found: places.Found, wanted: list[bytes]) -> tuple[list[Copy], int]:
-    """Erase `wanted` from each place; return a row a copy, and how many files were looked at."""
-    rows, looked_at = found.unseen, 0
-    scrubber, reader = Scrubber(wanted), Reader(wanted)
-    for place in found.places:
-        try:
-            held = inplace.read(place.path, limit=FILE_LIMIT)
-        except LocalFault as error:
-            rows.append(Copy(layout.shown(place.path), {}, "not_looked_at", str(error)))
-            continue
-        looked_at += held is not None
-        row = (
-            _scrub(layout, place, held, scrubber, reader) if held and held.data and wanted else None
+    def save(rows: Iterable[Copy]) -> Receipt:
+        rows = look.whole(rows)
+        said = _shielded(shield, look.before, look.boot_id, rows, unspent=unspent)
+        rest = tuple(one for one in look.unsaid if said != MEMORY or one != receipt.FREED)
+        rows, seen = _one_a_path([*rows, *kept]), look.search.looked_at
+        return receipt.save(
+            layout, Receipt(now, look.boot_id, seen, rows, tuple(served), rest, shield=said)
         )
-        if row is not None:
-            rows.append(row)
-    return rows, looked_at
+
+    rows = look.elsewhere()
+    sources = look.sources()
+    if sources:
+        try:
+            save([*rows, *(look.search.row(one, "remains", PENDING) for one in sources)])
+        except LocalFault as error:
+            said = f"{error}: without a receipt the files that a token is read from are not erased"
+            raise LocalFault(said, hint=error.hint or "byteor-firstboot erase") from error
+        rows += look.search.erase(sources)
+    known_left = {row.path for row in [*rows, *kept] if row.result not in receipt.ERASED}
+    for path in {layout.shown(Path(os.path.realpath(file))) for file in again()} - known_left:
+        rows.append(Copy(path, {}, "remains", "its reader still finds the token in it"))
+    return save(rows)
+
+
+class _Look:
+    """One look at every place: what it rests on, and what it finds."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        tokens: Iterable[bytes],
+        named: Sequence[str],
+        known: Callable[[bytes], bool],
+        *,
+        late: bool,
+        shielded: bool,
+    ) -> None:
+        self._layout = layout
+        self.before = receipt.earlier(layout)
+        self.boot_id = (files.read(layout.boot_id, limit=64) or b"").decode().strip()
+        self.unsaid = [*receipt.NOT_LOOKED_AT, *([] if late else [LATE])]
+        self._found = places.find(layout, named)
+        self._late = late
+        self._left = Unfinished(layout, self.before.of("remains"), self._found.places, known)
+        self._given = dict(_given_before(self.before, known))
+        self._wanted = sorted({*tokens, *self._given.values(), *self._left.tokens})
+        self.search = Search(layout, self._wanted, shielded=shielded)
+
+    def elsewhere(self) -> list[Copy]:
+        """Erase every place that no source reads; return the rows, and those of the journal."""
+        first = (
+            place
+            for place in self._found.places
+            if place.kind < Kind.SOURCE and (self._late or place.kind is not Kind.LATE)
+        )
+        rows = [*self._found.unseen, *self.search.erase(self.search.look(first))]
+        rows += _fragments(self._layout)
+        try:
+            rows += filter(None, [systemjournal.search(self._layout, self._wanted)])
+        except LocalFault as error:
+            self.unsaid.append(str(error))
+        return [*rows, *(Copy(path, {"raw": 1}, "kept", receipt.GIVEN) for path in self._given)]
+
+    def sources(self) -> list[Holding]:
+        """Return what holds a token of the files that sources read, all of them still whole."""
+        last = (place for place in self._found.places if place.kind >= Kind.SOURCE)
+        return list(self.search.look(last))
+
+    def whole(self, rows: Iterable[Copy]) -> tuple[Copy, ...]:
+        """Return the rows with what could not be looked at, and what an earlier look left."""
+        rows = [*rows, *self.search.unseen]
+        return (*rows, *self._left.after(rows))
+
+
+def _one_a_path(rows: Sequence[Copy]) -> tuple[Copy, ...]:
+    """Return one row a path: what remains before all else, then the first."""
+    ranked = sorted(rows, key=lambda row: row.result != "remains")
+    return tuple(reversed({row.path: row for row in reversed(ranked)}.values()))
 
 
 def _shielded(
@@ -174,66 +196,6 @@ def _given_before(
                 yield row.path, token
 
 
-def _left_before(
-    layout: Layout, before: receipt.Stored, known: Callable[[bytes], bool]
-) -> Iterator[bytes]:
-    """Yield the tokens of copies that the last look left, where their bytes still stand."""
-    for row in before.of("remains"):
-        try:
-            held = inplace.read(layout.path(row.path), limit=FILE_LIMIT)
-        except LocalFault:
-            continue  # the walk meets it as well, and says why
-        start = row.offset or 0
-        if held is not None:
-            yield from recognise(held.data[start : start + (row.length or 0)], known)
-
-
-def _scrub(
-    layout: Layout, place: Place, held: Held, scrubber: Scrubber, reader: Reader
-) -> Copy | None:
-    """Erase what one file holds, and read it again; None when it holds no token."""
-    done = scrubber.redact(held.data)
-    counts = dict(done.found)
-
-    def row(result: str, why: str | None = None) -> Copy:
-        shown, left = layout.shown(place.path), result == "remains"
-        where = (held.inode, done.start, done.end - done.start) if left else (None, None, None)
-        return Copy(shown, counts, result, why, *where)
-
-    ours = place.kind is Kind.OURS
-    given = ours and reader.gives(held.data)
-    try:
-        for _ in range(TRIES):
-            if done.data == held.data:
-                break
-            inplace.overwrite(held, done.data)
-            again = inplace.read(place.path, limit=FILE_LIMIT)
-            if again is None or again.data == done.data:
-                held = again or held
-                break
-            held, done = again, scrubber.redact(again.data)
-        else:
-            return row("remains", "it was written again while it was being erased")
-        if given or (ours and (counts or reader.gives(done.data))):
-            # Whatever form it has: nobody reads the file again.
-            inplace.wipe(held)
-            return row("unlinked")
-        if reader.reads(done.data):
-            done.start, done.end = 0, len(done.data)
-            return row("remains", "; ".join(done.failed) or UNREADABLE)
-        if done.failed:
-            return row("remains" if counts else "not_looked_at", "; ".join(done.failed))
-    except LocalFault as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS:
-            if _read_only(place.path):
-                return row("still_served", "its file system is read-only")
-            return row("remains", f"{error}: it lies outside what the unit may write")
-        return row("remains", str(error))
-    if not counts:
-        return None
-    return row("overwritten")
-
-
 def _fragments(layout: Layout) -> Iterator[Copy]:
     """Erase what cloud-init printed of a broken line of ours."""
     values = fragments.broken(layout)
@@ -249,22 +211,3 @@ def _fragments(layout: Layout) -> Iterator[Copy]:
                 yield Copy(shown, {"fragment": count}, "overwritten")
         except LocalFault as error:
             yield Copy(shown, {}, "not_looked_at", str(error))
-
-
-def _read_only(path: Path) -> bool:
-    """Return True where the file system itself is read-only, and not just our view of it.
-
-    A unit's sandbox mounts it read-only for us alone: that is an option of the mount, and not of
-    the file system (proc(5), mountinfo: the last field).
-    """
-    try:
-        device = os.stat(path).st_dev
-        text = (files.read(Path("/proc/self/mountinfo"), limit=4 << 20) or b"").decode()
-    except (OSError, LocalFault):
-        return False
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in text.splitlines():
-        fields = line.split()
-        if fields[2] == wanted and "ro" in fields[-1].split(","):
-            return True
-    return False

@@ -7,8 +7,9 @@
 `copies` are those of this boot and of the one that enrolled, one row a path. `result` is
 ``overwritten`` (in place, then read back clean), ``unlinked`` (overwritten, then removed),
 ``still_served`` (on a file system that is read-only), ``kept`` (not ours to erase),
-``not_looked_at`` or ``remains``. A ``remains`` row also keeps `inode`, `offset` and `length` of
-what stands there, so that a later look tells it by its mark once no source shows the token.
+``not_looked_at`` or ``remains``. A ``remains`` row also keeps what tells it once no source shows
+the token: `inode`, if it is `mounted` on a file system of its own, and `spots`, the `offset`,
+`length` and `crc` of each copy in it. It stays until its file was read (`erase.unfinished`).
 `shield` is the shield's state at this look (`erase.shield`): ``in memory`` where no copy reached
 the disk, else ``off`` or why not.
 """
@@ -39,6 +40,15 @@ NOT_LOOKED_AT = (
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A copy's place in a file; the CRC-32 of its bytes tells later if they are the same."""
+
+    offset: int
+    length: int
+    crc: int
+
+
+@dataclass(frozen=True)
 class Copy:
     """One file that held a token, or that could not be looked at."""
 
@@ -47,8 +57,8 @@ class Copy:
     result: str
     reason: Optional[str] = None
     inode: Optional[int] = None
-    offset: Optional[int] = None
-    length: Optional[int] = None
+    mounted: Optional[bool] = None
+    spots: Optional[tuple[Spot, ...]] = None
     at: Optional[str] = None
     boot_id: Optional[str] = None
 
@@ -129,7 +139,10 @@ def save(layout: Layout, receipt: Receipt) -> Receipt:
         files.set_aside(layout.erasure)
         before = Stored()
     when = rfc3339(receipt.at)
-    rows = [replace(row, at=when, boot_id=receipt.boot_id) for row in receipt.copies]
+    rows = [
+        replace(row, at=row.at or when, boot_id=row.boot_id or receipt.boot_id)
+        for row in receipt.copies
+    ]
     enrolling = before.enrolling_boot_id or (
         receipt.boot_id if any(row.result in ERASED for row in rows) else None
     )

@@ -21,6 +21,10 @@ SHORTEST = 16  # characters of a token
 _XML_TEXT = re.compile(rb">([^<>]{%d,})<" % SHORTEST)
 
 
+class Damaged(Exception):
+    """A pickle is damaged: more may stand in it than could be read."""
+
+
 class Reader:
     """The tokens that no file may give, and the texts that were seen to give none."""
 
@@ -29,7 +33,7 @@ class Reader:
         self._clean: set[int] = set()
 
     def reads(self, data: bytes) -> bool:
-        """Return True when reading `data`, or a text in it, gives one of the tokens."""
+        """Return True when reading `data`, or a text in it, gives one of the tokens; or Damaged."""
         for text in texts(data):
             key = hash(text)
             if key not in self._clean:
@@ -72,8 +76,8 @@ def _pickled(data: bytes) -> Iterator[bytes]:
                 yield argument.encode("utf-8", "surrogatepass")
             elif isinstance(argument, bytes):
                 yield argument
-    except Exception:  # noqa: BLE001 - pickletools raises whatever damaged bytes lead it to
-        return
+    except Exception as error:  # noqa: BLE001 - whatever damaged bytes lead pickletools to
+        raise Damaged("cannot be looked at: its pickle is damaged") from error
 
 
 def _strings(value: Any) -> Iterator[bytes]:

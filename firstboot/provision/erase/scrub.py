@@ -26,6 +26,8 @@ TOO_LARGE = "it unpacks to too much to be searched whole"
 _TEXT = bytes(16)  # the shortest token (contract 4.1), as `_PRINTABLE` shows it
 _WORD = re.compile(rb"[!-~]{16,}")
 WORD, QUOTES = 256, 5  # a word up to the first is tried whole; of another, so many of its ends
+GAP = 64  # bytes at most between the pieces of one copy: a line end with what indents the next
+_BETWEEN = re.compile(rb"[\"',:{}\[\]\\]+")  # what stands around a token in JSON or YAML
 _PRINTABLE = bytes(0 if byte in b"\t\n\r" or 32 <= byte < 127 else 1 for byte in range(256))
 
 
@@ -33,14 +35,13 @@ _PRINTABLE = bytes(0 if byte in b"\t\n\r" or 32 <= byte < 127 else 1 for byte in
 class Redacted:
     """A file's bytes without the tokens: how many stood in which encoding, and what stayed why.
 
-    `start` and `end` enclose all that changed, or that would have to.
+    `spans` are where they stood, one a copy; none where something stayed.
     """
 
     data: bytes
     found: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
-    start: int = 0
-    end: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 def recognise(data: bytes, known: Callable[[bytes], bool]) -> set[bytes]:
@@ -50,8 +51,9 @@ def recognise(data: bytes, known: Callable[[bytes], bool]) -> set[bytes]:
     """
     found = set()
     for view in _views(data, 0, set()):
-        for match in _WORD.finditer(view):
-            word = match.group()
+        words = [match.group() for match in _WORD.finditer(view)]
+        words += [part for word in words if len(word) > WORD for part in _BETWEEN.split(word)]
+        for word in words:
             cut = range(len(word) if len(word) <= WORD else QUOTES)
             for start in cut:
                 for end in cut:
@@ -72,6 +74,8 @@ def _views(data: bytes, depth: int, seen: set[int]) -> Iterator[bytes]:
         for undo in _UNDONE:
             for escaped in undo(data):
                 yield from _views(escaped.text, depth + 1, seen)
+        # A piece of a file lacks the header that says it is quoted-printable.
+        yield from _views(decode.quoted_printable(data).text, depth + 1, seen)
         for _, alignments in decode.Gaps(data).runs():
             for layer in alignments:
                 yield from _views(layer.text, depth + 1, seen)
@@ -92,11 +96,8 @@ class Scrubber:
         edits = self._edits(data, ()) if self._tokens else []
         done = self._done
         done.data = decode.applied(data, edits)
-        if done.failed:
-            done.end = len(data)
-        elif edits:
-            done.start = min(edit.at for edit in edits)
-            done.end = max(edit.at + len(edit.data) for edit in edits)
+        if not done.failed:
+            done.spans = _spans(edits, self._tokens)
         return done
 
     def _edits(self, data: bytes, chain: tuple[str, ...]) -> list[Edit]:
@@ -186,6 +187,21 @@ class Scrubber:
                 yield from list(layer.back(edit))  # all of it, or nothing
             except Unredactable as error:
                 self._fail(str(error))
+
+
+def _spans(edits: Iterable[Edit], tokens: Iterable[bytes]) -> list[tuple[int, int]]:
+    """Return where copies stood: a token that is written over lines or with escapes is one."""
+    whole = {b"x" * len(token) for token in tokens}
+    spans: list[tuple[int, int]] = []
+    joined = False
+    for edit in sorted(edits, key=lambda edit: edit.at):
+        at, end, piece = edit.at, edit.at + len(edit.data), edit.data not in whole
+        if joined and piece and at - spans[-1][1] <= GAP:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((at, end))
+        joined = piece
+    return spans
 
 
 def _cuts(data: bytes, at: int, end: int) -> bool:
