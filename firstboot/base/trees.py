@@ -7,6 +7,7 @@ power cut may have left half done: the owner of that directory removes such name
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -191,8 +192,13 @@ def remove(path: Path) -> None:
     try:
         _delete(gone)
         if gone != path and os.path.lexists(path):
-            os.rename(path, gone)
-            files.sync_directory(path.parent)
+            try:
+                os.rename(path, gone)
+                files.sync_directory(path.parent)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                gone = path  # overlayfs does not rename a directory of an image's own layer
             _delete(gone)
     except OSError as error:
         files.fail("remove", path, error)

@@ -173,9 +173,9 @@ def remove_stale(layout: Layout) -> int:
         seen = store.look(layout)
         stale = [layout.set_aside, *layout.identity.glob("*.corrupt-*")]
         if seen.state in (State.FOREIGN, State.UNREADABLE):
-            stale = [layout.credentials, layout.sealing_key, layout.sealing_cred, *stale]
-            stale += [layout.handover]
             forget_answers(layout)
+            stale += [layout.handover, layout.sealing_key, layout.sealing_cred]
+            stale.append(layout.credentials)  # last: a command that was cut finds the same verdict
         for path in stale:
             _remove(layout, path)
     if seen.identity is not None:
