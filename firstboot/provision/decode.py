@@ -31,12 +31,20 @@ _MASK = bytes(0 if byte in _DIGITS else 1 for byte in range(256))
 _LEAST = bytes(SHORTEST_RUN)
 _PLAIN = _DIGITS + b" "  # what every notation leaves as it is
 _QUOTED = re.compile(rb"=(?:\r?\n|[0-9A-Fa-f]{2})")
-# JSON's escapes are among those of a double-quoted YAML scalar. `\` and a line end: continued.
+# JSON's escapes are among those of a double-quoted YAML scalar. `\` and a line end (YAML 1.1 has
+# six, of which NEL, LS and PS are U+0085, U+2028 and U+2029): continued.
+_END = rb"\r\n|[\r\n]|\xc2\x85|\xe2\x80[\xa8\xa9]"
 _ESCAPE = re.compile(
-    rb"\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|\r?\n[ \t]*"
-    rb"|[0abtnvfre \t\"/\\NLP_])"
+    rb"\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|(?:%s)[ \t]*"
+    rb"|[0abtnvfre \t\"/\\NLP_])" % _END
 )
-_LETTERS = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f", b"0": b"\0"}
+_CONTINUED = re.compile(rb"(?:\\|=)(?:%s)" % _END)
+_LETTERS = {
+    **{b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f", b"0": b"\0"},
+    **{b"a": b"\a", b"v": b"\v", b"e": b"\x1b", b"_": b"\xc2\xa0"},
+    **{b"N": b"\xc2\x85", b"L": b"\xe2\x80\xa8", b"P": b"\xe2\x80\xa9"},
+}
+QUOTED = "quoted"  # the layer of doubled quotes
 _DOUBLED = re.compile(rb"''")
 
 
@@ -131,7 +139,7 @@ def escapes(source: bytes) -> Escaped:
 
 def doubled_quotes(source: bytes) -> Escaped:
     """Undo the doubled quotes of single-quoted YAML."""
-    return Escaped("quoted", source, _units(_DOUBLED, source))
+    return Escaped(QUOTED, source, _units(_DOUBLED, source))
 
 
 def _units(pattern: re.Pattern[bytes], source: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -141,7 +149,7 @@ def _units(pattern: re.Pattern[bytes], source: bytes) -> Iterator[tuple[int, int
 
 def _meant(match: re.Match[bytes]) -> bytes:
     unit = match.group()
-    if unit[-1:] in b"\r\n" or unit[1:2] in b"\r\n":
+    if _CONTINUED.match(unit):
         return b""
     if unit[:1] == b"=" and len(unit) == 3:
         return bytes([int(unit[1:], 16)])

@@ -8,6 +8,7 @@ import json
 import pickle
 import quopri
 import random
+import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ import yaml
 from firstboot.provision.userdata import DROP_PLACE, TOKEN_FILE
 
 VISIBLE = "".join(chr(code) for code in range(33, 127))
+# YAML 1.1 ends a line with each of these.
+LINE_ENDS = ("\n", "\n", "\r\n", "\r", "\x85", "\u2028", "\u2029")
 
 
 def compress(data: bytes, level: int = 9) -> bytes:
@@ -35,7 +38,7 @@ def token(dice: random.Random) -> str:
     return (
         "bet_"
         + "".join(dice.choice(alphabet) for _ in range(dice.randrange(16, 60)))
-        + dice.choice("aB3=")
+        + dice.choice("aB3='\"\\")
     )
 
 
@@ -77,7 +80,7 @@ def settings_text(mapping: dict[str, str], dice: random.Random) -> str:
         text = quoted(mapping["enrollment_token"], dice)
         at = text.find("t") + 1  # after "bet" or within an escape of it
         if text[:at] == '"bet':
-            lines[-1] = f"enrollment_token: {text[:at]}\\\n    {text[at:]}"
+            lines[-1] = f"enrollment_token: {text[:at]}\\{dice.choice(LINE_ENDS)}    {text[at:]}"
     return "\n".join(lines) + "\n"
 
 
@@ -109,12 +112,14 @@ def cloud_config(mapping: dict[str, str], dice: random.Random) -> Written:
     )
     head = "#cloud-config\n"
     if form == "comment":
-        lines = "".join(f"#  {line}\n" for line in text.splitlines())
+        # Of a comment YAML would take the rest of the line for its own.
+        text = re.sub("\r\n?|[\x85\u2028\u2029]", "\n", text)
+        lines = "".join(f"#  {line}\n" for line in text.rstrip("\n").split("\n"))
         return Written(
             (head + "#byteor-firstboot:\n" + lines + "\n" + above + below).encode(), form
         )
     if form == "mapping":
-        body = "".join(f"  {line}\n" for line in text.splitlines())
+        body = "".join(f"  {line}\n" for line in text.rstrip("\n").split("\n"))
         return Written((head + above + "byteor:\n" + body + below).encode(), form)
     path, content, packed = DROP_PLACE, text.encode(), dice.choice(["b64", "gz+b64"])
     if form == "bare":
@@ -210,7 +215,7 @@ def stored(raw: bytes, config: Written) -> Iterator[tuple[str, bytes]]:
     part_i = MIMEMultipart()
     text = MIMEText("", "cloud-config")
     del text["Content-Transfer-Encoding"]
-    text.set_payload(config.text.decode())
+    text.set_payload(config.text.decode("ascii", "surrogateescape"))
     part_i.attach(text)
     processed = part_i.as_bytes()
     yield "user-data.txt.i", processed

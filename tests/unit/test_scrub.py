@@ -40,12 +40,12 @@ def plain(value: Any, token: str) -> Any:
         return fields
     if isinstance(value, list):
         return [plain(inner, token) for inner in value]
-    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    text = decoded(value) if isinstance(value, bytes) else value
     if not isinstance(text, str):
         return value
     if text.startswith("#cloud-config"):
-        return meaning(text.encode("latin-1", "replace"), token)
-    text = base64.b64decode(text[7:]).decode("latin-1") if text.startswith("ci-b64:") else text
+        return meaning(text.encode(), token)
+    text = decoded(base64.b64decode(text[7:])) if text.startswith("ci-b64:") else text
     try:  # a text that is YAML itself: the token may be written with escapes in it
         inner = load(text) if "enrollment_token" in text else None
     except yaml.YAMLError:
@@ -60,7 +60,14 @@ def undone(content: str | bytes, encoding: str) -> str | bytes:
         content = base64.b64decode(content[7:])
     data = content.encode() if isinstance(content, str) else content
     data = base64.b64decode(data) if "b64" in encoding else data
-    return gzip.decompress(data).decode("latin-1") if "gz" in encoding else data
+    return decoded(gzip.decompress(data)) if "gz" in encoding else data
+
+
+def decoded(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def meaning(data: bytes, token: str) -> list[Any]:
@@ -74,7 +81,7 @@ def meaning(data: bytes, token: str) -> list[Any]:
         ]
     said: list[Any] = []
     for part in Unpacking("it").parts(data):
-        text = part.data.decode("latin-1")
+        text = decoded(part.data)
         if text.startswith("#cloud-config-archive"):
             for item in load(text):
                 inner = item["content"] if isinstance(item, dict) else item

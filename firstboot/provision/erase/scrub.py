@@ -16,7 +16,7 @@ from typing import Callable
 
 from firstboot.provision import decode
 from firstboot.provision.block import comment_marks
-from firstboot.provision.decode import Edit, Unredactable
+from firstboot.provision.decode import QUOTED, Edit, Unredactable
 from firstboot.provision.parts import DEPTH_LIMIT
 
 # As deep as the reader unpacks, and then write_files (base64 of gzip) in escapes in a comment.
@@ -153,7 +153,8 @@ class Scrubber:
             while at >= 0:
                 if closed is None:  # a stream that could not be rebuilt is left whole
                     closed = [range(one.start, one.end) for one in decode.gzips(data)]
-                cut = whole and _cuts(data, at, at + len(token))
+                undone = chain[-1:] == (QUOTED,)
+                cut = whole and _cuts(data, at, at + len(token), undone=undone)
                 if not cut and not any(at in one for one in closed):
                     self._done.found["+".join(chain) or "raw"] += 1
                     edit = Edit(at, b"x" * len(token))
@@ -204,10 +205,11 @@ def _spans(edits: Iterable[Edit], tokens: Iterable[bytes]) -> list[tuple[int, in
     return spans
 
 
-def _cuts(data: bytes, at: int, end: int) -> bool:
+def _cuts(data: bytes, at: int, end: int, *, undone: bool) -> bool:
     """Return True where what is found may begin or end in the middle of an escape.
 
-    Of quotes beside a token as many as it has itself there belong to it; one more ends the scalar.
+    Of quotes beside a token as many as it has itself there are its own, doubled; where doubled ones
+    were `undone` the first of them ends the scalar.
     """
     if data[at - 1 : at] == b"\\" or data[end - 1 : end] in (b"\\", b"="):
         return True
@@ -216,8 +218,8 @@ def _cuts(data: bytes, at: int, end: int) -> bool:
     after = data[end : end + len(token)]
     first = len(token) - len(token.lstrip(b"'"))
     before = data[max(at - len(token), 0) : at]
-    return bool(own and len(after) - len(after.lstrip(b"'")) > own) or bool(
-        first and len(before) - len(before.rstrip(b"'")) > first
+    return bool(own and len(after) - len(after.lstrip(b"'")) >= own + undone) or bool(
+        first and len(before) - len(before.rstrip(b"'")) >= first + undone
     )
 
 
