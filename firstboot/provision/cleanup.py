@@ -18,7 +18,7 @@ from firstboot.base.errors import NotErased
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.provision import preflight
-from firstboot.provision.erase import copies, systemjournal
+from firstboot.provision.erase import copies, search, seeds, systemjournal
 from firstboot.provision.erase.receipt import GIVEN, Copy, Receipt
 from firstboot.provision.erase.shield import Shield
 from firstboot.provision.facts import View, look
@@ -28,6 +28,7 @@ from firstboot.provision.tokens import TokenClass
 
 LOCK_WAIT_S = 30.0
 UNIT = "byteor-erase.service"  # ordered after cloud-final, however that ended
+FIRST_BOOT = "byteor-firstboot.service"
 
 
 def erase(
@@ -53,7 +54,7 @@ def erase(
         late=late,
         known=lambda candidate: view.marks.recognises(candidate, *classes),
         served=[
-            *copies.still_served(layout),
+            *seeds.still_served(layout),
             # Overwriting does not reach these.
             *(
                 f"{source.where} is served again by systemd at every boot"
@@ -84,7 +85,26 @@ def erase(
             )
     say = log.notice if receipt.copies else log.debug
     say("looked for copies of the token", **receipt.summary())
+    if _beyond(receipt) and systemd.inside(FIRST_BOOT):
+        # What the unit may write was set when it was started, before this run named more.
+        systemd.start(UNIT)
     return receipt
+
+
+def left(receipt: Receipt) -> list[str]:
+    """Return the files that still hold a token, but for those that byteor-erase erases for `run`.
+
+    Its sandbox names them, and that of a late `run` does not (`erase.grants`).
+    """
+    handed_on = _beyond(receipt) if systemd.inside(FIRST_BOOT) else []
+    for path in handed_on:
+        log.notice(f"{path} lies outside what this unit may write: {UNIT} erases the token in it")
+    return [path for path in receipt.remaining if path not in handed_on]
+
+
+def _beyond(receipt: Receipt) -> list[str]:
+    rows = (copy for copy in receipt.copies if copy.result == "remains")
+    return [copy.path for copy in rows if (copy.reason or "").endswith(search.SANDBOX)]
 
 
 def _still_given(

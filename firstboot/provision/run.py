@@ -390,9 +390,9 @@ class FirstBoot:
         if self._fault is not None:
             self._trouble.doing = Step.HAND_OFF.value
             raise self._fault
-        if self._receipt is not None and self._receipt.remaining:
+        left = cleanup.left(self._receipt) if self._receipt is not None else []
+        if left:
             raise NotErased(
-                "enrolled, but a copy of the token could not be erased: "
-                + ", ".join(self._receipt.remaining),
+                f"enrolled, but a copy of the token could not be erased: {', '.join(left)}",
                 hint="fix its cause and rerun byteor-firstboot erase",
             )

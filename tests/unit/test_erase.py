@@ -23,9 +23,10 @@ from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.provision import decode, schema, userdata
 from firstboot.provision.erase import places, search
-from firstboot.provision.erase.copies import cloud_init_finished, erase, still_served
+from firstboot.provision.erase.copies import cloud_init_finished, erase
 from firstboot.provision.erase.receipt import GIVEN, Copy
 from firstboot.provision.erase.scrub import Redacted, Scrubber
+from firstboot.provision.erase.seeds import still_served
 
 TOKEN = b"bet_9fK2mQ7xT4vB8nL1pR6sD3wH5jC0"
 X = b"x" * len(TOKEN)
@@ -216,6 +217,8 @@ SEED = "DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud][
         ("DataSourceGCE", 1),
         ("DataSourceVMware", 1),
         (SEED, 0),
+        ("DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud,file:///x/]", 0),
+        ("DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud,http://x/]", 1),
         ("DataSourceNone: DataSourceNone", 0),
         ("", 0),
     ],
@@ -279,6 +282,37 @@ def test_another_disk_and_many_files_and_depth_are_looked_at(tmp_path: Path) -> 
     deep.mkdir(parents=True)
     (deep / "copy").write_bytes(TOKEN)
     assert {"user-data.txt", "obj.pkl", "runcmd", "copy"} <= set(results(layout))
+
+
+@pytest.mark.parametrize("seedfrom", ["/seed/", "file:///seed/", "/seed"])
+def test_a_local_seed_outside_the_trees_is_erased_or_named(tmp_path: Path, seedfrom: str) -> None:
+    """A meta-data's `seedfrom`, and a seed directory's link to a file: by the rules of paths."""
+    layout = host(tmp_path)
+    nocloud = tmp_path / "var/lib/cloud/seed/nocloud"
+    for directory in (tmp_path / "seed", tmp_path / "other", tmp_path / "open", nocloud):
+        directory.mkdir(parents=True)
+    (tmp_path / "open").chmod(0o777)
+    line = f"DataSourceNoCloud: DataSourceNoCloud [seed=/var/lib/cloud/seed/nocloud,{seedfrom}]"
+    (layout.cloud / "instances/iid-1/datasource").write_text(line)
+    for name in ("seed/user-data", "other/user-data", "open/vendor-data"):
+        (tmp_path / name).write_bytes(TEXT)
+    (nocloud / "user-data").symlink_to("/other/user-data")
+    (nocloud / "vendor-data").symlink_to("../../../../../open/vendor-data")
+    (tmp_path / "seed/vendor-data").symlink_to("/other/user-data")
+    receipt = erase(layout, [TOKEN], now=1.7e9, served=still_served(layout))
+    found = {copy.path: copy.result for copy in receipt.copies}
+    assert not receipt.still_served
+    assert found["/seed/user-data"] == found["/other/user-data"] == "overwritten"
+    assert found["/var/lib/cloud/seed/nocloud/vendor-data"] == "not_looked_at"
+    assert found["/seed/vendor-data"] == "not_looked_at"
+    assert TOKEN not in (tmp_path / "seed/user-data").read_bytes()
+    assert (tmp_path / "open/vendor-data").read_bytes() == TEXT
+    shown = {layout.shown(path) for path in places.find(layout).elsewhere}
+    assert shown == {"/seed/user-data", "/seed/meta-data", "/other/user-data"} | (
+        {f"/seed{name}" for name in ("user-data", "vendor-data", "meta-data")}
+        if seedfrom == "/seed"
+        else set()
+    )
 
 
 def test_a_directory_that_others_may_change_is_not_followed_and_said(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 from firstboot.base import inplace, systemd
 from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
-from firstboot.provision import userdata
+from firstboot.provision import cleanup, userdata
 from firstboot.provision.erase import grants, places, systemjournal
 from firstboot.provision.erase.copies import erase
+from firstboot.provision.erase.receipt import Copy, Receipt
 from firstboot.provision.erase.scrub import Scrubber
+from firstboot.provision.erase.search import SANDBOX
 from tests.boot.scan import canary, scan_tree
 from tests.unit import generated
 
@@ -108,6 +110,7 @@ def test_the_journal_is_searched_across_pieces_and_is_a_row(
 
 def test_units_may_write_the_named_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drop-in for each unit, quoted for systemd; gone when the setting is; one reload a change."""
+    monkeypatch.setattr(places, "find", lambda layout: places.Found())
     reloads: list[int] = []
     monkeypatch.setattr(systemd, "booted", lambda: True)
     monkeypatch.setattr(systemd, "reload", lambda: reloads.append(1))
@@ -120,8 +123,25 @@ def test_units_may_write_the_named_files(tmp_path: Path, monkeypatch: pytest.Mon
         lines = drop_in.read_text().splitlines()
         assert lines[-2:] == ['ReadWritePaths="-/srv/a b"', 'ReadWritePaths="-/srv/\\"q\\"%%x"']
     assert len(reloads) == 1
+    elsewhere = places.Found(elsewhere=[Path("/seed/user-data"), Path("/srv/a b")])
+    monkeypatch.setattr(places, "find", lambda layout: elsewhere)
+    grants.grant(Layout(), paths, runtime=tmp_path)
+    assert len(drop_in.read_text().splitlines()) == len(lines) + 1
+    monkeypatch.setattr(places, "find", lambda layout: places.Found())
     grants.grant(Layout(), [], runtime=tmp_path)
-    assert not list(tmp_path.rglob("*.conf")) and len(reloads) == 2
+    assert not list(tmp_path.rglob("*.conf")) and len(reloads) == 3
+
+
+def test_what_a_late_run_may_not_write_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sandbox is older than the drop-in: byteor-erase has it, and the rest is exit 9."""
+    rows = [
+        Copy("/srv/a", {"raw": 1}, "remains", f"cannot overwrite /srv/a: {SANDBOX}"),
+        Copy("/srv/b", {"raw": 1}, "remains", "immutable"),
+    ]
+    receipt = Receipt(1.7e9, "b", 1, tuple(rows))
+    assert cleanup.left(receipt) == ["/srv/a", "/srv/b"]
+    monkeypatch.setattr(systemd, "inside", lambda unit: unit == cleanup.FIRST_BOOT)
+    assert cleanup.left(receipt) == ["/srv/b"]
 
 
 def test_the_units_may_write_every_place_that_is_searched() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Callable
@@ -21,7 +20,6 @@ from firstboot.provision.erase.unfinished import FILE_LIMIT, Unfinished
 TOKEN_FILE_LIMIT = 8192
 LATE = "scripts that a later stage of this boot runs: byteor-erase looks at them"
 PENDING = "it was about to be erased when this was written"
-_SEED = re.compile(r"\[(?:seed|source)=([^\]]*)\]")
 
 
 def cloud_init_finished(layout: Layout) -> bool:
@@ -32,25 +30,6 @@ def cloud_init_finished(layout: Layout) -> bool:
     if not layout.is_host or layout.cloud_result.exists():
         return True
     return not layout.cloud_run.is_dir() or (layout.cloud_run / "disabled").exists()
-
-
-def still_served(layout: Layout) -> tuple[str, ...]:
-    """Return a sentence for the datasource from which the user data can be read again.
-
-    That is any but a seed directory, whose files are overwritten as all others: a metadata service
-    answers any process of the host or root alone, a medium can be mounted again.
-    """
-    described = (files.read(layout.cloud_datasource, limit=4096) or b"").decode("utf-8", "replace")
-    name = described.split(":")[0].strip()
-    seeds = [seed for match in _SEED.finditer(described) for seed in match.group(1).split(",")]
-    if not name or name == "DataSourceNone":
-        return ()
-    if seeds and all(seed.startswith("/") and not seed.startswith("/dev/") for seed in seeds):
-        return ()
-    return (
-        f"the datasource {name} serves the user data again, at every boot or to whoever asks it on "
-        "this host",
-    )
 
 
 def erase(

@@ -1,8 +1,8 @@
 """Every place where cloud-init, an installer or we leave a token, as files to look at.
 
-Measured in CLOUD-INIT.md, section 2. Links are followed to directories alone, and only where root
-made the link and owns what it leads to: so the reader gets to another disk, too. There is no limit
-to how many files a tree has; what cannot be looked at is said.
+Measured in CLOUD-INIT.md, section 2. Links are followed where root made the link and owns what it
+leads to, to a file by the rules of `erase.paths`: so the reader gets to another disk, too. There is
+no limit to how many files a tree has; what cannot be looked at is said.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firstboot.base.layout import Layout
+from firstboot.provision.erase import seeds
 from firstboot.provision.erase.receipt import Copy
 
 # The last one is what lies on the disk beneath the shield.
@@ -63,6 +64,8 @@ class Found:
 
     places: list[Place] = field(default_factory=list)
     unseen: list[Copy] = field(default_factory=list)
+    # Files and directories of them elsewhere: our units are to write them, too.
+    elsewhere: list[Path] = field(default_factory=list)
 
 
 def find(layout: Layout, named: Sequence[str] = ()) -> Found:
@@ -74,13 +77,10 @@ def find(layout: Layout, named: Sequence[str] = ()) -> Found:
     for path in (*(layout.path(file) for file in FILES), *logs(layout)):
         found.places.append(Place(path))
     for name in named:
-        why = _unfit(layout, name)
-        if why is None:
-            found.places.append(
-                Place(_real(layout, os.path.dirname(name)) / os.path.basename(name))
-            )
-        else:
-            found.unseen.append(Copy(name, {}, "not_looked_at", why))
+        walk.file(name, name)
+    for name in seeds.local(layout):
+        if not walk.inside(_real(layout, os.path.dirname(name))):
+            walk.file(name, name)
     found.places += [Place(layout.drop_place, Kind.OURS), Place(layout.token_file, Kind.OURS)]
     found.places.sort(key=lambda place: (place.kind, place.turn))
     return found
@@ -142,23 +142,45 @@ class _Walk:
         late = {"scripts", "boothooks"} & {*path.parts[len(top.parts) :]}
         return Place(path, Kind.LATE if late else Kind.LIVE)
 
+    def inside(self, path: Path) -> bool:
+        """Return True for what is in one of the trees, and met there."""
+        return any(top in (path, *path.parents) for top in self._tops)
+
+    def file(self, name: str, shown: str) -> None:
+        """Add a file that a setting, a seed or the link `shown` names, or say why it is not one."""
+        why = _unfit(self._layout, name)
+        if why is None:
+            path = _real(self._layout, os.path.dirname(name)) / os.path.basename(name)
+            self._found.places.append(Place(path))
+            self._found.elsewhere.append(path)
+        else:
+            self._found.unseen.append(Copy(shown, {}, "not_looked_at", why))
+
     def _link(self, link: Path) -> list[Path]:
-        """Return the directory that a link leads to, if it is to be walked."""
+        """Return the directory that a link leads to, if it is to be walked; add a file itself."""
         target = _real(self._layout, self._layout.shown(link))
         try:
             facts = os.stat(target)
         except OSError:
             return []
-        if not stat.S_ISDIR(facts.st_mode) or any(
-            top in (target, *target.parents) for top in self._tops
-        ):
-            return []  # nobody reads through the link of a file; what is in a tree is met there
+        if self.inside(target):
+            return []
+        shown = self._layout.shown(link)
+        if stat.S_ISREG(facts.st_mode):
+            if os.lstat(link).st_uid == self._layout.owner:
+                self.file(self._layout.shown(target), shown)
+            else:
+                self._unseen(link, "a link that others than root may change")
+            return []
+        if not stat.S_ISDIR(facts.st_mode):
+            return []
         why = None
         if os.lstat(link).st_uid != self._layout.owner or not _kept(facts, self._layout.owner):
             why = "a link to a directory that others than root may change"
         elif any(target in top.parents for top in self._tops):
             why = "a link to a directory above it"
         if why is None:
+            self._found.elsewhere.append(target)
             return [target]
         self._unseen(link, why)
         return []
