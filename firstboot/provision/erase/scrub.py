@@ -19,8 +19,9 @@ from firstboot.provision.block import comment_marks
 from firstboot.provision.decode import QUOTED, Edit, Unredactable
 from firstboot.provision.parts import DEPTH_LIMIT
 
-# As deep as the reader unpacks, and then write_files (base64 of gzip) in escapes in a comment.
-DEPTH = DEPTH_LIMIT + 4
+# A level of the reader's may take two here: each layer is undone in the whole text, and once more
+# where that leaves another. Then write_files (base64 of gzip) in escapes in a comment.
+DEPTH = 2 * DEPTH_LIMIT + 4
 WORK_LIMIT = 1 << 30  # bytes that may be decoded of one file
 TOO_LARGE = "it unpacks to too much to be searched whole"
 _TEXT = bytes(16)  # the shortest token (contract 4.1), as `_PRINTABLE` shows it
