@@ -11,7 +11,6 @@ from typing import Any
 
 from firstboot.base.clock import from_rfc3339
 
-FAR_S = 1e12  # no clock is further off; infinity is, which JSON from elsewhere may hold
 LONGEST_WORD = 300
 COLUMNS = 100
 # State of the agent -> its word
@@ -38,8 +37,8 @@ def page(document: Mapping[str, Any], *, now: float) -> list[str]:
         lines.append(fact("written", f"{span(document['age_s'])} ago"))
     loops = document.get("loops") or {}
     download = (loops.get("deployments") or {}).get("download")
-    if isinstance(download, dict):
-        said = _so_far(download.get("deployment_id"), download.get("bytes"), download.get("size"))
+    if download is not None:
+        said = _so_far(download["deployment_id"], download["bytes"], download["size"])
         lines.append(fact("downloading", said))
     upload = document.get("upload")
     if upload is not None:
@@ -51,10 +50,9 @@ def page(document: Mapping[str, Any], *, now: float) -> list[str]:
     return [*lines, "", *_problems(document)]
 
 
-def _so_far(name: object, here: object, size: object) -> str:
-    count, whole = (int(number(value) or 0) for value in (here, size))
-    percent = f" ({100 * count // whole} %)" if whole > 0 else ""
-    return f"{word(name)}, {_size(count)} of {_size(whole)}{percent}"
+def _so_far(name: str, here: int, size: int) -> str:
+    percent = f" ({100 * here // size} %)" if size > 0 else ""
+    return f"{word(name)}, {_size(here)} of {_size(size)}{percent}"
 
 
 def summary(document: Mapping[str, Any], *, now: float) -> list[str]:
@@ -97,16 +95,13 @@ def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
         lines.append(fact("signing keys", said))
     spool = document.get("spool")
     if spool:
-        held = number(spool.get("bytes"))
-        kept = f", {_size(int(held))}" if held is not None else ""
-        counts = [word(spool.get(name, 0)) for name in ("pending", "quarantined")]
+        kept = f", {_size(spool['bytes'])}" if spool["bytes"] is not None else ""
+        counts = [word(spool[name] or 0) for name in ("pending", "quarantined")]
         lines.append(fact("spool", f"{counts[0]} waiting, {counts[1]} quarantined{kept}"))
-        rows = spool.get("quarantine")
-        for row in rows if isinstance(rows, list) else ():
-            if isinstance(row, dict):
-                said = f"{word(row.get('id'))}, {word(row.get('kind'))}, refused: {reason(row)}"
-                lines.append(fact("", said))
-                lines.append(fact("", f"  byteor-agent retry {word(row.get('id'))}"))
+        for row in spool["quarantine"]:
+            said = f"{word(row['id'])}, {word(row['kind'])}, refused: {reason(row)}"
+            lines.append(fact("", said))
+            lines.append(fact("", f"  byteor-agent retry {word(row['id'])}"))
     skew = document.get("clock_skew_s")
     if skew is not None and abs(skew) >= 1:
         side = "ahead of" if skew > 0 else "behind"
@@ -147,7 +142,7 @@ def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:
     last, tried = (_ago(loop.get(key), now) for key in ("last_success_at", "last_attempt_at"))
     due = seconds(loop.get("next_attempt_at"))
     coming = until(due - now) if due is not None else "-"
-    return f"{word(name):<14} {last:<14} {tried:<14} {coming:<12} {word(loop.get('failures', 0))}"
+    return f"{word(name):<14} {last:<14} {tried:<14} {coming:<12} {word(loop['failures'] or 0)}"
 
 
 def fact(name: str, said: str) -> str:
@@ -167,12 +162,6 @@ def word(value: object, limit: int = LONGEST_WORD) -> str:
     """Return a value for a terminal: one line without control characters, of bounded length."""
     text = "unknown" if value is None else str(value)
     return "".join(c if c.isprintable() else " " for c in text)[:limit]
-
-
-def number(value: object) -> float | None:
-    """Return a number that others wrote, None for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < FAR_S else None  # type: ignore[arg-type]
 
 
 def seconds(value: object) -> float | None:

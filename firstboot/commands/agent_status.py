@@ -21,11 +21,12 @@ from typing import Any
 
 from firstboot.agent.artifacts import memory
 from firstboot.agent.problems import Problem, of_the_activation, of_the_expiry, unique
-from firstboot.base import files
+from firstboot.base import documents, files
 from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, LocalFault, NoToken, Refused
 from firstboot.base.layout import Layout
-from firstboot.commands.agent_page import number, page, seconds, word
+from firstboot.commands.agent_page import page, seconds, word
+from firstboot.commands.agent_stored import Stored, loops
 from firstboot.commands.watching import Seen, watch, watch_arguments
 from firstboot.exchange import verdicts
 from firstboot.exchange.wake import is_running
@@ -34,7 +35,7 @@ RUNNING, STOPPED, GONE = "running", "stopped", "gone"
 SILENT, NEVER_RAN, UNREADABLE = "silent", "never_ran", "unreadable"
 # The loops write at every attempt, and no healthy period or pause is longer than this.
 SILENT_S = 2 * 3600.0 + 300.0
-LIMIT = 100  # problems, loops: more were never ours
+LIMIT = 100  # problems: more were never ours
 DEFAULT_PERIOD_S = 30.0
 FIRST, NO_BEAT = "heartbeat", "no heartbeat was accepted yet"
 # State -> the sentence of its problem
@@ -101,7 +102,7 @@ def is_online(document: Mapping[str, Any], clock: Clock) -> bool:
 def last_beat(document: Mapping[str, Any], now: float) -> tuple[float | None, float]:
     """Return the age of the last accepted heartbeat, and their period, in seconds."""
     loop = document["loops"].get(FIRST) or {}
-    period, last = number(loop.get("period_s")) or 0.0, seconds(loop.get("last_success_at"))
+    period, last = loop.get("period_s") or 0.0, seconds(loop.get("last_success_at"))
     return now - last if last is not None else None, period if period > 0 else DEFAULT_PERIOD_S
 
 
@@ -127,34 +128,30 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
         stored = files.read_json(layout.agent_status) or {}
     except LocalFault as error:
         stored, fault = {}, str(error)
-    written = seconds(stored.get("written_at"))
+    shown = documents.parse(Stored, stored)
+    written = seconds(shown.written_at)
     age = max(0, int(now - written)) if written is not None else None
-    state = _state(layout, stored, age) if fault is None else UNREADABLE
+    state = _state(layout, shown, age) if stored else NEVER_RAN
+    if fault is not None:
+        state = UNREADABLE
     seen = verdicts.seen(layout)
-    skew, loops = stored.get("clock_skew_s"), _mapping(stored.get("loops")) or {}
     document: dict[str, Any] = {
-        **stored,
+        **asdict(shown),
         "v": 1,
         "state": state,
         "running": state == RUNNING,
         "age_s": age,
-        "identity": _mapping(stored.get("identity")),
         # The activator's own files are newer than what an agent wrote that is down.
         "deployment": seen.deployment,
         "signing_keys": seen.signing_keys,
         "last_verdict": seen.last_verdict,
-        "spool": _mapping(stored.get("spool")),
-        "loops": {name: loop for name, loop in list(loops.items())[:LIMIT] if _mapping(loop)},
-        "clock_skew_s": skew if number(skew) is not None else None,
+        "loops": loops(stored.get("loops")),
     }
-    told = _told(stored)
+    told = _told(stored.get("problems"))
     codes = {problem.code for problem in told}
-    expires = (document["identity"] or {}).get("expires_at")
+    expires = shown.identity.expires_at if shown.identity is not None else None
     # What can be told without the agent, which may be down; it knows best what it says itself.
-    ours = [
-        *of_the_expiry(expires if isinstance(expires, str) else None, now),
-        *of_the_activation(seen, now),
-    ]
+    ours = [*of_the_expiry(expires, now), *of_the_activation(seen, now)]
     ours = [problem for problem in ours if problem.code not in codes]
     said = fault or STATES[state]
     down = [Problem(f"agent_{state}", said, start_hint(layout))] if said is not None else []
@@ -166,23 +163,17 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     return document
 
 
-def _mapping(value: object) -> dict[str, Any] | None:
-    return value if isinstance(value, dict) else None
-
-
-def _state(layout: Layout, stored: Mapping[str, Any], age: int | None) -> str:
-    if not stored:
-        return NEVER_RAN
-    if stored.get("running") is not True:  # also until the next agent has written
+def _state(layout: Layout, shown: Stored, age: int | None) -> str:
+    if shown.running is not True:  # also until the next agent has written
         return STOPPED
     held = is_running(layout)
-    if not (_alive(stored.get("pid")) if held is None else held):
+    if not (_alive(shown.pid) if held is None else held):
         return GONE
     return RUNNING if age is not None and age <= SILENT_S else SILENT
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 1 << 31:
+def _alive(pid: int | None) -> bool:
+    if pid is None or not 0 < pid < 1 << 31:
         return False
     try:
         os.kill(pid, 0)
@@ -200,12 +191,12 @@ def start_hint(layout: Layout) -> str:
     return f"byteor-agent run --root {layout.root}"
 
 
-def _told(stored: Mapping[str, Any]) -> list[Problem]:
+def _told(rows: object) -> list[Problem]:
     """Return the agent's own problems, as far as they are of their shape."""
-    found, rows = [], stored.get("problems")
+    found = []
     for row in rows[:LIMIT] if isinstance(rows, list) else ():
         code, detail, hint = (
-            value if isinstance(value := (_mapping(row) or {}).get(name), str) else None
+            value if isinstance(row, dict) and isinstance(value := row.get(name), str) else None
             for name in ("code", "detail", "hint")
         )
         if code is not None and detail is not None:

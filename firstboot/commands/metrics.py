@@ -16,7 +16,7 @@ from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
 from firstboot.base import files
 from firstboot.base.clock import Clock
 from firstboot.commands import agent_status
-from firstboot.commands.agent_page import number, seconds, word
+from firstboot.commands.agent_page import seconds, word
 
 Labels = Mapping[str, object]
 Sample = tuple[Labels, Optional[float]]
@@ -90,25 +90,25 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
         "problem",
         [({"code": code}, 1) for code in sorted({row["code"] for row in document["problems"]})],
     )
-    yield "status_age_seconds", [({}, number(document["age_s"]))]
+    yield "status_age_seconds", [({}, document["age_s"])]
     yield "heartbeat_age_seconds", [({}, max(0.0, now - beat) if beat is not None else None)]
-    yield "crashes", [({}, number(document.get("crashes")))]
+    yield "crashes", [({}, document.get("crashes"))]
     for when in ("last_success", "last_attempt", "next_attempt"):
         values = {task: seconds(loop.get(f"{when}_at")) for task, loop in loops.items()}
         yield f"task_{when}_timestamp_seconds", _by_task(values)
     for name, member in (("task_failures", "failures"), ("task_period_seconds", "period_s")):
-        yield name, _by_task({task: number(loop.get(member)) for task, loop in loops.items()})
+        yield name, _by_task({task: loop.get(member) for task, loop in loops.items()})
     states = ("pending", "quarantined")
-    yield "spool_artifacts", [({"state": one}, number(spool.get(one))) for one in states]
+    yield "spool_artifacts", [({"state": one}, spool.get(one)) for one in states]
     yield "spool_artifacts_limit", [({}, MOST_ENTRIES)]
-    yield "spool_bytes", [({}, number(spool.get("bytes")))]
+    yield "spool_bytes", [({}, spool.get("bytes"))]
     yield "spool_bytes_limit", [({}, MOST_BYTES)]
     about = {name: deployment.get(name) for name in ("deployment_id", "state", "spec_hash")}
     yield "deployment_info", [(about, 1 if deployment else None)]
-    yield "deployment_sequence", [({}, number(deployment.get("sequence")))]
+    yield "deployment_sequence", [({}, deployment.get("sequence"))]
     yield "runtime_key_expires_timestamp_seconds", [({}, seconds(identity.get("expires_at")))]
-    yield "signing_keys_version", [({}, number(keys.get("version")))]
-    yield "clock_skew_seconds", [({}, number(document["clock_skew_s"]))]
+    yield "signing_keys_version", [({}, keys.get("version"))]
+    yield "clock_skew_seconds", [({}, document["clock_skew_s"])]
 
 
 def _by_task(values: Mapping[str, float | None]) -> list[Sample]:

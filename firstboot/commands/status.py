@@ -140,9 +140,11 @@ def _seen(layout: Layout, given: Inputs, clock: Clock) -> Seen:
 def _page(document: Mapping[str, Any], *, now: float) -> list[str]:
     """Return the page for people: what there is, then the agent, if one could have run."""
     lines, agent = [fact("state", word(document["summary"], LONGEST))], document["agent"]
+    erasure = document["erasure"]
+    said = {**document, "erasure": _erased(erasure) if erasure is not None else None}
     for key in SHOWN:
-        if document.get(key):
-            lines.append(fact(key.replace("plane", "control plane"), word(document[key], LONGEST)))
+        if said[key]:
+            lines.append(fact(key.replace("plane", "control plane"), word(said[key], LONGEST)))
     lines += [fact("notice", word(notice)) for notice in document["notices"]]
     if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
         lines += agent_page.summary(agent, now=now)
@@ -192,8 +194,11 @@ def describe(
         )
     if stop is not None:
         document.update(_problem(stop))
-    document["erasure"] = PENDING if view.pending else _erasure(layout)
     document["notices"] = _notices(layout, view)
+    try:
+        document["erasure"] = _erasure(layout, pending=view.pending)
+    except LocalFault as error:
+        document["notices"].append(str(error))
     return document, stop
 
 
@@ -263,16 +268,28 @@ def _problem(error: ByteorError) -> dict[str, str | None]:
     return {"problem": str(error), "hint": error.hint}
 
 
-def _erasure(layout: Layout) -> str | None:
-    try:
-        seen = documents.read(layout.erasure, Erased)
-    except LocalFault as error:
-        return str(error)
-    if seen is None:
+def _erasure(layout: Layout, *, pending: bool) -> dict[str, Any] | None:
+    """Return when the token was last searched for and how many rows of the receipt ended how.
+
+    None where nothing was to be erased yet; no time while the first search is pending.
+    """
+    seen = documents.read(layout.erasure, Erased)
+    if seen is None and not pending:
         return None
-    left = [copy.path for copy in seen.copies if copy.result == "remains"]
-    results = [copy.result for copy in seen.copies]
-    counts = [f"{results.count(one)} {one}" for one in RESULTS if one in results]
-    served = ["still served by the datasource"] if seen.still_served else []
-    said = "; ".join([f"last looked at {seen.at}", *filter(None, [", ".join(counts)]), *served])
-    return said.replace("_", " ") + (f", copies left in {', '.join(left)}" if left else "")
+    results = [copy.result for copy in seen.copies] if seen is not None else []
+    return {
+        "pending": pending,
+        "at": seen.at if seen is not None else None,
+        "copies": {one: results.count(one) for one in RESULTS},
+        "served_again": bool(seen is not None and seen.still_served),
+    }
+
+
+def _erased(erasure: Mapping[str, Any]) -> str:
+    """Return the same for people, in one line."""
+    if erasure["pending"]:
+        return PENDING
+    counts = [f"{count} {one}" for one, count in erasure["copies"].items() if count]
+    served = ["still served by the datasource"] if erasure["served_again"] else []
+    said = [f"last looked at {erasure['at']}", *filter(None, [", ".join(counts)]), *served]
+    return "; ".join(said).replace("_", " ")

@@ -24,6 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from tests.schemas import judge_call
+
 from . import host, roots
 from .facts import Boot, Unit, without_escapes
 from .network import Link
@@ -208,6 +210,7 @@ class Guest:
             self._entered(command), input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
         )  # fmt: skip
+        judge_call(command, done.stdout)
         if check and done.returncode != 0:
             raise GuestError(
                 f"{' '.join(command)} ended {done.returncode} in {self.name}:\n{done.stdout}{done.stderr}"

@@ -20,6 +20,7 @@ from typing import Any
 from tests.controlplane import signing, spoil
 from tests.controlplane.signing import SigningKey
 from tests.controlplane.spoil import Made
+from tests.schemas import judge_call
 
 BIN = Path(sys.executable).parent
 PLACE = ("org_1", "prj_1", "env_1")
@@ -112,6 +113,7 @@ class Activations:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=RUN_LIMIT_S, stdin=subprocess.DEVNULL
         )
+        judge_call(("byteor-agent", *words), done.stdout)
         assert "Traceback" not in done.stderr and done.returncode not in ({1} - {code}), done.stderr
         return done
 

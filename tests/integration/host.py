@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.boot.scan import canary
+from tests.schemas import judge_call
 
 BIN = Path(sys.executable).parent
 RUN_LIMIT_S = 60
@@ -114,6 +115,7 @@ class Host:
     ) -> Done:
         process = self.start(*arguments, stdin=subprocess.PIPE, env=env or {}, **keywords)
         out, err = process.communicate(text, timeout=RUN_LIMIT_S)
+        judge_call(arguments, out)
         return Done(process.returncode, out, err)
 
     def run(self, *arguments: str, **keywords: Any) -> Done:

@@ -78,7 +78,7 @@ def test_nothing_that_cloud_init_may_read_is_erased_while_it_is_at_work(
         assert not copies
         return
     assert len(copies) == held and not layout.erasure.exists()
-    assert "pending" in describe(layout, inputs, clock=Clock())[0]["erasure"]
+    assert describe(layout, inputs, clock=Clock())[0]["erasure"]["pending"]
     assert erase_again(layout, inputs, refused=False, as_json=False) == 0
     assert len(scan_tree(host.root, token)) == held
     monkeypatch.setattr(systemd, "inside", lambda unit: unit == "byteor-erase.service")

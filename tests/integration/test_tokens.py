@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import schemas
 from tests.integration.autoscaling import SignedIdentity, Signer, broker
 from tests.integration.host import BIN, Host
 from tests.unit.test_pages import PAGES, TOP
@@ -35,6 +36,7 @@ def judge(user_data: str, *, left_to_the_image: list[str] | None = None) -> dict
         input=user_data, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done
+    schemas.judge("byteor-firstboot", "check-userdata", done.stdout)
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["would_enroll"] and found["warnings"] == [], found
     assert found["left_to_the_image"] == (left_to_the_image or []), found

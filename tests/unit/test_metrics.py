@@ -17,6 +17,7 @@ from firstboot import cli
 from firstboot.base.clock import Clock
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_page, agent_status, metrics
+from tests.schemas import judge
 
 PAGE = Path(__file__).resolve().parents[2] / ".github/reference/monitoring.md"
 STATUS: dict[str, Any] = {
@@ -123,10 +124,11 @@ _json = st.recursive(
 def test_whatever_the_agent_wrote_is_read(
     layout: Layout, change: Any, identity: Any, loops: Any
 ) -> None:
-    """Members of any type and name: a text that Prometheus accepts."""
+    """Members of any type and name: a text that Prometheus accepts, a document of the schema."""
     document = {**STATUS, "identity": identity, "loops": {**STATUS["loops"], **loops}, **change}
     layout.agent_status.write_text(json.dumps(document))
     samples(layout)
+    judge("byteor-agent", "status", json.dumps(agent_status.look(layout, Fixed())))
 
 
 def test_the_page_lists_every_metric_with_its_help() -> None:
