@@ -32,4 +32,4 @@ The activator (`activate`, root, no network) trusts nothing that the agent wrote
 An operator's commands are one table in `cli`; each is a module of `commands`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
