@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Callable
 
-from firstboot.base import files, log
+from firstboot.base import files, inplace, log
 from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, Invalid, LocalFault, NoToken
+from firstboot.base.layout import Layout
 from firstboot.commands import enroll
 from firstboot.provision import leaks, userdata
 from firstboot.provision.schema import PLACE, Rank, parse
@@ -104,7 +106,6 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
 
 def preflight_command(arguments: argparse.Namespace) -> int:
     """Make every check, one line each; the first failure decides the exit code."""
-    from firstboot.identity import store
     from firstboot.provision import preflight
     from firstboot.provision.schema import require_complete
     from firstboot.provision.sources import gather
@@ -115,17 +116,6 @@ def preflight_command(arguments: argparse.Namespace) -> int:
     found = gather(layout, enroll.inputs(arguments), classify=marks.classify)
     settings = found.settings
 
-    def seals() -> None:
-        busy = LocalFault(
-            "identity/lock is held by another process", hint="rerun preflight when it has ended"
-        )
-        preflight.make_state(layout)
-        with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
-            preflight.sweep(layout)
-            # A foreign identity's key must not be touched; `run` sets it aside before it seals.
-            if store.look(layout).state is not store.State.FOREIGN:
-                store.probe_sealing(layout, seal=settings.seal)
-
     def reaches() -> None:
         require_complete(settings)
         with preflight.plane(settings) as api:
@@ -135,7 +125,7 @@ def preflight_command(arguments: argparse.Namespace) -> int:
         ("settings", lambda: require_complete(settings)),
         ("state directory", lambda: preflight.check_disk(layout)),
         ("clock", lambda: preflight.check_clock(Clock())),
-        ("sealing", seals),
+        ("sealing", lambda: _seals(layout, settings.seal)),
         ("agent's unit", lambda: preflight.check_agent(layout)),
         ("control plane", reaches),
     )
@@ -158,3 +148,29 @@ def preflight_command(arguments: argparse.Namespace) -> int:
     if failed is not None:
         raise failed
     return 0
+
+
+def _seals(layout: Layout, seal: str) -> None:
+    """Raise LocalFault unless sealing works; a key that it needed is removed again.
+
+    An image that was checked must not give all its hosts one key.
+    """
+    from firstboot.identity import store
+    from firstboot.provision import preflight
+
+    busy = LocalFault(
+        "identity/lock is held by another process", hint="rerun preflight when it has ended"
+    )
+    preflight.make_state(layout)
+    with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+        preflight.sweep(layout)
+        # A foreign identity's key must not be touched; `run` sets it aside before it seals.
+        if store.look(layout).state is store.State.FOREIGN:
+            return
+        keys = (layout.sealing_key, layout.sealing_cred)
+        missing = [key for key in keys if not os.path.lexists(key)]
+        try:
+            store.probe_sealing(layout, seal=seal)
+        finally:
+            for key in missing:
+                inplace.wipe_file(key)

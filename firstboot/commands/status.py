@@ -246,7 +246,10 @@ def _under_way(layout: Layout, step: Step, met: Progress | None, *, now: float) 
 
 
 def _notices(layout: Layout, view: View) -> list[str]:
-    """Return what needs nobody now: a moved machine, reverted settings, what is set aside."""
+    """Return what needs nobody now.
+
+    A moved machine, near misses in user data, reverted settings, what is set aside.
+    """
     here, found = view.seen.identity, []
     if here is not None and here.moved_in == view.boot_id:
         found.append(store.MOVED)
@@ -255,6 +258,7 @@ def _notices(layout: Layout, view: View) -> list[str]:
         found.append(
             f"an enrollment as {intent.name} had no answer: look for that agent in the list"
         )
+    found += view.found.misses
     with suppress(LocalFault):
         for key in settings.load(layout).reverted:
             found.append(f"{key} is back at its default: {IMAGE} no longer names it")

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -43,6 +43,7 @@ class Source:
     values: Mapping[str, Any] = field(default_factory=dict)
     token: Secret | None = None
     path: Path | None = None
+    misses: tuple[str, ...] = ()  # near misses beside what counts
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Found:
     """All sources merged.
 
     `tokens` is every token seen anywhere, with its source; `image` the image's own values; `fault`
-    what a strict `gather` would have raised.
+    what a strict `gather` would have raised; `misses` are the warnings of near misses in user data.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -71,6 +72,7 @@ class Found:
     warnings: tuple[str, ...] = ()
     image: Mapping[str, Any] = field(default_factory=dict)
     fault: ByteorError | None = None
+    misses: tuple[str, ...] = ()
 
 
 def gather(
@@ -97,13 +99,15 @@ def gather(
             sources += [source] if source is not None else []
     chosen = _choose(sources, classify)
     warnings = []
+    misses = [miss for source in sources for miss in source.misses]
     serious: ByteorError | None = None
     for rank, fault in broken:
         # A broken place below the token's cannot redirect it, and may be beyond anybody's reach on
         # this host. One of the same rank is the same source (the two credentials).
-        # A near miss is nobody's source.
         below = rank not in (Rank.ENVIRONMENT, Rank.IMAGE)
-        if chosen is not None and (isinstance(fault, NearMiss) or (rank > chosen.rank and below)):
+        if isinstance(fault, NearMiss) and (chosen is not None or not strict):
+            misses.append(str(fault))  # it is nobody's source
+        elif chosen is not None and rank > chosen.rank and below:
             warnings.append(str(fault))
         elif strict:
             raise fault
@@ -115,9 +119,10 @@ def gather(
         token=chosen.token if chosen is not None else None,
         source=chosen,
         tokens=tuple((source, source.token) for source in sources if source.token is not None),
-        warnings=(*warnings, *ignored),
+        warnings=(*warnings, *misses, *ignored),
         image=next((source.values for source in sources if source.rank is Rank.IMAGE), {}),
         fault=serious,
+        misses=tuple(misses),
     )
 
 
@@ -235,9 +240,11 @@ def _stored(layout: Layout, rank: Rank, where: str, names: Sequence[str]) -> Rea
         for name in (name + suffix for name in names for suffix in ("", ".i")):
             path = layout.path(f"/var/lib/cloud/instance/{name}")
             data = files.read(path, limit=USER_DATA_LIMIT, private_to=layout.owner)
-            found = userdata.read(data, where=where) if data is not None else None
+            reading = userdata.examine(data or b"", where=where)
+            found = reading.chosen()
             if found is not None:
-                return _source(found.raw, rank, where, path)
+                source = _source(found.raw, rank, where, path)
+                return replace(source, misses=tuple(map(str, reading.misses)))
         return None
 
     return read

@@ -569,7 +569,7 @@ def test_status_names_what_changed_and_what_is_set_aside(host: Host) -> None:
 
 
 def test_a_look_changes_nothing(host: Host) -> None:
-    """`status` and `preflight` leave modes, times and files as they are, but for the probed key."""
+    """`status` and `preflight` leave modes, times and files as they are, and no key in an image."""
     host.defaults()
     drop = json.dumps({"enrollment_token": host.mint()})
     host.write("run/byteor-firstboot/settings.yaml", drop, 0o644)
@@ -587,6 +587,10 @@ def test_a_look_changes_nothing(host: Host) -> None:
     assert host.call("byteor-firstboot", "preflight").code == 0
     after = tree()
     assert {name: after[name] for name in before} == before
+    assert {Path(name).name for name in after.keys() - before.keys()} <= {"lock", "agent"}
+    # A key that is there is the one that `run` seals with.
+    key = host.write("var/lib/byteor/identity/sealing.key", bytes(32), 0o400)
+    assert host.call("byteor-firstboot", "preflight").code == 0 and key.read_bytes() == bytes(32)
 
 
 def test_reenroll_takes_a_bare_token_to_where_the_identity_points(host: Host) -> None:

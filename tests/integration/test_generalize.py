@@ -19,7 +19,7 @@ BLOCK = f"#cloud-config\n#byteor-firstboot:\n#  enrollment_token: {TOKEN}\n{{}}\
 # Path -> content; what the command itself removes
 OURS: dict[str, str | bytes] = {
     f"{IDENTITY}/credentials.sealed": "sealed",
-    f"{IDENTITY}/sealing.key": bytes(32),  # as preflight leaves it
+    f"{IDENTITY}/sealing.key": bytes(32),  # of a host before
     f"{IDENTITY}/sealing.cred": "{}",
     f"{IDENTITY}/intent.json": "{}",
     f"{IDENTITY}/marks.json": "{}",

@@ -41,6 +41,24 @@ def test_a_near_miss_is_an_error_only_where_nothing_else_has_a_token(host: Host)
     done = host.run()
     assert done.code == 0 and "line 2 of user data" in done.err, done
     assert host.run().code == 0
+    status = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+    assert "line 2 of user data" in status["notices"][0] and status["problem"] is None, status
+
+
+def test_a_near_miss_beside_a_working_form_is_a_warning_in_status(host: Host) -> None:
+    """In another part of the same user data: the host enrolls, and somebody learns of it."""
+    block = host.comment_block(host.mint())
+    host.user_data(
+        "Content-Type: multipart/mixed; boundary=b\nMIME-Version: 1.0\n\n"
+        f"--b\nContent-Type: text/cloud-config\n\n{block}\n"
+        "--b\nContent-Type: text/cloud-config\n\n"
+        "#cloud-config\n# byteor-firstboot:\n#  org_id: org_2\n--b--\n"
+    )
+    done = host.run()
+    assert done.code == 0 and "is no marker" in done.err, done
+    for _ in range(2):
+        status = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+        assert "is no marker" in status["notices"][0] and status["problem"] is None, status
 
 
 def test_a_token_in_etc_through_write_files_is_erased_from_user_data_too(host: Host) -> None:
