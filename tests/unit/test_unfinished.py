@@ -20,6 +20,7 @@ from firstboot.provision.erase.copies import erase
 from firstboot.provision.erase.scrub import Scrubber
 from firstboot.provision.erase.search import MOVED
 from firstboot.provision.erase.unfinished import AWAY, MOST_SPOTS, UNKNOWN, spots
+from tests.schemas import judge
 from tests.unit.test_erase import TEXT, TOKEN, X, host
 
 LOG = "/var/log/cloud-init-output.log"
@@ -53,6 +54,7 @@ def with_log(tmp_path: Path, text: bytes = b"said " + TOKEN + b"\n") -> tuple[La
 
 
 def rows(layout: Layout) -> dict[str, dict[str, Any]]:
+    judge("byteor-firstboot", "erase", layout.erasure.read_text())
     return {row["path"]: row for row in json.loads(layout.erasure.read_text())["copies"]}
 
 
