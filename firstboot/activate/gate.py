@@ -136,7 +136,7 @@ class Runtime:
                 limit = min(HEALTH_LIMIT_S, max(1.0, end - monotonic()))
                 code, said = self._run(self.health, limit)
                 if code != 0 and (was_healthy or monotonic() >= end):
-                    why = f"{self.health[0]} {_ended(code)}"
+                    why = f"the health check {self.health[0]} {_ended(code)}"
                     return Gate("health_check_failed", why, output=output + said)
                 was_healthy = code == 0
             elif unit is not None:

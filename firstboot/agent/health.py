@@ -47,7 +47,7 @@ class Condition:
         self.agenda, self.jobs = Agenda(), dict[str, Job]()
         self._skew_s: float | None = None
         self._publishing = threading.Lock()
-        self._closed = False
+        self._closed, self._said = False, dict[Problem, None]()
         self._started_at = rfc3339(clock.wall())
         try:
             self.before = documents.read(layout.agent_status, _Before) or _Before()
@@ -116,7 +116,18 @@ class Condition:
         last = self.jobs[FIRST].last_success_at
         well = f"ok, last beat at {last}" if last is not None else "ok, no beat yet"
         said = f"degraded: {documents.sentence(problems[0].detail)}" if problems else well
-        systemd.notify(f"STATUS={said}")
+        systemd.notify(f"STATUS={said if running else 'stopped'}")
+        self._say(problems)
+
+    def _say(self, problems: list[Problem]) -> None:
+        """Tell the journal which problems begin and end; a worker tells those of its tasks."""
+        now = {problem: None for problem in problems if not problem.code.endswith("_failing")}
+        for problem in now:
+            if problem not in self._said:
+                log.warning(problem.detail, problem=problem.code, hint=problem.hint)
+        for code in {problem.code for problem in self._said} - {problem.code for problem in now}:
+            log.notice(f"{code} is over")
+        self._said = now
 
     def _shown(self, name: str) -> dict[str, Any]:
         own = self.jobs[name].work.shown() if name != ARTIFACTS else {}

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from firstboot.base.clock import from_rfc3339
 from firstboot.exchange.handover import REENROLL, key_ends
-from firstboot.exchange.verdicts import Seen
+from firstboot.exchange.verdicts import FAILED, REFUSED, ROLLED_BACK, Seen
 
+# Verdict -> its word in a sentence
+ENDS = {REFUSED: "is refused", FAILED: "failed", ROLLED_BACK: "was unhealthy"}
+SIGN, SOURCE = (
+    "the control plane must sign it again",
+    "check the mirror or store that serves bundles",
+)
+# Code of a verdict -> what to do; the runbook has each with its meaning.
+ADVICE = {
+    "bad_signature": SIGN,
+    "unknown_key": "byteor-firstboot trust shows the trusted keys; perhaps they were rotated",
+    "wrong_environment": "assign one that was made for this environment",
+    "rolled_back_sequence": "roll back at the control plane, with a higher sequence",
+    "equivocation": "two deployments have one sequence: find out who signed them",
+    "expired": "deploy it again; check this host's clock (timedatectl)",
+    "bundle_digest": SOURCE,
+    "bundle_size": SOURCE,
+    "spec_hash": SOURCE,
+    "malformed_bundle": "build the bundle again",
+    "unsafe_archive": "build the bundle again",
+    "approval": "approve it again at the control plane",
+    "no_room": "free some space on the disk; it is tried again",
+    "rollback_failed": "act now: neither deployment is healthy; deploy one that is",
+}
 # As far as deployments' times may be off (contract 3): beyond it, they wait.
 LARGEST_SKEW_S = 300.0
 # Keys are rotated with overlap (contract 2.5): a last one so near its end was not.
@@ -77,12 +101,28 @@ def of_the_activation(seen: Seen, now: float) -> Iterable[Problem]:
         )
         hint = "move it away; systemd-tmpfiles --create makes the link"
         yield Problem("spec_shadowed", detail, hint)
-    verdict = seen.last_verdict or {}
-    if verdict.get("verdict") in ("failed", "refused", "rolled_back"):
-        named = verdict["deployment_id"] or "of an unverified envelope"
-        detail = f"deployment {named} {verdict['verdict']}: {verdict['reason'] or verdict['code']}"
-        hint = "byteor-agent deployments shows them all"
-        yield Problem(f"deployment_{verdict['verdict']}", detail, hint)
+    if (seen.last_verdict or {}).get("verdict") in ENDS:
+        yield _of_the_deployment(seen.last_verdict or {}, seen.deployment)
+
+
+def _of_the_deployment(verdict: Mapping[str, Any], active: Mapping[str, Any] | None) -> Problem:
+    """Return what is wrong with the deployment that is assigned, and what to do by its code."""
+    kind, code = verdict["verdict"], verdict["code"] or ""
+    named, tried = "an unverified envelope", ""
+    if verdict["deployment_id"] is not None:
+        named = f"deployment {verdict['deployment_id']}, sequence {verdict['sequence']},"
+        tried = f"{verdict['deployment_id']}-{verdict['sequence']}"
+    why = ": ".join(filter(None, (code, verdict["reason"])))
+    stays = f"{active['deployment_id']} is active" if active is not None else "nothing is active"
+    if kind == ROLLED_BACK:
+        stays = stays.replace(" is active", " is active again")
+    hint = ADVICE.get("approval" if code.startswith("approval_") else code)
+    if hint is None and kind == REFUSED:
+        hint = "byteor-agent deployments shows it; make it again at the control plane"
+    if hint is None:
+        hint = "fix its cause (output: /var/lib/byteor/activation/outcomes), then: "
+        hint += f"byteor-agent retry {tried}"
+    return Problem(f"deployment_{kind}", f"{named} {ENDS[kind]}: {why}; {stays}", hint)
 
 
 def unique(problems: Iterable[Problem]) -> list[Problem]:

@@ -19,7 +19,10 @@ from firstboot.base.errors import Refused, TryAgain
 
 UNKNOWN_AGENT, NO_DEPLOYMENT = "unknown_agent", "no_deployment"
 PASSING = frozenset({408, 425, 429})  # and 5xx
-MIDDLEBOX = "a proxy, a gateway or a captive portal answers in place of the control plane"
+MIDDLEBOX = (
+    "a proxy, a gateway or a captive portal answers in place of the control plane:"
+    " check api_base_url and proxy"
+)
 
 
 class NotThePlane(TryAgain):

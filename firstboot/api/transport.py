@@ -69,6 +69,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection  # noqa: E402
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool  # noqa: E402
 
 CEILING_BYTES = 1 << 20  # of JSON replies (contract 2)
+# X509_V_ERR_* of OpenSSL: not yet or no longer valid; of another host name or address.
+NOT_NOW, NOT_ITS_NAME = (9, 10), (62, 64)
 DEADLINE_S = 60.0  # of a request that names no other
 USER_AGENT = f"byteor-firstboot/{__version__}"
 
@@ -324,20 +326,37 @@ def _distrusted(cause: ssl.SSLCertVerificationError, where: str, proxy: str | No
     if current.at_proxy:
         return Unreachable(
             f"the certificate of the proxy {proxy} itself is not accepted: {cause.verify_message}",
-            hint="check proxy, and add its authority to ca_certificates",
+            hint=_remedy(cause, "proxy", "add the proxy's authority to ca_certificates"),
         )
     if proxy is not None:
         return Unreachable(
             f"the certificate for {where}, seen through the proxy {proxy}, is not accepted: "
             f"{cause.verify_message}",
-            hint="if the proxy inspects TLS, add its authority to ca_certificates; else check the "
-            "host's clock, api_base_url and ca_certificates",
+            hint=_remedy(
+                cause,
+                "api_base_url",
+                "if the proxy inspects TLS, add its authority to ca_certificates; else check "
+                "api_base_url and ca_certificates",
+            ),
         )
     return Unreachable(
         f"the certificate of {where} is not accepted: {cause.verify_message}",
-        hint="check the host's clock, api_base_url and ca_certificates; if a proxy on the way "
-        "inspects TLS, add its authority to ca_certificates",
+        hint=_remedy(
+            cause,
+            "api_base_url",
+            "add the authority that signed it to ca_certificates; if a proxy on the way inspects "
+            "TLS, add that proxy's",
+        ),
     )
+
+
+def _remedy(cause: ssl.SSLCertVerificationError, key: str, otherwise: str) -> str:
+    """Return what to do about a certificate, by OpenSSL's code: time, name, or its authority."""
+    if cause.verify_code in NOT_NOW:
+        return "check this host's clock; if it is right, the certificate must be renewed there"
+    if cause.verify_code in NOT_ITS_NAME:
+        return f"check {key}: the certificate was made for another name"
+    return otherwise
 
 
 def _no_tunnel(status: int, where: str) -> Unreachable:

@@ -16,6 +16,7 @@ from firstboot.base.errors import LocalFault
 
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 120  # longer than any TimeoutStopSec= of ours
+NOTIFY_S = 5.0
 
 
 def booted() -> bool:
@@ -45,6 +46,7 @@ def notify(*assignments: str) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.settimeout(NOTIFY_S)  # a manager that reads nothing must not hang the agent
             channel.sendto("\n".join(assignments).encode(), address)
     except OSError:
         pass  # a manager that went away must not take the agent with it

@@ -9,10 +9,11 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
 from firstboot.base.clock import from_rfc3339
 
 LONGEST_WORD = 300
-COLUMNS = 100
+COLUMNS, NEVER = 100, "never"
 # State of the agent -> its word
 STATES = {
     "running": "running",
@@ -44,7 +45,7 @@ def page(document: Mapping[str, Any], *, now: float) -> list[str]:
     if upload is not None:
         lines.append(fact("uploading", _so_far(upload["id"], upload["sent"], upload["size"])))
     if loops:
-        columns = f"{'last success':<14} {'last attempt':<14} {'next':<12} failures"
+        columns = f"{'last success':<15} {'last attempt':<15} {'next':<12} failures"
         lines += ["", f"{'loop':<14} {columns}"]
         lines += [_loop(name, loop, now) for name, loop in loops.items()]
     return [*lines, "", *_problems(document)]
@@ -86,7 +87,8 @@ def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
     if verdict and verdict.get("deployment_id") != deployment.get("deployment_id", ""):
         of = word(verdict.get("deployment_id") or "an unverified envelope,")
         at = f" ({_ago(verdict.get('at'), now)})" if verdict.get("at") else ""
-        lines.append(fact("last verdict", f"{of} {word(verdict.get('verdict'))}{at}"))
+        code = f": {word(verdict['code'])}" if verdict.get("code") else ""
+        lines.append(fact("last verdict", f"{of} {word(verdict.get('verdict'))}{code}{at}"))
     keys = document.get("signing_keys")
     if keys:
         said = f"version {word(keys.get('version'))}, from {word(keys.get('source'))}"
@@ -95,7 +97,8 @@ def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
         lines.append(fact("signing keys", said))
     spool = document.get("spool")
     if spool:
-        kept = f", {_size(spool['bytes'])}" if spool["bytes"] is not None else ""
+        most = f"{_size(MOST_BYTES)} and {MOST_ENTRIES} artifacts"
+        kept = f", {_size(spool['bytes'])} of {most}" if spool["bytes"] is not None else ""
         counts = [word(spool[name] or 0) for name in ("pending", "quarantined")]
         lines.append(fact("spool", f"{counts[0]} waiting, {counts[1]} quarantined{kept}"))
         for row in spool["quarantine"]:
@@ -140,9 +143,11 @@ def _identity(identity: Mapping[str, Any], now: float) -> str:
 
 def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:
     last, tried = (_ago(loop.get(key), now) for key in ("last_success_at", "last_attempt_at"))
+    if last == NEVER:  # of this run of the agent; what has nothing to send asks nobody
+        last = "nothing to send" if loop.get("outcome") == "done" else "not since start"
     due = seconds(loop.get("next_attempt_at"))
     coming = until(due - now) if due is not None else "-"
-    return f"{word(name):<14} {last:<14} {tried:<14} {coming:<12} {word(loop['failures'] or 0)}"
+    return f"{word(name):<14} {last:<15} {tried:<15} {coming:<12} {word(loop['failures'] or 0)}"
 
 
 def fact(name: str, said: str) -> str:
@@ -174,7 +179,7 @@ def seconds(value: object) -> float | None:
 
 def _ago(value: object, now: float) -> str:
     at = seconds(value)
-    return f"{span(now - at)} ago" if at is not None else "never"
+    return f"{span(now - at)} ago" if at is not None else NEVER
 
 
 def until(left: float) -> str:

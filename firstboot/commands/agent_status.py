@@ -154,7 +154,7 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     ours = [*of_the_expiry(expires, now), *of_the_activation(seen, now)]
     ours = [problem for problem in ours if problem.code not in codes]
     said = fault or STATES[state]
-    down = [Problem(f"agent_{state}", said, start_hint(layout))] if said is not None else []
+    down = [Problem(f"agent_{state}", said, start_hint(layout, state))] if said is not None else []
     problems = unique([*down, *told, *ours])
     sending = memory.progress(layout) if state == RUNNING else None
     document["upload"] = asdict(sending) if sending is not None else None
@@ -184,11 +184,13 @@ def _alive(pid: int | None) -> bool:
     return True
 
 
-def start_hint(layout: Layout) -> str:
+def start_hint(layout: Layout, state: str) -> str:
     """Return what to do about an agent that does not run."""
-    if layout.is_host:
-        return "systemctl status byteor-agent, or journalctl -u byteor-agent"
-    return f"byteor-agent run --root {layout.root}"
+    if not layout.is_host:
+        return f"byteor-agent run --root {layout.root}"
+    if state == STOPPED:
+        return "systemctl start byteor-agent"
+    return "systemctl status byteor-agent, or journalctl -u byteor-agent"
 
 
 def _told(rows: object) -> list[Problem]:

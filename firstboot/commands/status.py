@@ -234,7 +234,9 @@ def _under_way(layout: Layout, step: Step, met: Progress | None, *, now: float) 
             often += f", next {until(due - now)}"
         found = {"problem": problem, "hint": met.hint}
         if step in UNDER_WAY:
-            found["summary"] = f"{DOING[met.doing]}: {problem} ({often})"
+            # What ended a run is this host's own fault: nothing is waited for.
+            doing = "not enrolled" if due is None else DOING[met.doing]
+            found["summary"] = f"{doing}: {problem} ({often})"
     if step in UNDER_WAY and not works:
         start = "systemctl start byteor-firstboot"
         if not (layout.is_host and systemd.booted()):
@@ -295,5 +297,5 @@ def _erased(erasure: Mapping[str, Any]) -> str:
         return PENDING
     counts = [f"{count} {one}" for one, count in erasure["copies"].items() if count]
     served = ["still served by the datasource"] if erasure["served_again"] else []
-    said = [f"last looked at {erasure['at']}", *filter(None, [", ".join(counts)]), *served]
-    return "; ".join(said).replace("_", " ")
+    found = "; ".join([", ".join(counts) or "no copy found", *served]).replace("_", " ")
+    return f"{found} (last looked at {erasure['at']}; receipt: byteor-firstboot erase --json)"

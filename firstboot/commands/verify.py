@@ -206,7 +206,11 @@ def _beating(layout: Layout, document: Mapping[str, Any], *, now: float) -> Seen
     if age is not None:
         seen = f"the last one was accepted {span(age)} ago"
         if age <= 2 * period and not document["running"]:
-            return FAILED, f"the agent does not run; {seen}", agent.start_hint(layout)
+            return (
+                FAILED,
+                f"the agent does not run; {seen}",
+                agent.start_hint(layout, document["state"]),
+            )
         if age <= 2 * period:
             return OK, f"{seen}, one every {period:g} s", None
     loop = document["loops"].get(agent.FIRST) or {}

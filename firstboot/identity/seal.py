@@ -75,7 +75,7 @@ def _parts(sealed: bytes) -> re.Match[bytes]:
 
 
 def _fail(error: Exception | None = None) -> NoReturn:
-    raise Corrupt("the sealed file does not open: it was changed, or its key is another") from error
+    raise Corrupt("the sealed file was changed, or its key is another") from error
 
 
 def _cipher(key: bytes) -> Any:

@@ -143,7 +143,7 @@ def transient(answer: Answer) -> TryAgain:
     )
 
 
-def refusal(answer: Answer, intent: Intent, *, lost: bool) -> Refused:
+def refusal(answer: Answer, intent: Intent, settings: Settings, *, lost: bool) -> Refused:
     """Return the error for an answer that ends the intent: one sentence and what to do."""
     said = f" ({answer.problem.said()})" if answer.problem is not None else ""
     if lost:
@@ -154,6 +154,8 @@ def refusal(answer: Answer, intent: Intent, *, lost: bool) -> Refused:
             "provide it and run again",
         )
     code = answer.problem.code if answer.problem is not None else None
+    if answer.status == 404:
+        said += f": {settings.org_id}/{settings.project_id}/{settings.environment_id}"
     return Refused(
         f"the control plane refused the token: {answer.status}{said}",
         hint=ADVICE.get(code or "", ADVICE[answer.status]),

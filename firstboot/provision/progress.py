@@ -18,7 +18,7 @@ from firstboot.api.client import Answer
 from firstboot.base import documents, files, log, systemd
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.documents import Line, Time
-from firstboot.base.errors import ByteorError, LocalFault
+from firstboot.base.errors import ByteorError, LocalFault, Refused
 from firstboot.base.layout import Layout
 from firstboot.base.secret import redacted
 from firstboot.provision.tokens import Mark
@@ -133,7 +133,7 @@ class Trouble:
     def ends(self, error: ByteorError) -> None:
         """Keep a failure that ends this run; who catches it says it."""
         self._write(error)
-        _status(f"stopped: {error}")
+        show_end(error)
 
     def refused(self, error: ByteorError, answer: Answer, *, mark: str) -> None:
         """Keep what the control plane said to the token of that mark, in the words of `error`."""
@@ -142,7 +142,6 @@ class Trouble:
         if problem is not None:
             kept = replace(kept, code=problem.code, detail=problem.detail or problem.title)
         self._write(error, refusal=kept)
-        _status(f"refused: {error}")
 
     def over(self, *, done: bool) -> None:
         """Tell that it goes on; a refusal is kept until it is `done`."""
@@ -182,6 +181,11 @@ class Trouble:
         with suppress(LocalFault):  # the disk may be the trouble
             files.write_json(self._layout.progress, asdict(found), durable=refusal is not None)
         return found
+
+
+def show_end(error: ByteorError) -> None:
+    """Say in the unit's line of ``systemctl status`` what ended the run."""
+    _status(f"{'refused' if isinstance(error, Refused) else 'stopped'}: {error}")
 
 
 def _status(text: str) -> None:

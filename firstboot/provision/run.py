@@ -117,6 +117,9 @@ class FirstBoot:
             except LocalFault as error:
                 self._trouble.ends(error)
                 raise
+            except ByteorError as error:
+                progress.show_end(error)
+                raise
 
     def _wait(self, error: TryAgain) -> None:
         """Pause after a transient failure, or raise it when the limit is reached."""
@@ -138,8 +141,7 @@ class FirstBoot:
     def _left(self) -> float:
         """Return the seconds until this run gives up."""
         limit = self._options.give_up_after
-        passed = self._clock.monotonic() - self._started
-        return math.inf if limit is None else limit - passed
+        return math.inf if limit is None else self._started + limit - self._clock.monotonic()
 
     def _plane(self, view: View) -> PlaneApi:
         deadline_s = min(DEADLINE_S, max(LEAST_S, self._left()))
@@ -328,7 +330,7 @@ class FirstBoot:
             replace(intent, ended=True).save(self._layout)
         else:
             Intent.wipe(self._layout)
-        error = enrollment.refusal(answer, intent, lost=lost)
+        error = enrollment.refusal(answer, intent, view.settings, lost=lost)
         self._trouble.refused(error, answer, mark=view.marks.mark(token))
         return error
 

@@ -13,6 +13,7 @@ from firstboot.api import messages
 from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused, check
 from firstboot.api.client import Answer
 from firstboot.base.errors import TryAgain
+from firstboot.exchange.settings import Settings
 from firstboot.provision.enrollment import Meaning, meaning, refusal
 from firstboot.provision.tokens import Intent
 
@@ -55,7 +56,7 @@ def test_every_status_has_the_meaning_of_contract_2_1(status: int) -> None:
         assert found is Meaning.MALFORMED
     elif status in (400, 401, 403, 404, 410, 413, 422):
         assert found is Meaning.REFUSED
-        assert refusal(answer(status, {"code": "x"}), INTENT, lost=False).hint
+        assert refusal(answer(status, {"code": "x"}), INTENT, Settings(), lost=False).hint
     else:
         assert found is Meaning.TRANSIENT
     assert meaning(answer(status, text=b"<html>"), INTENT) is Meaning.TRANSIENT

@@ -150,7 +150,7 @@ class Sender(Work):
                 f"{there.bytes >> 20} MiB (at most {spool.MOST_ENTRIES} and "
                 f"{spool.MOST_BYTES >> 20} MiB); new ones are refused"
             )
-            hint = "byteor-agent status says why they stay; remove what is in quarantine"
+            hint = "fix what keeps artifacts from being sent; what is in quarantine may be removed"
             found.append(Problem("spool_full", detail, hint))
         return found
 
