@@ -344,7 +344,9 @@ def test_purging_leaves_no_link_and_names_the_agent(tmp_path: Path) -> None:
         for name in ("etc/byteor", "var/lib/byteor/identity", "run/byteor-agent"):
             (root / name).mkdir(parents=True)
         (root / "var/lib/byteor/identity/credentials.sealed").write_text("{}")
-        (root / "run/byteor-agent/status.json").write_text('{\n "agent_id": "agt_7",\n "v": 1\n}')
+        (root / "run/byteor-agent/status.json").write_text(
+            '{"crashes": 0, "identity": {"agent_id": "agt_7", "name": "edge"}, "v": 1}\n'
+        )
         spec = root / "etc/byteor/spec.kv"
         if kept:
             spec.write_text("of somebody's")
