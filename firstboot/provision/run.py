@@ -15,7 +15,6 @@ import resource
 import uuid
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from threading import Event
 from typing import Callable
 
 from firstboot.api.client import Answer, PlaneApi
@@ -32,7 +31,7 @@ from firstboot.exchange.inbox import forget_answers
 from firstboot.identity import store
 from firstboot.identity.host import hostname
 from firstboot.identity.store import Identity, State
-from firstboot.provision import cleanup, enrollment, preflight, progress
+from firstboot.provision import cleanup, enrollment, preflight, progress, sources
 from firstboot.provision.decision import IntentState, Step, next_step
 from firstboot.provision.enrollment import PAUSES_S, Meaning
 from firstboot.provision.erase.receipt import Receipt
@@ -96,10 +95,10 @@ class FirstBoot:
         self._proxy_backoff = Backoff(*PROXY_S)
         self._unbelieved = {Meaning.MALFORMED: 0, Meaning.GATEWAY: 0}
         self._trouble = progress.Trouble(layout, self._clock)
+        self._written = sources.written(layout, inputs)
         self._reached: str | None = None  # the base URL that preflight has reached
-        self._handed_off = False
+        self._handed_off = self._replaced = False
         self._fault: LocalFault | None = None  # of the hand-off: raised when the rest is done
-        self._replaced = False
         self._tried: frozenset[Secret] | None = None
         self._receipt: Receipt | None = None
 
@@ -136,7 +135,7 @@ class FirstBoot:
             raise error
         delay = min(delay, left)
         self._trouble.waits(error, delay)
-        Event().wait(delay)
+        sources.wait(self._layout, self._inputs, self._written, delay)
 
     def _left(self) -> float:
         """Return the seconds until this run gives up."""
@@ -158,6 +157,7 @@ class FirstBoot:
             Step.PREPARE: self._prepare,
             Step.ENROLL: lambda view: require_complete(view.settings),
         }
+        self._written = sources.written(self._layout, self._inputs)
         with self._lock():
             view = look(
                 self._layout,

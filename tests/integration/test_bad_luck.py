@@ -42,15 +42,11 @@ def test_a_proxy_that_refuses_the_password_is_asked_ever_more_seldom(
     """It may lock a directory account: at most some ten attempts in the first half hour."""
     waited: list[float] = []
 
-    class Recorded:
-        def wait(self, delay: float) -> None:
-            waited.append(delay)
-
     class Largest(random.Random):
         def uniform(self, a: float, b: float) -> float:
             return b
 
-    monkeypatch.setattr(first_boot, "Event", Recorded)
+    monkeypatch.setattr(first_boot.sources, "wait", lambda *given: waited.append(given[-1]))
     monkeypatch.setattr(first_boot, "rng", Largest)
     run = first_boot.FirstBoot(Layout(host.root), Inputs(), first_boot.Options())
     for _ in range(9):
@@ -207,17 +203,14 @@ def test_a_closed_standard_file_does_not_stop_a_boot(host: Host, closed: str) ->
 
 
 class Waits:
-    """In place of threading.Event: the pauses of a run, without waiting for them."""
+    """In place of `sources.wait`: the pauses of a run, without waiting for them."""
 
     def __init__(self, each: Callable[[int], None] = lambda count: None) -> None:
         self.pauses: list[float] = []
         self.each = each
 
-    def __call__(self) -> Waits:
-        return self
-
-    def wait(self, pause_s: float) -> None:
-        self.pauses.append(pause_s)
+    def __call__(self, *given: Any) -> None:
+        self.pauses.append(given[-1])
         self.each(len(self.pauses))
 
 
@@ -247,7 +240,7 @@ def test_a_gateways_own_json_never_refuses_a_token(
         assert shown["state"] == "enrolling" and shown["token"] == "fresh"
 
     waits = Waits(each)
-    monkeypatch.setattr(first_boot, "Event", waits)
+    monkeypatch.setattr(first_boot.sources, "wait", waits)
     host.plane.fault("enroll", "status", status=status, body=json.dumps(body), times=5,
                      content_type="application/json")  # fmt: skip
     assert first_boot.run(layout, Inputs(), first_boot.Options()) == 0
@@ -273,7 +266,7 @@ def test_a_refusal_after_a_gateways_answer_is_a_plain_refusal(
         kind, options = told[count - 1]
         host.plane.fault("enroll", kind, **options)
 
-    monkeypatch.setattr(first_boot, "Event", Waits(each))
+    monkeypatch.setattr(first_boot.sources, "wait", Waits(each))
     host.plane.fault("enroll", "redirect")
     with pytest.raises(Refused, match="refused the token: 401"):
         first_boot.run(Layout(host.root), Inputs(), first_boot.Options())
@@ -286,7 +279,7 @@ def test_a_retry_after_is_obeyed_in_every_form(
     """Some servers send fractions; a proxy joins two headers by a comma."""
     host.token(host.mint())
     waits = Waits()
-    monkeypatch.setattr(first_boot, "Event", waits)
+    monkeypatch.setattr(first_boot.sources, "wait", waits)
     host.plane.fault("enroll", "problem", status=429, headers={"Retry-After": value})
     assert first_boot.run(Layout(host.root), Inputs(), first_boot.Options()) == 0
     assert least <= waits.pauses[0] <= least + 1

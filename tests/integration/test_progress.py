@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,21 @@ def test_status_tells_what_first_boot_waits_for(host: Host, case: str) -> None:
     shown = status(host)
     assert shown["problem"].startswith("no run is at work; the last one met: ")
     assert f"byteor-firstboot run --root {host.root}" in shown["hint"]
+
+
+def test_what_is_written_while_a_run_waits_is_used_at_once(host: Host) -> None:
+    """Not at the end of a pause of minutes; and nothing is tried for a file that stays."""
+    host.defaults()
+    host.token(host.mint())
+    wait = {"Retry-After": "600"}
+    host.plane.fault("enroll", "problem", times=9, status=503, code="busy", headers=wait)
+    with at_work(host) as process:
+        time.sleep(3.0)
+        assert len(host.enrollments()) == 1
+        host.plane.clear_faults()
+        host.defaults(name="edge-8")
+        assert process.wait(20) == 0
+    assert [agent["name"] for agent in host.plane.agents()] == ["edge-node-01"]  # its intent stands
 
 
 REFUSALS = [
