@@ -4,6 +4,7 @@ plane.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,3 +12,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 pytest_plugins = ["tests.controlplane.fixture"]
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt their children where SIGINT is ignored, as in ``nohup ./tests/run &``."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any
 from tests.controlplane import signing, spoil
 from tests.controlplane.signing import SigningKey
 from tests.controlplane.spoil import Made
+from tests.integration import spawn
 from tests.schemas import judge_call
 
-BIN = Path(sys.executable).parent
 PLACE = ("org_1", "prj_1", "env_1")
 RUN_LIMIT_S = 60
 
@@ -109,10 +108,8 @@ class Activations:
     # -- what root does
 
     def command(self, *words: str, code: int | None = None) -> subprocess.CompletedProcess[str]:
-        command = [str(BIN / "byteor-agent"), *words, "--root", str(self.root)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=RUN_LIMIT_S, stdin=subprocess.DEVNULL
-        )
+        command = ["byteor-agent", *words, "--root", str(self.root)]
+        done = spawn.run(command, timeout=RUN_LIMIT_S)
         judge_call(("byteor-agent", *words), done.stdout)
         assert "Traceback" not in done.stderr and done.returncode not in ({1} - {code}), done.stderr
         return done

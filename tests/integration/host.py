@@ -5,18 +5,16 @@ user drives them.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import secrets
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.boot.scan import canary
+from tests.integration import spawn
 from tests.schemas import judge_call
 
-BIN = Path(sys.executable).parent
 RUN_LIMIT_S = 60
 
 
@@ -99,10 +97,8 @@ class Host:
         command, *rest = arguments
         if keywords.pop("root_last", True):  # `exec` takes what comes last for the command's
             rest += ["--root", str(self.root)]
-        environ = {**os.environ, **keywords.pop("env", {})}
-        return subprocess.Popen(
-            [str(BIN / command), *rest],
-            env=environ,
+        return spawn.start(
+            [command, *rest],
             text=True,
             stdin=keywords.pop("stdin", subprocess.DEVNULL),
             stdout=subprocess.PIPE,

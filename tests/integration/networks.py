@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.integration.host import BIN, Host
+from tests.integration.host import Host
+from tests.integration.spawn import BIN
 
 
 def lacking() -> str | None:

@@ -25,9 +25,9 @@ PERIOD_S = 5
 class Agent:
     """A running ``byteor-agent run``, ended with the test."""
 
-    def __init__(self, host: Host, **env: str) -> None:
+    def __init__(self, host: Host, *, new: bool = False, **env: str) -> None:
         self.host = host
-        self.process = host.start("byteor-agent", "run", env=env)
+        self.process = host.start("byteor-agent", "run", env=env, new=new)
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, float, str]:
         began = time.monotonic()
@@ -49,8 +49,8 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
 def start(host: Host) -> Iterator[Callable[..., Agent]]:
     agents: list[Agent] = []
 
-    def begin(**env: str) -> Agent:
-        agents.append(Agent(host, **env))
+    def begin(**options: Any) -> Agent:
+        agents.append(Agent(host, **options))
         return agents[-1]
 
     yield begin
@@ -263,7 +263,7 @@ def test_no_secret_is_in_the_process_or_what_it_writes(
     """argv, environment, status.json and stderr of a running agent hold no key."""
     assert host.call("byteor-firstboot", "unseal").code == 0
     key = json.loads(host.path("run/byteor-agent/handover.json").read_text())["api_key"]
-    agent = start()
+    agent = start(new=True)
     wait_for_beats(host, 1)
     proc = Path("/proc") / str(agent.process.pid)
     texts = [

@@ -26,7 +26,8 @@ from firstboot.agent.artifacts import packing, spool
 from firstboot.agent.artifacts.spool import About
 from firstboot.base.layout import Layout
 from firstboot.exchange import wake
-from tests.integration.host import BIN, Done, Host
+from tests.integration.host import Done, Host
+from tests.integration.spawn import BIN
 from tests.unit.test_packing import HIDDEN, PLACES, everything, fill, members
 
 MIB = 1 << 20
@@ -51,8 +52,8 @@ class Artifacts(Host):
         self.token(self.mint())
         assert self.run().code == 0
 
-    def up(self) -> subprocess.Popen[str]:
-        self.agent = self.start("byteor-agent", "run")
+    def up(self, *, new: bool = False) -> subprocess.Popen[str]:
+        self.agent = self.start("byteor-agent", "run", new=new)
         return self.agent
 
     def down(self, number: int = signal.SIGTERM) -> str:
@@ -584,7 +585,7 @@ def _peak_kib(pid: int) -> int:
 
 def test_memory_does_not_grow_with_the_artifact(host: Artifacts) -> None:
     """64 MiB leave the agent's peak where 1 MiB left it."""
-    agent = host.up()
+    agent = host.up(new=True)
     host.put(os.urandom(MIB))
     host.plane.wait_for(lambda: not host.waiting(), limit_s=30)
     before = _peak_kib(agent.pid)

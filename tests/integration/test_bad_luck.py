@@ -24,7 +24,8 @@ from firstboot.commands.status import describe
 from firstboot.provision import run as first_boot
 from firstboot.provision.sources import Inputs
 from tests.boot.scan import scan_tree
-from tests.integration.host import BIN, Host
+from tests.integration.host import Host
+from tests.integration.spawn import BIN
 
 SLACK_S = 20.0  # of a busy machine, beyond a limit of seconds; a request has 60 s otherwise
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.host import BIN, Host
+from tests.integration.host import Host
+from tests.integration.spawn import BIN
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "image-build/examples"
 RUNTIME = "[Unit]\nDescription=stand-in\n[Service]\nUser=daemon\nExecStart=/bin/true\n"

@@ -25,7 +25,8 @@ from firstboot.provision.cleanup import erase_again
 from firstboot.provision.run import Options, run
 from firstboot.provision.sources import Inputs
 from tests.boot.scan import scan_tree
-from tests.integration.host import BIN, Host
+from tests.integration.host import Host
+from tests.integration.spawn import BIN
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ import yaml
 
 from tests import schemas
 from tests.integration.autoscaling import SignedIdentity, Signer, broker
-from tests.integration.host import BIN, Host
+from tests.integration.host import Host
+from tests.integration.spawn import BIN
 from tests.unit.test_pages import PAGES, TOP
 
 EXAMPLES = TOP / "image-build/examples/tokens"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from firstboot import cli
-from tests.integration.host import BIN
+from tests.integration.spawn import BIN
 
 NOBODY = 65534
 ROOMS = ("identity", "agent", "activation")
