@@ -21,7 +21,7 @@ from firstboot.agent.submit import Inbox
 from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import NO_DEPLOYMENT, check
 from firstboot.api.messages import HeartbeatReply, entity_tag
-from firstboot.api.transport import CEILING_BYTES
+from firstboot.api.stream import CEILING_BYTES
 from firstboot.base import documents, files, log, trees
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.documents import lenient

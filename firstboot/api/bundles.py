@@ -11,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from firstboot.api import messages
+from firstboot.api.connection import DEADLINE_S
 from firstboot.api.proxies import is_link_local
 from firstboot.api.stream import PART, Stream, media_type
-from firstboot.api.transport import DEADLINE_S, Transport
 from firstboot.base.clock import monotonic
 from firstboot.base.errors import TryAgain
 from firstboot.base.secret import Secret
+
+if TYPE_CHECKING:
+    from firstboot.api.transport import Transport
 
 REDIRECTS = (301, 302, 303, 307, 308)
 WHOLE, NO_SUCH_RANGE = 200, 416

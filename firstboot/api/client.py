@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import quote, urlsplit
 
 from firstboot.api import bundles, messages
 from firstboot.api.bundles import Coming
+from firstboot.api.connection import DEADLINE_S
 from firstboot.api.multipart import ArtifactMetadata, ArtifactReply, Multipart
-from firstboot.api.stream import Body, deadline_for, media_type
-from firstboot.api.transport import CEILING_BYTES, DEADLINE_S, Reply, Transport
+from firstboot.api.stream import CEILING_BYTES, Body, Reply, deadline_for, media_type
 from firstboot.base import documents
 from firstboot.base.clock import Clock
 from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Refused, TryAgain
 from firstboot.base.secret import Secret
+
+if TYPE_CHECKING:
+    from firstboot.api.transport import Transport  # and requests: an ordinary boot asks nobody
 
 LONGEST_LISTING_PAGES = 1000
 PROBLEM_TYPE = "application/problem+json"

@@ -19,6 +19,7 @@ from firstboot.base.clock import monotonic
 from firstboot.base.errors import TryAgain
 
 CONNECT_S = 10.0  # the longest wait for one address
+DEADLINE_S = 60.0  # of a request that names no other
 READ_S = 20.0  # the longest silence while sending or within an answer
 ON_THE_WAY = "retried automatically; if it persists, check the network and any proxy on the way"
 FRESH_S = 60.0  # how long an answer of the resolver that came too late may still be used

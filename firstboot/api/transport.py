@@ -19,15 +19,21 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from firstboot import __version__
-from firstboot.api.connection import READ_S, ProxyRefused, Unreachable, connect, current
+from firstboot.api.connection import (
+    DEADLINE_S,
+    READ_S,
+    ProxyRefused,
+    Unreachable,
+    connect,
+    current,
+)
 from firstboot.api.proxies import place, proxy_for, usable
-from firstboot.api.stream import BLOCK_BYTES, Body, NoAnswer, Stream
+from firstboot.api.stream import BLOCK_BYTES, CEILING_BYTES, Body, NoAnswer, Reply, Stream
 from firstboot.api.tls import NamedContext, tls_context
 from firstboot.base.clock import monotonic
 from firstboot.base.secret import Secret
@@ -68,21 +74,9 @@ import urllib3  # noqa: E402
 from urllib3.connection import HTTPConnection, HTTPSConnection  # noqa: E402
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool  # noqa: E402
 
-CEILING_BYTES = 1 << 20  # of JSON replies (contract 2)
 # X509_V_ERR_* of OpenSSL: not yet or no longer valid; of another host name or address.
 NOT_NOW, NOT_ITS_NAME = (9, 10), (62, 64)
-DEADLINE_S = 60.0  # of a request that names no other
 USER_AGENT = f"byteor-firstboot/{__version__}"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One whole answer; `date` is its ``Date`` in seconds since the epoch."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    date: float | None
 
 
 class _Response(http.client.HTTPResponse):

@@ -11,7 +11,6 @@ import random
 import re
 import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 # A longer Retry-After is not believed (contract 2.6): the back-off's own pause is used.
 LONGEST_RETRY_AFTER_S = 3600.0
@@ -69,6 +68,8 @@ def from_http_date(text: str) -> float:
 
     ValueError for anything else.
     """
+    from email.utils import parsedate_to_datetime  # a tenth of a short command's start
+
     try:
         moment = parsedate_to_datetime(text)
         if moment.tzinfo is None:  # the asctime form: GMT all the same

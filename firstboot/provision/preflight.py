@@ -12,7 +12,7 @@ from pathlib import Path
 
 import firstboot
 from firstboot.api.client import PlaneApi
-from firstboot.api.transport import DEADLINE_S, Transport
+from firstboot.api.connection import DEADLINE_S
 from firstboot.base import files, log, private, systemd
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import LocalFault, TryAgain
@@ -26,6 +26,8 @@ ROOM_BYTES = 256 * 1024
 
 def plane(settings: Settings, *, deadline_s: float = DEADLINE_S) -> PlaneApi:
     """Return the control plane's API as `settings` (complete ones) reach it."""
+    from firstboot.api.transport import Transport  # requests is a fifth of an ordinary boot
+
     transport = Transport(
         ca_certificates=settings.ca_certificates, proxy=settings.proxy, no_proxy=settings.no_proxy
     )

@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from firstboot.api.client import Answer, PlaneApi
-from firstboot.api.connection import ProxyRefused
+from firstboot.api.connection import DEADLINE_S, ProxyRefused
 from firstboot.api.messages import enrollment_body
-from firstboot.api.transport import DEADLINE_S
 from firstboot.base import files, log, systemd
 from firstboot.base.clock import Backoff, Clock, rfc3339, rng
 from firstboot.base.errors import ByteorError, LocalFault, NotErased, Refused, TryAgain
