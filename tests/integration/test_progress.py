@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from firstboot import cli
 from firstboot.api import answers
 from firstboot.api.answers import KeyRefused
 from firstboot.api.client import Answer
@@ -24,8 +25,8 @@ from firstboot.base import log
 from firstboot.base.clock import Clock
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
+from firstboot.commands import history, services, unenroll
 from firstboot.commands import status as commands_status
-from firstboot.commands import unenroll
 from firstboot.commands.status import describe
 from firstboot.provision import preflight, progress
 from firstboot.provision.run import FirstBoot, Options, run
@@ -449,6 +450,40 @@ def test_what_root_changes_leaves_one_line(
     wanted = f"audit: trust --reset uid={os.getuid()} sudo_uid=1000"
     assert len(said) == 1 and wanted in said[0]
     assert bool(sent) is not journal
+
+
+AUDITED = [
+    (cli.firstboot_main, ["trust", "--reset"], "trust --reset"),
+    (cli.firstboot_main, ["erase"], "erase"),
+    (cli.firstboot_main, ["erase", "--refused"], "erase --refused"),
+    (cli.firstboot_main, ["reenroll"], "reenroll"),  # exit 3: the try is what counts
+    (cli.agent_main, ["retry", "00000001-0123456789abcdef"], "retry 00000001-0123456789abcdef"),
+    (cli.agent_main, ["retry", "dep_1"], "retry dep_1-1"),
+    (cli.firstboot_main, ["unenroll"], "unenroll"),
+    (cli.firstboot_main, ["generalize", "--force", "--yes"], "generalize --force"),
+    (cli.firstboot_main, ["status"], None),
+    (cli.firstboot_main, ["trust"], None),
+    (cli.firstboot_main, ["generalize", "--check"], None),
+    (cli.agent_main, ["deployments"], None),
+]
+
+
+def test_every_command_that_changes_a_host_is_audited(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line each, in the words of the command; none for a look."""
+    said: list[str] = []
+    monkeypatch.setattr(log, "audit", lambda layout, action: said.append(action))
+    monkeypatch.setattr(history, "retry_deployment", lambda layout, named: f"{named}-1")
+    monkeypatch.setattr(services, "activate_command", lambda arguments: 0)
+    host.defaults()
+    host.token(host.mint())
+    assert host.run().code == 0
+    host.path(f"var/lib/byteor/agent/quarantine/{AUDITED[4][1][1]}").mkdir(parents=True)
+    for program, words, wanted in AUDITED:
+        program([*words[:1], "--root", str(host.root), *words[1:]])
+        assert said == ([wanted] if wanted is not None else []), words
+        said.clear()
 
 
 # -- without the agent's unit
