@@ -4,11 +4,16 @@ baked.
 
 from __future__ import annotations
 
+import shutil
 import stat
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from . import roots
+from .conftest import TOP
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(600)]
 
@@ -75,3 +80,36 @@ def test_an_image_carries_no_identity_and_no_key(installed: Path) -> None:
     """Nothing is made at installation that two hosts from one image would share."""
     assert list((installed / "var/lib/byteor").rglob("*.*")) == []
     assert not (installed / "var/lib/systemd/credential.secret").exists()
+
+
+def test_the_rpm_serves_the_python_that_is_there(base: Path, tmp_path: Path) -> None:
+    """Installed by rpm into a root: commands, account, bytecode and preset; removed, nothing stays.
+
+    rpm knows no packages of Debian's, so the dependencies are not asked for.
+    """
+    if shutil.which("rpmbuild") is None:
+        pytest.skip("rpm is not on this machine (Debian: apt-get install rpm)")
+    build = [str(TOP / "image-build/build"), "--only", "rpm", str(tmp_path / "out")]
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    (rpm,) = (tmp_path / "out").glob("*.rpm")
+    with roots.mounted(roots.new_layer(tmp_path / "disk", [base])) as root:
+
+        def run(*words: str) -> str:
+            return roots.run_in(root, *words)
+
+        def do(*words: str) -> None:
+            subprocess.run(["rpm", "--root", str(root), "--nodeps", *words], check=True)
+
+        do("-i", str(rpm))
+        before = run("find", "/usr", "/etc", "-newer", "/etc/byteor/firstboot.yaml")
+        assert "byteor-agent 0.2.0" in run("byteor-agent", "--version")
+        assert run("find", "/usr", "/etc", "-newer", "/etc/byteor/firstboot.yaml") == before
+        run("systemctl", "preset", "byteor-firstboot.service", "byteor-agent.service")
+        wants = root / "etc/systemd/system/multi-user.target.wants"
+        assert [path.name for path in wants.glob("byteor*")] == ["byteor-firstboot.service"]
+        run("systemctl", "disable", "byteor-firstboot.service")
+        run("systemd-tmpfiles", "--create", "byteor-firstboot.conf")
+        do("-e", "byteor-firstboot")
+        found = run("find", "/usr", "/etc", "-name", "*byteor*")
+        # The directory of the settings and the link in it are tmpfiles'; the state is the host's.
+        assert found.split() in ([], ["/etc/byteor"])

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from firstboot import __version__
 from tests.unit.texts import TOP
 
 PARTS = "source,deb,rpm,wheel,sbom"
@@ -85,6 +86,12 @@ def test_a_part_that_cannot_be_made_is_skipped_loudly(tmp_path: Path) -> None:
     (made,) = (tmp_path / "out").iterdir()
     document = json.loads(made.read_text())
     assert document["bomFormat"] == "CycloneDX" and len(document["components"]) == 3
+
+
+def test_the_spec_has_the_version_of_the_code() -> None:
+    """A distribution that builds a release's tarball gives no version."""
+    spec = (TOP / "image-build/rpm/byteor-firstboot.spec").read_text()
+    assert f"%global package_version {__version__}}}\n" in spec
 
 
 # -- what is built
