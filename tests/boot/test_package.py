@@ -82,6 +82,7 @@ def test_an_image_carries_no_identity_and_no_key(installed: Path) -> None:
     assert not (installed / "var/lib/systemd/credential.secret").exists()
 
 
+@pytest.mark.slow
 def test_the_rpm_serves_the_python_that_is_there(base: Path, tmp_path: Path) -> None:
     """Installed by rpm into a root: commands, account, bytecode and preset; removed, nothing stays.
 

@@ -171,6 +171,7 @@ def key(tmp_path: Path) -> Iterator[dict[str, str]]:
     subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False)
 
 
+@pytest.mark.slow
 def test_apt_installs_and_upgrades_from_a_signed_repository(
     base: Path, package: Path, old_package: Path, tmp_path: Path, key: dict[str, str]
 ) -> None:
