@@ -268,18 +268,20 @@ def remove(path: Path) -> None:
         fail("remove", path, error)
 
 
-def set_aside(path: Path, directory: Path | None = None, *, label: str = "corrupt") -> Path | None:
+def set_aside(
+    path: Path, directory: Path | None = None, *, label: str = "corrupt", stays: bool = False
+) -> Path | None:
     """Rename `path` to the first free ``NAME.<label>-<n>``; return that, None if absent.
 
     For what is damaged or foreign: never replaced, never deleted. It goes to `directory`, else
-    stays where it is.
+    stays where it is. With `stays` it keeps its own name too, until a successor replaces it.
     """
     if not os.path.lexists(path):
         return None
     number = 1
     while os.path.lexists(target := (directory or path.parent) / f"{path.name}.{label}-{number}"):
         number += 1
-    _rename("set aside", path, target)
+    _rename("set aside", path, target, by=os.link if stays else os.rename)
     return target
 
 
@@ -293,9 +295,11 @@ def move_into(path: Path, directory: Path) -> None:
     _rename("move", path, target)
 
 
-def _rename(doing: str, path: Path, target: Path) -> None:
+def _rename(
+    doing: str, path: Path, target: Path, *, by: Callable[[Path, Path], None] = os.rename
+) -> None:
     try:
-        os.rename(path, target)
+        by(path, target)
         sync_directory(target.parent)
         sync_directory(path.parent)
     except OSError as error:

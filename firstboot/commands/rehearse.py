@@ -156,14 +156,15 @@ def _seals(layout: Layout, seal: str) -> None:
     An image that was checked must not give all its hosts one key.
     """
     from firstboot.identity import store
-    from firstboot.provision import preflight
+    from firstboot.provision import preflight, progress
 
     busy = LocalFault(
         "identity/lock is held by another process", hint="rerun preflight when it has ended"
     )
     preflight.make_state(layout)
     with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
-        preflight.sweep(layout)
+        if not progress.at_work(layout):  # what a run writes outside of this lock is not half-made
+            preflight.sweep(layout)
         # A foreign identity's key must not be touched; `run` sets it aside before it seals.
         if store.look(layout).state is store.State.FOREIGN:
             return

@@ -90,7 +90,8 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     files.make_directory(layout.activation, 0o755)
     busy = TryAgain("an activation is in progress", hint="see byteor-agent deployments, and wait")
     with files.locked(layout.activation_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
-        kept_as = files.set_aside(layout.keyring, label="reset")
+        # A command that was cut leaves the former ring or the new one, never none.
+        kept_as = files.set_aside(layout.keyring, label="reset", stays=True)
         keyring.save(layout, ring)
         drop_key_sets(layout)  # else one from before becomes the first one after
     told = wake(layout)
