@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.interpreters import Interpreter
-from tests.bench.processes import Usage, usage
+from tests.bench.processes import usage
 from tests.controlplane import ControlPlane
 from tests.integration.host import Host
 
@@ -67,13 +67,9 @@ def wait_for_beats(
         time.sleep(every_s)
 
 
-def window(pid: int, minutes: int, *, minute_s: float = 60.0) -> list[Usage]:
-    """What the process used by the end of each minute; the first entry is the beginning."""
-    seen = [usage(pid)]
-    for _ in range(minutes):
-        time.sleep(minute_s)
-        seen.append(usage(pid))
-    return seen
+def deployed(host: Host, *, limit_s: float = 120.0) -> None:
+    """Wait until the agent of `host` has activated what the control plane assigned."""
+    host.plane.wait_for(host.path("var/lib/byteor/current/spec.kv").exists, limit_s=limit_s)
 
 
 def started(interpreter: Interpreter, plane: ControlPlane, directory: Path) -> dict[str, float]:
@@ -91,8 +87,9 @@ def started(interpreter: Interpreter, plane: ControlPlane, directory: Path) -> d
 def many_beats(
     interpreter: Interpreter, plane: ControlPlane, directory: Path, count: int
 ) -> dict[str, float]:
-    """CPU ms of one beat, and memory before and after `count` of them, at a period of 5 ms instead
-    of 30 s.
+    """Return CPU ms and bytes of one beat, and how `count` of them made memory grow.
+
+    At a period of 5 ms instead of 30 s, on one kept connection.
     """
     plane.reset()
     host = enrolled(directory, plane)

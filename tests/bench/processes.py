@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import os
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
@@ -105,8 +104,10 @@ def alternating(works: Mapping[str, Callable[[], Cost]], *, runs: int) -> dict[s
     return costs
 
 
-def middle(values: Sequence[float], *, unit: str = "", digits: int = 2) -> str:
-    """Median with the spread from smallest to largest."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}{unit}"
-    return f"{statistics.median(values):.{digits}f}{unit} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+def alternating_calls(whos: Sequence[Any], call: Callable[[Any], Any], *, runs: int) -> Any:
+    """Call with each of `whos` in turns; return the results by their names."""
+    found: dict[str, list[Any]] = {who.name: [] for who in whos}
+    for _ in range(runs):
+        for who in whos:
+            found[who.name].append(call(who))
+    return found

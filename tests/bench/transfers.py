@@ -33,6 +33,9 @@ from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.api.transport import Transport
 base, ca, root, sha256, report = sys.argv[1:]
+inbox = Layout(Path(root)).inbox
+for old in inbox.iterdir():
+    old.unlink()
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 before, wall, cpu = peak(), time.perf_counter(), time.process_time()
 handed = Handover(base, "agt_1", Secret("key_1"), None, None, None, None, None, None, None, ())
@@ -41,6 +44,7 @@ with PlaneApi(base, Transport(ca_certificates=open(ca).read())) as api:
     download = Download(context, Schedule(60.0), nothing, nothing, nothing, nothing)
     download.want(Wanted("dep_1", 1, sha256, SIZE))
     download.run_once()
+assert (inbox / f"{sha256}.bundle").stat().st_size == SIZE
 with open(report, "w") as out:
     json.dump([time.perf_counter() - wall, time.process_time() - cpu, peak() - before], out)
 """

@@ -52,15 +52,18 @@ def cache_directory() -> Path:
     return Path(base) / "byteor-firstboot" / "roots"
 
 
-def _recipe(suite: str, kernel: bool) -> list[str]:
+def _recipe(suite: str, kernel: bool, extra: Sequence[str]) -> list[str]:
     packages = _PACKAGES if suite == "bullseye" else (*_PACKAGES, *_PACKAGES_SINCE_BOOKWORM)
     if kernel:
         packages = (*packages, "linux-image-cloud-amd64")
+    packages = (*packages, *extra)
     return [*_OPTIONS, "--include=" + ",".join(packages), suite]
 
 
-def base_root(suite: str, *, kernel: bool = False) -> Path:
+def base_root(suite: str, *, kernel: bool = False, extra: Sequence[str] = ()) -> Path:
     """Return the cached, never-booted root of ``suite``; for QEMU with a kernel in it.
+
+    `extra`: further packages in it.
 
     Built from the configured mirror if it is not there (about a minute).
 
@@ -68,7 +71,7 @@ def base_root(suite: str, *, kernel: bool = False) -> Path:
     want the same root wait for each other.
     """
     host.require()
-    recipe = _recipe(suite, kernel)
+    recipe = _recipe(suite, kernel, extra)
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True)
     root = directory / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]}"
