@@ -94,7 +94,9 @@ def synopsis(prog: str, below: argparse.ArgumentParser) -> str:
 def escape_argument(action: argparse.Action, name: str) -> str:
     value = ""
     if action.nargs != 0:
-        shown = action.metavar if isinstance(action.metavar, str) else "|".join(action.choices or ())
+        shown = (
+            action.metavar if isinstance(action.metavar, str) else "|".join(action.choices or ())
+        )
         value = f"\\fI{escape(shown or action.dest)}\\fR"
         value = f"[{value}]" if action.nargs == "?" else value
     said = f"{name} {value}".strip()
@@ -213,9 +215,9 @@ def completion(name: str, shell: str) -> str:
         for action in each._actions:
             shown = action.metavar if isinstance(action.metavar, str) else ""
             if re.search("FILE|PATH", shown):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE
             elif shown == "DIR":
-                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+                action.complete = shtab.DIRECTORY
     return str(shtab.complete(top, shell=shell))
 
 
