@@ -190,6 +190,8 @@ def start_hint(layout: Layout, state: str) -> str:
         return f"byteor-agent run --root {layout.root}"
     if state == STOPPED:
         return "systemctl start byteor-agent"
+    if state == NEVER_RAN:
+        return "byteor-firstboot status; if that is well: systemctl status byteor-agent"
     return "systemctl status byteor-agent, or journalctl -u byteor-agent"
 
 

@@ -31,6 +31,7 @@ from firstboot.base.redaction import redact_text
 from firstboot.base.secret import Secret
 from firstboot.commands.agent_page import reason
 from firstboot.commands.agent_status import GONE, NEVER_RAN, STOPPED, look
+from firstboot.commands.watching import Line
 from firstboot.exchange import verdicts, wake
 from firstboot.identity import store
 
@@ -244,7 +245,7 @@ def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | N
     quarantine the artifact stays in the spool, also after an interrupt.
     """
     began = seen_alive = monotonic()
-    missed, line, pause = 0, _Line(layout, added.id), Event()
+    missed, line, pause = 0, _Bar(layout, added.id), Event()
     try:
         while True:
             if added.id in spool.ids(layout.spool):
@@ -295,14 +296,15 @@ def _raise_refusal(document: Mapping[str, Any], before: object) -> None:
         )
 
 
-class _Line:
-    """One line on stderr: a bar that moves on a terminal, else a sentence."""
+class _Bar(Line):
+    """A bar that moves on a terminal, else a sentence."""
 
     def __init__(self, layout: Layout, artifact: str) -> None:
-        self._layout, self._artifact = layout, artifact
-        self._is_said, self._width = False, 0
+        super().__init__()
+        self._layout, self._artifact, self._is_said = layout, artifact, False
 
     def show(self) -> None:
+        """Show how far the artifact is."""
         if not sys.stderr.isatty():
             if not self._is_said:
                 log.notice("waiting until it is uploaded")
@@ -316,12 +318,4 @@ class _Line:
             own = spool.number(self._artifact)
             before = sum(spool.number(other) < own for other in spool.ids(self._layout.spool))
             line = f"waiting, {before} before it" if before else "waiting"
-        sys.stderr.write(f"\r{line:<{self._width}}")
-        sys.stderr.flush()
-        self._width = len(line)
-
-    def clear(self) -> None:
-        if self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            sys.stderr.flush()
-            self._width = 0
+        self.say(line)

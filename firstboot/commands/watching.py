@@ -7,6 +7,8 @@ They rest on files alone. Nothing is asked of systemd, and no unit or job is wai
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, Callable
@@ -36,6 +38,28 @@ class Seen:
     hint: str | None
 
 
+class Line:
+    """One line of stderr that is written anew while something is awaited; only at a terminal."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def say(self, text: str) -> None:
+        """Replace the line."""
+        if sys.stderr.isatty():
+            text = text[: shutil.get_terminal_size().columns - 1]
+            sys.stderr.write(f"\r{text:<{self._width}}")
+            sys.stderr.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        """Leave nothing of it."""
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+            self._width = 0
+
+
 def watch_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--wait`` and ``--check``."""
     parser.add_argument(
@@ -58,18 +82,21 @@ def watch(
 ) -> Seen:
     """Look, wait if that is asked for, show, and raise what the flags ask for.
 
-    The page or document is printed in every case, once, before the error. With both flags the host
+    The page or document is printed in every case, once, before the error; a terminal shows what is
+    waited for. With both flags the host
     must be online in time and then be well; without any, nothing is raised here. An error that
     names a time is TryAgain (6); one that a longer wait would not change is raised at once.
     """
-    seen, pause = look(), Event()
+    seen, pause, line = look(), Event(), Line()
     limit = monotonic() + (arguments.wait or 0.0)
     while arguments.wait and not seen.online and not seen.final:
         left = limit - monotonic()
         if left <= 0:
             break
+        line.say(f"waiting: {seen.problem}")
         pause.wait(min(POLL_S, left))
         seen = look()
+    line.clear()
     show(seen)
     if arguments.wait is not None and not seen.online:
         if seen.final and seen.stop is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pty
+import re
 import socket
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from firstboot.provision import preflight, progress
 from firstboot.provision.run import FirstBoot, Options, run
 from firstboot.provision.sources import Inputs
 from tests.integration.host import Done, Host
+from tests.integration.spawn import BIN
 
 PROGRESS = "var/lib/byteor/identity/progress.json"
 
@@ -271,6 +274,21 @@ def test_wait_ends_at_once_where_waiting_would_not_help(host: Host) -> None:
     host.plane.fault("enroll", "problem", times=1, status=401, code="token_unknown")
     assert host.run().code == 5
     assert check(host, "--wait").code == 5
+
+
+def test_a_terminal_shows_what_is_waited_for(host: Host) -> None:
+    """One line that is written over, and gone at the end; nothing of it where stderr is a file."""
+    host.defaults()
+    ours, theirs = pty.openpty()
+    words = ("byteor-firstboot", "status", "--wait", "1", "--root", str(host.root))
+    command = [str(BIN / words[0]), *words[1:]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    said = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 6 and said.startswith("\rwaiting: no enrollment token"), said
+    assert "\r \r" in re.sub(" +", " ", said) and b"waiting" not in done.stdout
+    assert "waiting" not in check(host, "--wait", "1").err
 
 
 def test_a_host_that_is_not_enrolled_has_a_document_too(host: Host) -> None:
