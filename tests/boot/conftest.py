@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,28 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
                 )
             except (GuestError, subprocess.SubprocessError, OSError) as error:
                 report.sections.append((f"journal of {guest.name}", f"not to be had: {error}"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the matrix of test_matrix: hosts by checks."""
+    rows: dict[str, dict[str, str]] = {}
+    checks: dict[int, str] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            place = dict(getattr(report, "user_properties", ())).get("matrix")
+            if place is not None:
+                host_name, number, check = place
+                checks[number] = check
+                word = {"passed": "ok", "error": "FAILED"}.get(outcome, outcome.upper())
+                rows.setdefault(host_name, {})[check] = word
+    if rows:
+        columns = [checks[number] for number in sorted(checks)]
+        width = max(map(len, rows)) + 2
+        terminalreporter.section("matrix")
+        terminalreporter.write_line(" " * width + "".join(f"{check:<12}" for check in columns))
+        for name, row in rows.items():
+            cells = "".join(f"{row.get(check, '-'):<12}" for check in columns)
+            terminalreporter.write_line(f"{name:<{width}}{cells}")
 
 
 @pytest.fixture(scope="session", params=roots.SUITES)

@@ -56,6 +56,8 @@ class Guest:
         layer: roots.Layer | None = None,
     ) -> None:
         host.require()
+        self.options: tuple[str, ...] = ()
+        """Further options of systemd-nspawn, from the next boot on."""
         self.name, self.link, self.directory = name, link, directory
         directory.mkdir(parents=True, exist_ok=True)
         self.layer = layer if layer is not None else roots.new_layer(directory / "disk", lowers)
@@ -118,7 +120,7 @@ class Guest:
             # should this process die, the guest is told to power off
             "setpriv", "--pdeathsig", "TERM", "nice", "-n", "5",
             "systemd-nspawn", "--quiet", "--boot", "--directory", str(self.root), "--machine", machine, network,
-            "--register=no", "--keep-unit", "--link-journal=no", "--console=read-only",
+            "--register=no", "--keep-unit", "--link-journal=no", "--console=read-only", *self.options,
         ]  # fmt: skip
         environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
         self._started = time.monotonic()
