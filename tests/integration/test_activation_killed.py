@@ -5,36 +5,17 @@ or the new, and says so.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.integration import spawn
+from tests.integration import killing, spawn
 from tests.integration.activations import Activations
 from tests.integration.spawn import BIN
 
-STRACE = shutil.which("strace")
-pytestmark = [
-    pytest.mark.minutes,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(
-        STRACE is None, reason="strace is not on this machine (Debian: apt-get install strace)"
-    ),
-]
-# Whatever changes what a later start finds, or makes it durable. `openat`: files are made by it.
-CHANGING = (
-    "openat", "write", "pwrite64", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat",
-    "symlink", "symlinkat", "link", "linkat", "chmod", "fchmod", "fchmodat", "ftruncate", "fsync", "fdatasync",
-)  # fmt: skip
-CREATING = re.compile(r"O_CREAT")
-AT_ONCE = 3
-# Which of three calls in a row are hit; the ways to end begin with different ones.
-THIRDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+pytestmark = killing.MARKS
 
 
 def prepared(top: Path, *, good: bool) -> Activations:
@@ -48,57 +29,39 @@ def prepared(top: Path, *, good: bool) -> Activations:
     return host
 
 
-def activate(root: Path, *tracer: str) -> int:
+def words(root: Path) -> list[str]:
+    return [str(BIN / "byteor-agent"), "activate", "--root", str(root)]
+
+
+def activate(root: Path) -> int:
     """Run the activator in the tree's state directory, so that a check may name `current` wherever
     the tree lies.
     """
-    command = ["byteor-agent", "activate", "--root", str(root)]
-    place = root / "var/lib/byteor"
-    if tracer:
-        command = [*tracer, str(BIN / command[0]), *command[1:]]
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
-    else:
-        done = spawn.run(command, cwd=place, timeout=120)
+    command = ["byteor-agent", *words(root)[1:]]
+    done = spawn.run(command, cwd=root / "var/lib/byteor", timeout=120)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
 
 
-def calls(root: Path, trace: Path) -> list[tuple[str, int]]:
-    """Every changing call of a whole run, as (name, which one of that name)."""
-    assert activate(root, str(STRACE), "-o", str(trace), "-e", f"trace={','.join(CHANGING)}") == 0
-    found, counts = [], Counter[str]()
-    for line in trace.read_text(errors="replace").splitlines():
-        name = line.split("(", 1)[0]
-        if name not in CHANGING:
-            continue
-        counts[name] += 1
-        if name == "openat" and not CREATING.search(line):
-            continue
-        found.append((name, counts[name]))
-    return found
-
-
 @pytest.mark.parametrize("good", [True, False], ids=["healthy", "rolled_back"])
-@pytest.mark.parametrize("third", THIRDS)
+@pytest.mark.parametrize("third", killing.THIRDS)
 def test_killed_anywhere(tmp_path: Path, good: bool, third: int) -> None:
     """At no call is there neither; after the next start the right one is in force, reported once,
     and nothing is left over.
     """
     host = prepared(tmp_path, good=good)
-    points = calls(host.copy(tmp_path / "whole").root, tmp_path / "trace")
+    whole = host.copy(tmp_path / "whole").root
+    place = whole / "var/lib/byteor"
+    points = killing.points(words(whole), tmp_path / "trace", below=whole, cwd=place)
     assert len(points) > 60 and {"rename", "fsync", "symlink"} <= {name for name, _ in points}
     points = points[(third + good) % 3 :: 3]
 
-    def one(point: tuple[str, int]) -> dict[str, object]:
-        name, which = point
-        copy = host.copy(tmp_path / f"{name}-{which}")
-        root = copy.root
-        kill = ("-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={which}")
-        code = activate(root, str(STRACE), "-o", "/dev/null", *kill)
+    def one(point: killing.Point) -> dict[str, object]:
+        copy = host.copy(tmp_path / f"{point[0]}-{point[1]}")
+        code = killing.hit(words(copy.root), point, cwd=copy.root / "var/lib/byteor")
         return {"point": point, "code": code, **judged(copy, good=good)}
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        seen = list(pool.map(one, points))
+    seen = killing.everywhere(points, one)
     assert [row for row in seen if row["wrong"]] == []
     killed = [row for row in seen if row["code"] != 0]
     assert len(killed) > 0.9 * len(seen), "the kills did not happen"

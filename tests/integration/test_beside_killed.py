@@ -8,42 +8,36 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from firstboot.base.layout import Layout
+from tests.integration import killing
 from tests.integration.host import Host
 from tests.integration.loops import ring
-from tests.integration.test_first_boot_killed import AT_ONCE, FAULTS, STRACE, THIRDS
-from tests.integration.test_generalize_killed import calls, traced
+from tests.integration.spawn import BIN
 
 pytestmark = [
-    pytest.mark.minutes,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(
-        STRACE is None, reason="strace is not on this machine (Debian: apt-get install strace)"
-    ),
-    pytest.mark.parametrize("fault", FAULTS),
-    pytest.mark.parametrize("third", THIRDS),
+    *killing.MARKS,
+    pytest.mark.parametrize("fault", killing.FAULTS),
+    pytest.mark.parametrize("third", killing.THIRDS),
 ]
 RESET = ["trust", "--reset"]
 FORMER = 3  # the version of the ring that is reset
 
 
-def each(points: list[tuple[str, int]], hit: Callable[[str, int], list[str]]) -> None:
+def command(host: Host, words: list[str]) -> list[str]:
+    return [str(BIN / "byteor-firstboot"), *words, "--root", str(host.root)]
+
+
+def each(points: Sequence[killing.Point], hit: Callable[[str, int], list[str]]) -> None:
     """Hit every point, a few at once, and assert that nothing is wrong after any."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        wrong = list(pool.map(lambda point: (point, hit(*point)), points))
+    wrong = killing.everywhere(points, lambda point: (point, hit(*point)))
     print(f"{len(points)} points: {Counter(name for name, _ in points)}")
     assert [row for row in wrong if row[1]] == []
-
-
-def chosen(points: list[tuple[str, int]], fault: str, third: int) -> list[tuple[str, int]]:
-    return points[(third + list(FAULTS).index(fault)) % 3 :: 3]
 
 
 def half_made(host: Host) -> list[str]:
@@ -53,8 +47,7 @@ def half_made(host: Host) -> list[str]:
 
 
 def cut(host: Host, words: list[str], fault: str, name: str, which: int) -> int:
-    inject = f"inject={name}:{FAULTS[fault]}:when={which}"
-    return traced(host.root, words, "-o", "/dev/null", "-e", f"trace={name}", "-e", inject)
+    return killing.hit(command(host, words), (name, which), fault)
 
 
 def test_preflight_beside_a_run(tmp_path: Path, control_plane: Any, fault: str, third: int) -> None:
@@ -66,7 +59,8 @@ def test_preflight_beside_a_run(tmp_path: Path, control_plane: Any, fault: str, 
         host.token(host.mint())
         return host
 
-    points = calls(prepared("whole").root, ["preflight"], tmp_path / "trace")
+    whole = prepared("whole")
+    points = killing.points(command(whole, ["preflight"]), tmp_path / "trace", below=whole.root)
     assert len(points) > 10, points
 
     def hit(name: str, which: int) -> list[str]:
@@ -83,7 +77,7 @@ def test_preflight_beside_a_run(tmp_path: Path, control_plane: Any, fault: str, 
         wrong += [f"agents {named}"] if len(named) != 1 else []
         return wrong + half_made(host)
 
-    each(chosen(points, fault, third), hit)
+    each(killing.chosen(points, fault, third), hit)
 
 
 def test_a_reset_of_the_trusted_keys(
@@ -99,7 +93,8 @@ def test_a_reset_of_the_trusted_keys(
     host.write("var/lib/byteor/agent/inbox/keysets.json", '{"key_sets": ["of before"]}')
     whole = tmp_path / "whole"
     shutil.copytree(host.root, whole, symlinks=True)
-    points = calls(whole, RESET, tmp_path / "trace")
+    uncut = [str(BIN / "byteor-firstboot"), *RESET, "--root", str(whole)]
+    points = killing.points(uncut, tmp_path / "trace", below=whole)
     assert len(points) > 10, points
 
     def hit(name: str, which: int) -> list[str]:
@@ -123,4 +118,4 @@ def test_a_reset_of_the_trusted_keys(
             wrong.append("an answer of before is taken for the first one after")
         return wrong + half_made(here)
 
-    each(chosen(points, fault, third), hit)
+    each(killing.chosen(points, fault, third), hit)

@@ -6,62 +6,33 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
-import re
 import shutil
 import subprocess
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.boot.scan import scan_tree
-from tests.integration import spawn
+from tests.integration import killing, spawn
 from tests.integration.host import Host
 from tests.integration.spawn import BIN
 
-STRACE = shutil.which("strace")
-pytestmark = [
-    pytest.mark.minutes,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(
-        STRACE is None, reason="strace is not on this machine (Debian: apt-get install strace)"
-    ),
-]
-CHANGING = ("openat", "write", "pwrite64", "rename", "unlink", "chmod", "fchmod", "fsync")
-AT_ONCE = 2
-FAULTS = ("signal=KILL", "error=ENOSPC")
-# Which of three calls in a row are hit; the faults begin with different ones.
-THIRDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+pytestmark = killing.MARKS
 INSTANCE = "var/lib/cloud/instances/iid-1"
+LOG = "var/log/cloud-init-output.log"
 
 
-def erase(root: Path, *tracer: str) -> int:
-    command = ["byteor-firstboot", "erase", "--root", str(root)]
-    if tracer:
-        command = [*tracer, str(BIN / command[0]), *command[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    else:
-        done = spawn.run(command, timeout=120)
+def command(root: Path) -> list[str]:
+    return [str(BIN / "byteor-firstboot"), "erase", "--root", str(root)]
+
+
+def erase(root: Path) -> int:
+    done = spawn.run(["byteor-firstboot", *command(root)[1:]], timeout=120)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
-
-
-def calls(root: Path, trace: Path) -> list[tuple[str, int]]:
-    """Every changing call of a whole look, as (name, which one of that name)."""
-    assert erase(root, str(STRACE), "-o", str(trace), "-e", f"trace={','.join(CHANGING)}") == 0
-    found, counts = [], Counter[str]()
-    for line in trace.read_text(errors="replace").splitlines():
-        name = line.split("(", 1)[0]
-        if name not in CHANGING:
-            continue
-        counts[name] += 1
-        writing = re.search(r"O_CREAT|O_RDWR|O_WRONLY", line)
-        if (name != "openat" or writing) and not re.match(r"write\([12],", line):
-            found.append((name, counts[name]))
-    return found
 
 
 @pytest.fixture
@@ -82,27 +53,27 @@ def host(tmp_path: Path, control_plane: Any) -> tuple[Host, str]:
     return host, token
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("third", THIRDS)
+@pytest.mark.parametrize("fault", ["killed", "ENOSPC"])
+@pytest.mark.parametrize("third", killing.THIRDS)
 def test_cut_anywhere(tmp_path: Path, host: tuple[Host, str], fault: str, third: int) -> None:
     """After the next look no copy is left, and what cloud-init reads has its length and shape."""
     whole, token = host
     shutil.copytree(whole.root, tmp_path / "whole", symlinks=True)
-    points = calls(tmp_path / "whole", tmp_path / "trace")
+    uncut = command(tmp_path / "whole")
+    points = killing.points(
+        uncut, tmp_path / "trace", below=tmp_path / "whole", opened="O_CREAT|O_RDWR|O_WRONLY"
+    )
     assert len(points) > 20 and {"pwrite64", "rename", "unlink"} <= {name for name, _ in points}
-    points = points[(third + FAULTS.index(fault)) % 3 :: 3]
     lengths = {
         path.relative_to(whole.root): path.stat().st_size
         for path in whole.path("var/lib/cloud").rglob("*")
         if path.is_file() and not path.is_symlink()
     }
 
-    def one(point: tuple[str, int]) -> str | None:
-        name, which = point
-        root = tmp_path / f"{name}-{which}"
+    def one(point: killing.Point) -> str | None:
+        root = tmp_path / f"{point[0]}-{point[1]}"
         shutil.copytree(whole.root, root, symlinks=True)
-        inject = ("-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={which}")
-        erase(root, str(STRACE), "-f", "-o", "/dev/null", *inject)
+        killing.hit(command(root), point, fault)
         code = erase(root)
         left = scan_tree(root, token)
         receipt = json.loads((root / "var/lib/byteor/identity/erasure.json").read_text())
@@ -115,5 +86,44 @@ def test_cut_anywhere(tmp_path: Path, host: tuple[Host, str], fault: str, third:
         shutil.rmtree(root)
         return None
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        assert [wrong for wrong in pool.map(one, points) if wrong] == []
+    points = killing.chosen(points, fault, third)
+    assert [wrong for wrong in killing.everywhere(points, one) if wrong] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a file immutable")
+def test_what_remains_is_named_whatever_cuts_the_look(
+    tmp_path: Path, host: tuple[Host, str]
+) -> None:
+    """The sources go last, and the receipt of what stays is on the disk before: exit 9 each time."""
+    whole, token = host
+    for name in ("scripts/runcmd", "cloud-config.txt"):  # what erasing does to them is seen above
+        whole.path(f"{INSTANCE}/{name}").unlink()
+    whole.write(LOG, f"said {token}\n")
+
+    def copy(name: str) -> Path:
+        root = tmp_path / name
+        shutil.copytree(whole.root, root, symlinks=True)
+        if subprocess.run(["chattr", "+i", str(root / LOG)], capture_output=True).returncode:
+            pytest.skip("this file system has no immutable files")
+        return root
+
+    def done_with(root: Path) -> None:
+        subprocess.run(["chattr", "-i", str(root / LOG)], check=True)
+        shutil.rmtree(root)
+
+    root = copy("whole")
+    points = killing.points(
+        command(root), tmp_path / "trace", below=root, opened="O_CREAT|O_RDWR", code=9
+    )
+    done_with(root)
+    assert len(points) > 15
+
+    def one(point: killing.Point) -> str | None:
+        root = copy(f"{point[0]}-{point[1]}")
+        killing.hit(command(root), point)
+        codes = [erase(root), erase(root)]
+        left = [path for path in scan_tree(root, token).places if not path.endswith(LOG)]
+        done_with(root)
+        return f"{point}: {codes}, {left}" if codes != [9, 9] or left else None
+
+    assert [wrong for wrong in killing.everywhere(points, one) if wrong] == []

@@ -5,38 +5,20 @@ After the next plain `run`: one agent, its identity opens, no token anywhere, no
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.boot.scan import scan_tree
+from tests.integration import killing
 from tests.integration.host import Host
 from tests.integration.spawn import BIN
 
-STRACE = shutil.which("strace")
-pytestmark = [
-    pytest.mark.minutes,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        STRACE is None, reason="strace is not on this machine (Debian: apt-get install strace)"
-    ),
-]
-# Whatever changes what a later run finds, or makes it durable. `openat`: files are made by it.
-CHANGING = (
-    "openat", "write", "pwrite64", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir",
-    "mkdirat", "link", "linkat", "chmod", "fchmod", "fchmodat", "fsync", "fdatasync",
-)  # fmt: skip
-AT_ONCE = 3
-FAULTS = {"killed": "signal=KILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
+pytestmark = killing.MARKS
 COMMANDS = ("run", "reenroll", "erase")
-# Which of three calls in a row: each fault begins with another, so together they hit every call.
-THIRDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 
 
 def prepared(top: Path, plane: Any, name: str, command: str) -> tuple[Host, list[str]]:
@@ -58,53 +40,28 @@ def plane_token(plane: Any) -> str:
     return Host.mint(type("Any", (), {"plane": plane})())  # type: ignore[arg-type]
 
 
-def traced(host: Host, command: str, *options: str) -> int:
-    """Run the command under strace, writing no bytecode: only what we change is counted."""
-    done = subprocess.run(
-        [str(STRACE), *options, str(BIN / "byteor-firstboot"), command, "--root", str(host.root)],
-        capture_output=True, text=True, timeout=120, env={"PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr and "this is a bug" not in done.stderr, done.stderr
-    return done.returncode
-
-
-def calls(host: Host, command: str, trace: Path) -> list[tuple[str, int]]:
-    """Return every changing call of a whole run below the root: its name, which one of that."""
-    options = ("-y", "-o", str(trace), "-e", f"trace={','.join(CHANGING)}")
-    assert traced(host, command, *options) == 0
-    found, counts = [], Counter[str]()
-    for line in trace.read_text(errors="replace").splitlines():
-        name = line.split("(", 1)[0]
-        if name not in CHANGING:
-            continue
-        counts[name] += 1
-        if str(host.root) in line and (name != "openat" or re.search("O_CREAT", line)):
-            found.append((name, counts[name]))
-    return found
+def words(host: Host, command: str) -> list[str]:
+    return [str(BIN / "byteor-firstboot"), command, "--root", str(host.root)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("third", THIRDS)
+@pytest.mark.parametrize("fault", killing.FAULTS)
+@pytest.mark.parametrize("third", killing.THIRDS)
 def test_hit_anywhere(
     tmp_path: Path, control_plane: Any, command: str, fault: str, third: int
 ) -> None:
     """One agent, whatever call of the whole run is hit, and whatever hits it."""
     whole, _ = prepared(tmp_path / "whole", control_plane, f"{command}-{fault}".lower(), command)
-    points = calls(whole, command, tmp_path / "trace")
+    points = killing.points(words(whole, command), tmp_path / "trace", below=whole.root)
     assert len(points) > (40 if command != "erase" else 10), points
-    points = points[(third + list(FAULTS).index(fault)) % 3 :: 3]
 
-    def one(point: tuple[str, int]) -> tuple[tuple[str, int], int, list[str]]:
-        name, which = point
-        agent = f"{command}-{fault}-{name}-{which}".lower()
+    def one(point: killing.Point) -> tuple[killing.Point, int, list[str]]:
+        agent = f"{command}-{fault}-{point[0]}-{point[1]}".lower()
         host, tokens = prepared(tmp_path / agent, control_plane, agent, command)
-        inject = f"inject={name}:{FAULTS[fault]}:when={which}"
-        code = traced(host, command, "-o", "/dev/null", "-e", f"trace={name}", "-e", inject)
+        code = killing.hit(words(host, command), point, fault)
         return point, code, judged(host, tokens, agent, command)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        seen = list(pool.map(one, points))
+    seen = killing.everywhere(killing.chosen(points, fault, third), one)
     print(f"{command}, {fault}: {len(seen)} points, {Counter(code for _, code, _ in seen)}")
     assert [row for row in seen if row[2]] == []
     if fault == "killed":

@@ -276,6 +276,47 @@ print(said, TOKEN in (boot / "user-data").read_bytes())
     assert done.stdout.splitlines() == [AWAY, f"{[where] * 4 + [[]]} False"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_the_sources_go_last_on_a_running_host() -> None:
+    """`Layout()` itself, where the instance is a link that the kernel follows."""
+    code = """
+import os, subprocess, sys
+from pathlib import Path
+from firstboot.base import inplace
+from firstboot.base.layout import Layout
+from firstboot.provision.erase.copies import erase
+for place in ("/var/lib", "/run"):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", place], check=True)
+instance = Path("/var/lib/cloud/instances/iid-1")
+for directory in (instance / "scripts", Path("/run/byteor-firstboot"), Path("/var/lib/byteor/identity")):
+    directory.mkdir(parents=True)
+Path("/var/lib/cloud/instance").symlink_to(instance)
+token = b"bet_" + os.urandom(16).hex().encode()
+names = ["scripts/run", "user-data.txt", "user-data.txt.i", "vendor-data.txt", "zz"]
+for path in [*(instance / name for name in names), Layout().drop_place]:
+    path.write_bytes(b"enrollment_token: " + token)
+real, order = inplace.overwrite, []
+def overwrite(held, data):
+    order.append(held.path.name)
+    if held.path.name == "user-data.txt.i":
+        order.append(Layout().erasure.exists())
+    return real(held, data)
+inplace.overwrite = overwrite
+erase(Layout(), [token], now=1.7e9)
+print(*order)
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", sys.executable, "-I", "-c", code],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *first, source, early, rest = done.stdout.split(maxsplit=4)
+    assert sorted(first) == ["run", "zz"] and (source, early) == ("user-data.txt.i", "True")
+    # The drop place is overwritten, then wiped.
+    assert rest.split() == ["vendor-data.txt", "user-data.txt", "settings.yaml", "settings.yaml"]
+
+
 # -- overwriting what somebody else writes, too
 
 

@@ -105,6 +105,8 @@ class Shield:
                 )
             except LocalFault:
                 _run("mount", "-t", "ramfs", "-o", options, "byteor", str(staging))
+            for path in self.disk.rglob(".*.tmp"):  # of a `down` that the power cut
+                inplace.wipe_file(path, limit=FILE_LIMIT)
             _run("cp", "-a", f"{self.disk}/.", str(staging))
             self._say(MEMORY, names=sorted(_names(staging)))
             _run("mount", "--bind", str(staging), str(self.live))
@@ -237,13 +239,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    if path.is_symlink() or not path.is_dir():
-        if path.is_file() and not path.is_symlink():
-            inplace.wipe_file(path, limit=FILE_LIMIT)
-        else:
-            files.remove(path)
-    elif not any(path.iterdir()):
-        trees.remove(path)
+    """Remove what is gone from memory; a directory only when nobody else put anything there."""
+    if path.is_symlink():
+        files.remove(path)
+    elif path.is_file():
+        inplace.wipe_file(path, limit=FILE_LIMIT)
+    elif not path.is_dir() or not any(path.iterdir()):
+        trees.remove(path)  # if it is not there, what a removal left that was cut
 
 
 def _size(path: Path) -> int:
@@ -262,7 +264,10 @@ def _text(path: Path) -> str | None:
 
 def _run(*command: str) -> None:
     """Run one command; LocalFault with its own last words when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        files.fail("run", Path(command[0]), error)
     if done.returncode != 0:
         said = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
         raise LocalFault(
