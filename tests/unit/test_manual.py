@@ -111,3 +111,23 @@ def test_bash_completes_commands_options_and_files(manual: Path, tmp_path: Path)
     (tmp_path / "user-data").touch()
     found = complete(manual, "byteor-firstboot", "check-userdata", f"{tmp_path}/us")
     assert found == [f"{tmp_path}/user-data"]
+
+
+def test_zsh_offers_the_commands(manual: Path) -> None:
+    """Its completion system loads the file and calls it; what it offers is ours."""
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not on this machine (Debian: apt-get install zsh)")
+    # The completion's own words, caught in place of the terminal that would show them.
+    script = """
+        fpath=("$1" $fpath); autoload -Uz compinit; compinit -u -D
+        print -r -- "$_comps[byteor-firstboot]"
+        _describe() { print -rl -- "${(P@)2}" }; _arguments() { print -rl -- "$@" }
+        autoload -Uz +X _byteor-firstboot && source "$1/_byteor-firstboot"
+        _shtab_byteor_firstboot_commands
+    """
+    done = subprocess.run(
+        ["zsh", "-f", "-c", script, "zsh", str(manual / "zsh")], capture_output=True, text=True
+    )
+    assert done.stdout.startswith("_byteor-firstboot\n"), done
+    offered = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert {command.word for command in PROGRAMS["byteor-firstboot"].commands} <= offered, done
