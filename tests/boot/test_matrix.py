@@ -146,6 +146,7 @@ class Kind:
 
 KINDS = {
     "Debian 11, deb": Kind("bullseye"),
+    "Debian sid, deb": Kind("sid"),
     "Debian 12, wheel in /usr/local": Kind("bookworm", wheel),
     "Debian 12, rpm --root": Kind("bookworm", rpm),
     "Debian 12, no cloud-init, files": Kind("bookworm", prepare=without_cloud_init, give=by_files),
