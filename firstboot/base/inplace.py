@@ -54,12 +54,10 @@ def overwrite(held: Held, data: bytes) -> Held:
         try:
             facts = os.fstat(fd)
             same = (facts.st_dev, facts.st_ino) == (held.device, held.inode)
+            if not same or not stat.S_ISREG(facts.st_mode) or len(data) != len(held.data):
+                raise _changed(held.path)
             pieces = list(_differing(held.data, data))
-            if (
-                not same
-                or not stat.S_ISREG(facts.st_mode)
-                or any(_at(fd, start, end) != held.data[start:end] for start, end in pieces)
-            ):
+            if any(_at(fd, start, end) != held.data[start:end] for start, end in pieces):
                 raise _changed(held.path)
             for start, end in pieces:
                 while start < end:
@@ -68,6 +66,8 @@ def overwrite(held: Held, data: bytes) -> Held:
             return replace(held, data=_at(fd, 0, os.fstat(fd).st_size))
         finally:
             os.close(fd)
+    except FileNotFoundError:
+        raise _changed(held.path) from None
     except OSError as error:
         files.fail("overwrite", held.path, error)
 

@@ -150,11 +150,12 @@ def test_overwriting_keeps_the_inode_and_refuses_another_length(tmp_path: Path) 
     inode = path.stat().st_ino
     held = inplace.read(path, limit=100)
     assert held is not None
-    inplace.overwrite(held, b"xxxxx here")
-    assert path.read_bytes() == b"xxxxx here"
+    held = inplace.overwrite(held, b"xxxxx here")
+    assert path.read_bytes() == held.data == b"xxxxx here"
     assert path.stat().st_ino == inode
     with pytest.raises(LocalFault):
         inplace.overwrite(held, b"short")
+    assert path.read_bytes() == b"xxxxx here"
 
 
 def test_a_lock_excludes_and_gives_up_in_time(tmp_path: Path) -> None:

@@ -401,6 +401,23 @@ def test_a_log_that_is_rotated_meanwhile_is_followed(
     assert (said[LOG].get("reason") == MOVED) == (moment == "before")
 
 
+def test_a_file_that_is_removed_meanwhile_is_said_and_does_not_remain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody overwrote it: that is said, and there is nothing to be done."""
+    layout, log = with_log(tmp_path)
+    real = inplace.overwrite
+
+    def overwrite(held: inplace.Held, data: bytes) -> inplace.Held:
+        if held.path == log:
+            log.unlink()
+        return real(held, data)
+
+    monkeypatch.setattr(inplace, "overwrite", overwrite)
+    assert not erase(layout, [TOKEN], now=1.7e9).remaining
+    assert (rows(layout)[LOG]["result"], rows(layout)[LOG]["reason"]) == ("not_looked_at", MOVED)
+
+
 def test_the_drop_place_that_goes_meanwhile_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
