@@ -209,8 +209,9 @@ def _spans(edits: Iterable[Edit], tokens: Iterable[bytes]) -> list[tuple[int, in
 def _cuts(data: bytes, at: int, end: int, *, undone: bool) -> bool:
     """Return True where what is found may begin or end in the middle of an escape.
 
-    Of quotes beside a token as many as it has itself there are its own, doubled; where doubled ones
-    were `undone` the first of them ends the scalar.
+    A quote beside one of its own may be that one, doubled; where doubled ones were `undone`, as
+    many as it has itself there, and one that ends the scalar. A yes too many costs nothing: what no
+    escape explains is found as it stands.
     """
     if data[at - 1 : at] == b"\\" or data[end - 1 : end] in (b"\\", b"="):
         return True
@@ -219,8 +220,8 @@ def _cuts(data: bytes, at: int, end: int, *, undone: bool) -> bool:
     after = data[end : end + len(token)]
     first = len(token) - len(token.lstrip(b"'"))
     before = data[max(at - len(token), 0) : at]
-    return bool(own and len(after) - len(after.lstrip(b"'")) >= own + undone) or bool(
-        first and len(before) - len(before.rstrip(b"'")) >= first + undone
+    return bool(own and len(after) - len(after.lstrip(b"'")) >= (own + 1 if undone else 1)) or bool(
+        first and len(before) - len(before.rstrip(b"'")) >= (first + 1 if undone else 1)
     )
 
 
