@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from firstboot.base.layout import Layout, Row
+
 TOP = Path(__file__).resolve().parents[2]
 UNITS = TOP / "units"
 FIRSTBOOT, PATH, ERASE, AGENT, ACTIVATE, REQUESTS = (
@@ -359,6 +361,57 @@ def test_purging_leaves_no_link_and_names_the_agent(tmp_path: Path) -> None:
         assert "agent agt_7 stays in the agent list" in done.stdout and done.stderr == ""
         assert not (root / "var/lib/byteor").exists() and not (root / "run/byteor-agent").exists()
         assert spec.exists() == kept == (root / "etc/byteor").exists()
+
+
+PURGE = """
+    mount -t tmpfs none /var/lib && mount -t tmpfs none /run && mount -t tmpfs none /srv || exit 99
+    mkdir /run/byteor-agent
+    echo k > /run/byteor-agent/handover.json
+    case $2 in link) mkdir /srv/byteor && ln -s /srv/byteor /var/lib/byteor && echo s > /srv/byteor/mine;;
+        *) mkdir /var/lib/byteor && mount -t tmpfs none /var/lib/byteor;; esac
+    cd /var/lib/byteor && mkdir -p identity/set-aside/1 agent/spool/1 activation/outcomes deployments/d
+    [ $2 = link ] || mount -t tmpfs none agent/spool
+    for file in identity/sealing.key identity/credentials.sealed identity/set-aside/1/sealing.key \\
+        identity/set-aside/1/credentials.sealed settings.json agent/spool/one deployments/d/spec.kv; do
+        echo secret > $file
+    done
+    ln -s deployments/d current
+    exec 3< identity/sealing.key 4< identity/set-aside/1/sealing.key; cd /
+    sh $1 purge; echo "exit $?"; echo readable $(cat /dev/fd/3 /dev/fd/4 | grep -ac secret)
+    find /srv /var/lib /run ! -type d; find /srv /var/lib/byteor -type d 2> /dev/null
+"""  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["mount", "link"])
+def test_purging_reaches_the_state_on_another_disk(place: str, tmp_path: Path) -> None:
+    """A mount point, also of the spool, is emptied; a link's target too, but for what is not ours.
+
+    Every sealing key is overwritten, as its open descriptor shows; what stays is said; exit 0.
+    """
+    script = tmp_path / "postrm"
+    script.write_text((TOP / "image-build/debian/postrm").read_text().replace("#DEBHELPER#", ""))
+    command = ["unshare", "--mount", "sh", "-c", PURGE, "sh", str(script), place]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"no mount namespaces here: {done.stderr}")
+    said, _, left = done.stdout.partition("exit 0\nreadable 0\n")
+    assert "of this host stays in the agent list" in said, done
+    if place == "link":
+        assert left.split() == ["/srv/byteor/mine", "/srv", "/srv/byteor"], done
+        stays = ["/srv/byteor"]
+    else:
+        stays = ["/var/lib/byteor/agent/spool", "/var/lib/byteor"]
+        assert left.split() == ["/srv", *stays[1:], "/var/lib/byteor/agent", stays[0]], done
+    assert [line.split()[1] for line in done.stderr.splitlines()] == stays, done
+
+
+def test_purging_removes_what_the_layout_names() -> None:
+    """Each directory and file of the table below the state root stands in the script by name."""
+    script = (TOP / "image-build/debian/postrm").read_text()
+    start = f"{Layout.state.absolute}/"
+    rows = [row.absolute for row in vars(Layout).values() if isinstance(row, Row)]
+    for name in {row[len(start) :].partition("/")[0] for row in rows if row.startswith(start)}:
+        assert re.search(rf"(\$state/| ){name}[\s;\"]", script), name
 
 
 def test_presets_enable_all_but_the_agent_and_the_shield() -> None:
