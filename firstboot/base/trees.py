@@ -185,8 +185,8 @@ def point(link: Path, target: str) -> None:
 def remove(path: Path) -> None:
     """Delete a tree, or anything else there, durably; a link itself, never its target.
 
-    Nothing when it is absent. Under a hidden name first: a power cut leaves half a tree only where
-    nobody takes it for a whole one.
+    Nothing when it is absent; a mount point is emptied, and stays. Under a hidden name first: a
+    power cut leaves half a tree only where nobody takes it for a whole one.
     """
     gone = path if path.name.startswith(".") else path.with_name(f".{path.name}.gone")
     try:
@@ -196,9 +196,10 @@ def remove(path: Path) -> None:
                 os.rename(path, gone)
                 files.sync_directory(path.parent)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                # overlayfs does not rename a directory of an image's own layer.
+                if error.errno not in (errno.EXDEV, errno.EBUSY):
                     raise
-                gone = path  # overlayfs does not rename a directory of an image's own layer
+                gone = path
             _delete(gone)
     except OSError as error:
         files.fail("remove", path, error)
@@ -218,6 +219,9 @@ def _delete(path: Path) -> None:
             # Root is never stopped by a mode; with --root no chmod of somebody's keeps a tree.
             _open_up(path)
             shutil.rmtree(path)
+        except OSError as error:
+            if error.errno != errno.EBUSY or os.listdir(path):
+                raise
     files.sync_directory(path.parent)
 
 

@@ -2,7 +2,8 @@
 
 Removes what is of this host alone, and names what is not ours but makes clones alike. The package,
 the image's defaults, enabled units, our directories and locks stay. The identity goes first: a
-command that was cut leaves none that opens, and the next one removes the rest.
+command that was cut leaves none that opens, and the next one removes the rest. Receipt and marks
+stay while the receipt names a copy of a token that is still there: nothing else tells of it.
 
 ``--stale`` is what ``cloud-init clean`` calls, which is an everyday command on live hosts: an
 identity that opens here stays, and so does all that belongs to it.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from firstboot.agent.artifacts import spool
 from firstboot.base import files, inplace, log, trees
-from firstboot.base.errors import CheckFailed, Corrupt, LocalFault, TryAgain
+from firstboot.base.errors import CheckFailed, Corrupt, LocalFault, TryAgain, Usage
 from firstboot.base.layout import Layout
 from firstboot.commands import leftovers, unenroll
 from firstboot.commands.leftovers import Leftover
@@ -29,6 +30,7 @@ from firstboot.exchange.wake import is_running
 from firstboot.identity import store
 from firstboot.identity.store import State
 from firstboot.provision import preflight
+from firstboot.provision.tokens import Intent
 
 UNITS = (
     "byteor-firstboot.path",
@@ -54,7 +56,9 @@ def generalize_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep an identity that opens here; remove what is foreign, unreadable or set aside",
     )
     parser.add_argument("--force", action="store_true", help="remove artifacts that wait, too")
-    parser.add_argument("--yes", action="store_true", help="do not ask where the agent runs")
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask where the agent runs, or is being enrolled"
+    )
 
 
 def generalize_command(arguments: argparse.Namespace) -> int:
@@ -62,6 +66,8 @@ def generalize_command(arguments: argparse.Namespace) -> int:
     layout: Layout = arguments.layout
     if arguments.check:
         return check(layout, config=arguments.config, as_json=arguments.json)
+    if arguments.stale and arguments.json:
+        raise Usage("--stale prints no JSON", hint="leave out --json")
     if os.geteuid() != layout.owner:
         raise LocalFault("only root may make an image of this system", hint="run as root")
     if arguments.stale:
@@ -72,24 +78,41 @@ def generalize_command(arguments: argparse.Namespace) -> int:
             f"{waiting} artifacts wait to be uploaded, and would be removed",
             hint="let the agent upload them (byteor-agent status), or add --force",
         )
-    if is_running(layout) and not arguments.yes and not _may_stop():
-        return 0
+    begun = _begun(layout)
+    in_use = "the agent runs: this host is in service" if is_running(layout) else begun
+    if in_use is not None and not arguments.yes:
+        _confirm(in_use)
     log.audit(layout, "generalize" + " --force" * arguments.force)
     # Before the receipt and the settings go: they tell where a token is left.
     rest = leftovers.others(layout, config=arguments.config)
     agent = unenroll.left_there(layout) if os.path.lexists(layout.credentials) else None
     preflight.make_state(layout)
     with unenroll.stopped(layout, *UNITS):
-        if agent is not None and not arguments.json:
-            print(agent, flush=True)  # now: a command that is cut could not say it again
+        # A run that waited for its answer may have written meanwhile.
+        begun = _begun(layout) or begun
+        for sentence in filter(None, (agent, begun)):
+            # Now: a command that is cut could not say it again.
+            print(sentence, file=sys.stderr if arguments.json else sys.stdout, flush=True)
         removed = remove(layout)
     if arguments.json:
+        members = {"agent": agent, "begun": begun, "removed": removed}
         shown = [asdict(row) for row in rest]
-        print(json.dumps({"v": 1, "agent": agent, "removed": removed, "left": shown}, indent=1))
+        print(json.dumps({"v": 1, **members, "left": shown}, indent=1))
         return 0
     print(f"removed what was of this host alone: {removed} files and directories")
     _show(rest)
     return 0
+
+
+def _begun(layout: Layout) -> str | None:
+    """Name the agent that an enrollment without an answer may have made."""
+    intent = Intent.load(layout, repair=False)
+    if intent is None or not intent.unanswered:
+        return None
+    return (
+        f"the enrollment as {intent.name} was never answered: the control plane may have that"
+        " agent; look for it in the agent list, and delete it"
+    )
 
 
 def check(layout: Layout, *, config: Path | None, as_json: bool) -> int:
@@ -115,14 +138,16 @@ def _show(found: Sequence[Leftover]) -> None:
         print(f"! {row.path}: {row.what}: {row.remedy}")
 
 
-def _may_stop() -> bool:
-    """Ask on a terminal whether the host may be taken out of service."""
+def _confirm(why: str) -> None:
+    """Ask on a terminal whether the host may be taken out of service; LocalFault unless yes."""
     if not sys.stdin.isatty():
+        raise LocalFault(f"{why}; nothing is removed", hint="add --yes")
+    log.warning(why)
+    print("remove its identity? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise LocalFault(
-            "the agent runs: this host is in service, and would lose its identity", hint="add --yes"
+            "nothing is removed: the answer was not yes", hint="answer y, or add --yes"
         )
-    log.warning("the agent runs: this host is in service, and loses its identity")
-    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def remove(layout: Layout) -> int:

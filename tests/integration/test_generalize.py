@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
+import pty
 import signal
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.host import Done, Host
+from tests.integration.spawn import BIN
 
 IDENTITY = "var/lib/byteor/identity"
 TOKEN = "bet_0123456789abcdefghij"
 BLOCK = f"#cloud-config\n#byteor-firstboot:\n#  enrollment_token: {TOKEN}\n{{}}\n"
+# An enrollment whose answer was lost
+INTENT = {
+    "v": 1, "key": "8c1d9d1e-9a34-4b8f-8c1e-2f3f0a4c5d6e", "body": "{}", "name": "edge-lost",
+    "token_mark": "0" * 16, "token_length": 24, "host": {}, "unanswered": True,
+}  # fmt: skip
 # Path -> content; what the command itself removes
 OURS: dict[str, str | bytes] = {
     f"{IDENTITY}/credentials.sealed": "sealed",
@@ -61,6 +71,10 @@ ALIKE: dict[str, str | bytes] = {
     "var/log/journal/0123/system.journal": f"\0MESSAGE=enrollment_token: {TOKEN}\0".encode(),
     "boot/user-data": BLOCK,
     "etc/byteor/firstboot.yaml": f"enrollment_token: {TOKEN}\n",
+    # systemd's credentials, which the unit is given (contract 4.2)
+    "etc/credstore/byteor.enrollment-token": TOKEN,
+    "usr/lib/credstore/byteor.firstboot": f"enrollment_token: {TOKEN}\n",
+    "etc/credstore.encrypted/byteor.enrollment-token": "sealed by systemd-creds",
 }
 
 
@@ -121,13 +135,60 @@ def test_a_token_without_its_name_is_found_where_another_file_names_it(image: Ho
     assert "var/log/cloud-init-output.log" in left(image)
 
 
-def test_a_copy_that_could_not_be_erased_is_named(image: Host) -> None:
-    """As the receipt has it, whatever form the token has there."""
-    image.write("srv/notes", "a token")
-    row = {"path": "/srv/notes", "encodings": {}, "result": "remains"}
+@pytest.mark.parametrize("result", ["remains", "kept"])
+def test_a_copy_that_is_left_stays_named(image: Host, result: str) -> None:
+    """As the receipt has it, whatever form the token has there, until the file is gone."""
+    copy = image.write("srv/notes", "a token")
+    row = {"path": "/srv/notes", "encodings": {}, "result": result}
     image.write(f"{IDENTITY}/erasure.json", json.dumps({"v": 2, "copies": [row]}))
-    assert "srv/notes" in left(image)
-    assert "! /srv/notes: enrollment token" in generalize(image).out
+    image.write(f"{IDENTITY}/marks.json", "{}")
+    assert left(image) == ["srv/notes"]
+    for _ in range(2):
+        assert "! /srv/notes: enrollment token" in generalize(image).out
+        assert left(image) == ["srv/notes"]
+    copy.unlink()
+    assert left(image) == [f"{IDENTITY}/erasure.json", f"{IDENTITY}/marks.json"]
+    assert generalize(image).code == 0 and left(image) == []
+
+
+def test_a_copy_on_a_disk_that_is_away_stays_named(image: Host) -> None:
+    """Its absence is no evidence."""
+    row = {"path": "/mnt/notes", "encodings": {}, "result": "remains", "mounted": True}
+    image.write(f"{IDENTITY}/erasure.json", json.dumps({"v": 2, "copies": [row]}))
+    assert generalize(image).code == 0 and left(image) == ["mnt/notes"]
+
+
+def unseen(host: Host) -> list[str]:
+    """Return the reasons of what ``--check`` could not look at."""
+    rows = json.loads(generalize(host, "--check", "--json").out)["left"]
+    assert "safe" not in generalize(host, "--check").out
+    return [row["what"] for row in rows if row["what"] not in ("machine-id", "enrollment token")]
+
+
+def test_what_cannot_be_looked_at_is_not_safe(image: Host) -> None:
+    """A link of others' making, a file that is too large."""
+    image.write("srv/seed/user-data", BLOCK).parent.chmod(0o777)
+    image.path("var/lib/cloud").mkdir()
+    image.path("var/lib/cloud/seed").symlink_to("/srv/seed")
+    assert left(image) == ["var/lib/cloud/seed"]
+    assert ["not looked at: a link to a directory" in why for why in unseen(image)] == [True]
+    image.path("var/lib/cloud/seed").unlink()
+    log = image.write("var/log/journal/0/system.journal", "")
+    os.truncate(log, (64 << 20) + 1)
+    assert left(image) == ["var/log/journal/0/system.journal"]
+    assert [why.startswith("not looked at: ") for why in unseen(image)] == [True]
+
+
+@pytest.mark.parametrize("spoil", ["mode", "content"])
+def test_settings_that_no_host_can_use_are_not_safe(image: Host, spoil: str) -> None:
+    """They name files to look at, and every host of the image would end with 4."""
+    settings = image.write("etc/byteor/firstboot.yaml", "erase: {paths: [/srv/user-data]}\n")
+    if spoil == "mode":
+        settings.chmod(0o666)
+    else:
+        settings.write_bytes(b"!<arch>\ndebian-binary \xff")
+    assert left(image) == ["etc/byteor/firstboot.yaml"]
+    assert [why.startswith("no host can use it: ") for why in unseen(image)] == [True]
 
 
 def test_files_named_by_the_image_are_looked_at(image: Host) -> None:
@@ -146,8 +207,11 @@ def test_links_of_the_agents_directory_lead_nowhere(image: Host, tmp_path: Path)
         link = image.path(f"var/lib/byteor/agent/{name}")
         link.rmdir()
         link.symlink_to(target)
-    assert left(image) == ["var/lib/byteor/agent/inbox", "var/lib/byteor/agent/quarantine"]
-    assert generalize(image).code == 0 and left(image) == []
+    links = ["var/lib/byteor/agent/inbox", "var/lib/byteor/agent/quarantine"]
+    assert left(image) == [*links, "srv"]  # what it leads to is named: artifacts on another disk
+    done = generalize(image)
+    assert done.code == 0 and "! /srv: where /var/lib/byteor/agent/quarantine leads" in done.out
+    assert left(image) == []
     assert [*outside.iterdir()] != [] and [*image.path("srv").iterdir()] != []
 
 
@@ -180,11 +244,29 @@ def test_an_enrolled_host_becomes_one_that_never_was(host: Host) -> None:
     assert agent_id(host) != first
 
 
+def test_secrets_are_overwritten_before_they_go(host: Host) -> None:
+    """Each read through a descriptor of before holds zeros: freed blocks keep nothing."""
+    host.write(f"{IDENTITY}/set-aside/1/sealing.key", b"k" * 32, 0o400)
+    host.write("run/byteor-firstboot/settings.yaml", BLOCK, 0o600)
+    host.token(TOKEN)
+    names = ("credentials.sealed", "sealing.key", "marks.json", "set-aside/1/sealing.key")
+    paths = [f"{IDENTITY}/{name}" for name in names]
+    paths += ["run/byteor-firstboot/settings.yaml", "etc/byteor/enrollment-token"]
+    with ExitStack() as stack:
+        held = [stack.enter_context(host.path(path).open("rb")) for path in paths]
+        assert generalize(host).code == 0
+        for path, stream in zip(paths, held):
+            data = stream.read()
+            assert data and not data.strip(b"\0"), path
+
+
 def test_json_names_the_same(host: Host) -> None:
-    """One document, for image builders."""
+    """One document, for image builders; the agent also before its identity goes."""
     first = agent_id(host)
-    found = json.loads(generalize(host, "--json").out)
-    assert first in found["agent"] and found["removed"] > 3
+    done = generalize(host, "--json")
+    found = json.loads(done.out)
+    assert first in found["agent"] and found["removed"] > 3 and found["begun"] is None
+    assert found["agent"] in done.err
     assert [row["path"] for row in found["left"]] == ["/etc/machine-id"]
 
 
@@ -215,11 +297,58 @@ def test_a_host_in_service_is_asked_for(host: Host) -> None:
     assert left(host) == ["etc/machine-id"]
 
 
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_no_and_end_of_input_are_no_success(image: Host, answer: str) -> None:
+    """On a terminal: the question is on stderr, nothing goes, and what follows `&&` is not run."""
+    intent = image.write(f"{IDENTITY}/intent.json", json.dumps(INTENT), 0o600)
+    ours, theirs = pty.openpty()
+    try:
+        process = image.start(
+            "byteor-firstboot", "generalize", "--json", stdin=theirs, start_new_session=True
+        )
+        os.write(ours, answer.encode() or b"\x04")
+        out, err = process.communicate(timeout=60)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (process.returncode, out) == (7, ""), err
+    assert "[y/N]" in err and "nothing is removed" in err and intent.exists()
+
+
+def test_an_enrollment_without_an_answer_is_named(image: Host) -> None:
+    """The agent that it may have made is in no other place; --yes as where an agent runs."""
+    image.write(f"{IDENTITY}/intent.json", json.dumps(INTENT), 0o600)
+    done = generalize(image)
+    assert done.code == 7 and "--yes" in done.err and "edge-lost" in done.err
+    done = generalize(image, "--yes", "--json")
+    assert done.code == 0 and "edge-lost" in done.err
+    assert "edge-lost" in json.loads(done.out)["begun"]
+    assert left(image) == []
+
+
+def test_a_spool_that_is_a_mount_point_is_emptied(image: Host) -> None:
+    """As an operator's larger disk is."""
+    spool = image.path("var/lib/byteor/agent/spool")
+    script = (
+        f"mount -t tmpfs none {spool} && mkdir {spool}/.x.new && touch {spool}/.x.new/data &&"
+        f" byteor-firstboot generalize --root {image.root} && ls -A {spool}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        env={"PATH": f"{BIN}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.endswith("directories\n"), done
+
+
 # -- what cloud-init clean calls
 
 
 def aside(host: Host) -> None:
     host.write(f"{IDENTITY}/set-aside/1/credentials.sealed", "of before", 0o600)
+
+
+def test_clean_prints_no_document(image: Host) -> None:
+    assert generalize(image, "--stale", "--json").code == 2
 
 
 def test_clean_keeps_an_identity_that_opens_here(host: Host) -> None:
