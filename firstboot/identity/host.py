@@ -121,8 +121,17 @@ def hostname(layout: Layout) -> str:
     return (written or socket.gethostname()).split(".")[0].strip() or "localhost"
 
 
-def fingerprint(facts: HostFacts) -> dict[str, Any]:
-    """Return what binds a file to this host, for JSON: a salt, hashes of facts, the datasource."""
+def fingerprint(facts: HostFacts, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what binds a file to this host, for JSON: a salt, hashes of facts, the datasource.
+
+    ``cloud-init clean`` removes the instance id until the next boot. What was known `before` stays
+    till then: else a copy of the disk would be bound anew, as its original.
+    """
+    if before and "instance_id" in before and facts.instance_id is None:
+        machine_id = _evidence(facts)["machine_id"]
+        if machine_id is None or "machine_id" in before:
+            return dict(before)
+        return {**before, "machine_id": _hashed(_salt(before), "machine_id", machine_id)}
     salt = secrets.token_bytes(SALT_BYTES)
     hashes = {
         name: _hashed(salt, name, value)

@@ -87,6 +87,7 @@ class Look:
     provider: str = ""
     unbound: bool = False  # sealed before the machine-id was committed to the disk, which it is now
     moved: bool = False  # the product UUID alone is another than the one it was sealed under
+    bound_to: Mapping[str, Any] | None = None  # the fingerprint that it is sealed with
 
 
 def look(layout: Layout) -> Look:
@@ -112,7 +113,14 @@ def look(layout: Layout) -> Look:
     except (Corrupt, ValueError) as error:
         return Look(State.UNREADABLE, why=str(error))
     unbound = facts.committed and "machine_id" not in bound_to
-    return Look(State.HERE, opened, provider=provider, unbound=unbound, moved=verdict.moved)
+    return Look(
+        State.HERE,
+        opened,
+        provider=provider,
+        unbound=unbound,
+        moved=verdict.moved,
+        bound_to=bound_to,
+    )
 
 
 def required(layout: Layout) -> Identity:
@@ -128,13 +136,17 @@ def required(layout: Layout) -> Identity:
     raise LocalFault(f"the sealed identity does not open: {seen.why}", hint=hint)
 
 
-def save(layout: Layout, identity: Identity, *, seal: str) -> None:
+def save(
+    layout: Layout, identity: Identity, *, seal: str, before: Mapping[str, Any] | None = None
+) -> None:
     """Seal and write durably, 0600, replacing what is there; LocalFault if it cannot.
 
-    Not checked: that it opens again. The caller looks.
+    `before`: the fingerprint of what is replaced. Not checked: that it opens again. The caller
+    looks.
     """
     provider, key = _key(layout, seal)
-    header = {"provider": provider, "host": fingerprint(layout)}
+    bound_to = hostfacts.fingerprint(host_facts(layout), before)
+    header = {"provider": provider, "host": bound_to}
     sealed = envelope.seal(_to_content(identity), key=key, purpose=PURPOSE, header=header)
     files.write(layout.credentials, sealed, mode=0o600)
 
@@ -151,7 +163,7 @@ def rebind(layout: Layout, seen: Look, wanted: Identity, *, boot_id: str) -> Non
         wanted = replace(wanted, moved_in=boot_id)
         log.notice(MOVED)
     if seen.unbound or wanted != seen.identity:
-        save(layout, wanted, seal=seen.provider)
+        save(layout, wanted, seal=seen.provider, before=seen.bound_to)
         log.info("the identity is sealed anew, bound to this host as it is now")
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from firstboot.api.client import Answer, PlaneApi
-from firstboot.api.connection import DEADLINE_S, ProxyRefused
+from firstboot.api.connection import DEADLINE_S
 from firstboot.api.messages import enrollment_body
 from firstboot.base import files, log, systemd
-from firstboot.base.clock import Backoff, Clock, rfc3339, rng
+from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import ByteorError, LocalFault, NotErased, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -30,7 +30,7 @@ from firstboot.exchange.inbox import forget_answers
 from firstboot.identity import store
 from firstboot.identity.host import hostname
 from firstboot.identity.store import Identity, State
-from firstboot.provision import cleanup, enrollment, preflight, progress, sources
+from firstboot.provision import cleanup, enrollment, preflight, progress
 from firstboot.provision.decision import IntentState, Step, next_step
 from firstboot.provision.enrollment import PAUSES_S, Meaning
 from firstboot.provision.erase.receipt import Receipt
@@ -39,9 +39,8 @@ from firstboot.provision.freezing import freeze_again, with_proxy_of
 from firstboot.provision.schema import ROUTING, require_complete
 from firstboot.provision.sources import Inputs
 from firstboot.provision.tokens import Intent, TokenClass
+from firstboot.provision.waiting import Pause
 
-BACKOFF_S = (1.0, 60.0)  # base and cap of the pauses after a transient failure
-PROXY_S = (10.0, 600.0)  # the same after a 407: each further attempt may lock an account
 HOURLY_S = (3240.0, 3960.0)  # between a gateway's answers after those of `enrollment.PAUSES_S`
 LEAST_S = 1.0  # for a request, however short the limit is
 LOCK_WAIT_S = 30.0
@@ -90,11 +89,9 @@ class FirstBoot:
         self._options = options
         self._clock = clock or Clock()
         self._started = self._clock.monotonic()
-        self._backoff, self._chance = Backoff(*BACKOFF_S), rng()
-        self._proxy_backoff = Backoff(*PROXY_S)
         self._unbelieved = {Meaning.MALFORMED: 0, Meaning.GATEWAY: 0}
         self._trouble = progress.Trouble(layout, self._clock)
-        self._written = sources.written(layout, inputs)
+        self._pause = Pause(layout, inputs)
         self._reached: str | None = None  # the base URL that preflight has reached
         self._handed_off = self._replaced = False
         self._fault: LocalFault | None = None  # of the hand-off: raised when the rest is done
@@ -122,19 +119,18 @@ class FirstBoot:
     def _wait(self, error: TryAgain) -> None:
         """Pause after a transient failure, or raise it when the limit is reached."""
         left = self._left()
-        least = error.retry_after or 0.0
-        if isinstance(error, enrollment.Unbelieved):
-            least = delay = error.pause_s
-        else:
-            refused = isinstance(error, ProxyRefused)
-            backoff = self._proxy_backoff if refused else self._backoff
-            delay = backoff.next_delay(self._chance, error.retry_after)
+        least, delay = self._pause.length(error)
         if left <= 0 or left < least <= delay:
             self._trouble.ends(error)
             raise error
         delay = min(delay, left)
         self._trouble.waits(error, delay)
-        sources.wait(self._layout, self._inputs, self._written, delay)
+        least = error.retry_after or 0.0
+        self._pause.wait(delay, least_s=least, reenrolling=self._reenrolling)
+
+    @property
+    def _reenrolling(self) -> bool:
+        return self._options.reenroll and not self._replaced
 
     def _left(self) -> float:
         """Return the seconds until this run gives up."""
@@ -156,18 +152,19 @@ class FirstBoot:
             Step.PREPARE: self._prepare,
             Step.ENROLL: lambda view: require_complete(view.settings),
         }
-        self._written = sources.written(self._layout, self._inputs)
+        self._pause.looks()
         with self._lock():
             view = look(
                 self._layout,
                 self._inputs,
                 again=self._options.again,
-                reenrolling=self._options.reenroll and not self._replaced,
+                reenrolling=self._reenrolling,
                 handed_off=self._handed_off,
                 reached=self._reached,
                 tried=self._tried,
                 tighten=True,
             )
+            self._pause.seen(view)
             step = next_step(view.facts)
             log.debug("next step", step=step.value)
             self._trouble.doing = step.value
@@ -274,7 +271,7 @@ class FirstBoot:
         count = self._unbelieved[meaning]
         self._unbelieved[meaning] += 1
         again = count < len(PAUSES_S)
-        pause_s = PAUSES_S[count] if again else self._chance.uniform(*HOURLY_S)
+        pause_s = PAUSES_S[count] if again else self._pause.chance.uniform(*HOURLY_S)
         if meaning is Meaning.GATEWAY or again:
             return enrollment.Unbelieved(answer, meaning, pause_s=pause_s)
         error = enrollment.malformed_for_good(answer)

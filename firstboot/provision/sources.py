@@ -15,11 +15,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 from typing import Any, Callable, Optional
 
 from firstboot.base import files, log, private
-from firstboot.base.clock import monotonic
 from firstboot.base.errors import ByteorError, Invalid, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
@@ -34,7 +32,6 @@ TOKEN_LIMIT = 8192  # bytes
 YAML_LIMIT = 1 << 20
 USER_DATA_LIMIT = 32 << 20
 WRITE_FILES = "in write_files: permissions: '0600', and no owner other than root"
-LOOK_S = 1.0  # between looks at what somebody may write while a run waits
 
 
 @dataclass(frozen=True)
@@ -301,32 +298,6 @@ def merge(sources: Sequence[Source], *, chosen: Source | None) -> tuple[Settings
     from_image = sorted(key for key, rank in given.items() if rank is Rank.IMAGE)
     pinned = sorted(set(given) - set(from_image))
     return Settings(**values, pinned=tuple(pinned), from_image=tuple(from_image)), warnings
-
-
-def written(layout: Layout, inputs: Inputs) -> list[tuple[int, int, int] | None]:
-    """Return what is another value once somebody writes a token or settings on this host."""
-    found: list[tuple[int, int, int] | None] = []
-    for path in (layout.drop_place, layout.token_file, inputs.config or layout.image_defaults):
-        try:
-            facts = os.stat(path)
-            found.append((facts.st_ino, facts.st_mtime_ns, facts.st_size))
-        except OSError:
-            found.append(None)
-    return found
-
-
-def wait(
-    layout: Layout, inputs: Inputs, before: list[tuple[int, int, int] | None], limit_s: float
-) -> None:
-    """Wait for `limit_s`, at most until `written` differs from `before` and stays the same."""
-    pause, end, seen = Event(), monotonic() + limit_s, before
-    while (left := end - monotonic()) > 0:
-        now = written(layout, inputs)
-        if now != before and now == seen:
-            log.notice("settings or a token were written: trying at once")
-            return
-        seen = now
-        pause.wait(min(LOOK_S, left))
 
 
 def settings_of(layout: Layout, *, config: Path | None) -> Settings:

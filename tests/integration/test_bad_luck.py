@@ -22,6 +22,7 @@ from firstboot.base.errors import Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.commands.status import describe
 from firstboot.provision import run as first_boot
+from firstboot.provision import waiting
 from firstboot.provision.sources import Inputs
 from tests.boot.scan import scan_tree
 from tests.integration.host import Host
@@ -47,8 +48,8 @@ def test_a_proxy_that_refuses_the_password_is_asked_ever_more_seldom(
         def uniform(self, a: float, b: float) -> float:
             return b
 
-    monkeypatch.setattr(first_boot.sources, "wait", lambda *given: waited.append(given[-1]))
-    monkeypatch.setattr(first_boot, "rng", Largest)
+    monkeypatch.setattr(waiting.Pause, "wait", lambda pause, length, **_: waited.append(length))
+    monkeypatch.setattr(waiting, "rng", Largest)
     run = first_boot.FirstBoot(Layout(host.root), Inputs(), first_boot.Options())
     for _ in range(9):
         run._wait(ProxyRefused("407"))
@@ -172,7 +173,7 @@ def test_a_limit_is_kept_and_costs_nothing(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("hang", {}), ("drip", {"count": 1, "every_s": 0.5}), ("delay", {"seconds": 30.0})],
+    [("hang", {}), ("drip", {"count": 1, "every_s": 0.5}), ("delay", {"seconds": 12.0})],
 )
 def test_a_limit_holds_inside_a_request(host: Host, kind: str, options: dict[str, Any]) -> None:
     """An answer that does not end: exit 6 when the time is over, and not a minute later."""
@@ -204,14 +205,14 @@ def test_a_closed_standard_file_does_not_stop_a_boot(host: Host, closed: str) ->
 
 
 class Waits:
-    """In place of `sources.wait`: the pauses of a run, without waiting for them."""
+    """In place of `Pause.wait`: the pauses of a run, without waiting for them."""
 
     def __init__(self, each: Callable[[int], None] = lambda count: None) -> None:
         self.pauses: list[float] = []
         self.each = each
 
-    def __call__(self, *given: Any) -> None:
-        self.pauses.append(given[-1])
+    def __call__(self, length: float, **given: Any) -> None:
+        self.pauses.append(length)
         self.each(len(self.pauses))
 
 
@@ -241,7 +242,7 @@ def test_a_gateways_own_json_never_refuses_a_token(
         assert shown["state"] == "enrolling" and shown["token"] == "fresh"
 
     waits = Waits(each)
-    monkeypatch.setattr(first_boot.sources, "wait", waits)
+    monkeypatch.setattr(waiting.Pause, "wait", waits)
     host.plane.fault("enroll", "status", status=status, body=json.dumps(body), times=5,
                      content_type="application/json")  # fmt: skip
     assert first_boot.run(layout, Inputs(), first_boot.Options()) == 0
@@ -267,7 +268,7 @@ def test_a_refusal_after_a_gateways_answer_is_a_plain_refusal(
         kind, options = told[count - 1]
         host.plane.fault("enroll", kind, **options)
 
-    monkeypatch.setattr(first_boot.sources, "wait", Waits(each))
+    monkeypatch.setattr(waiting.Pause, "wait", Waits(each))
     host.plane.fault("enroll", "redirect")
     with pytest.raises(Refused, match="refused the token: 401"):
         first_boot.run(Layout(host.root), Inputs(), first_boot.Options())
@@ -280,7 +281,7 @@ def test_a_retry_after_is_obeyed_in_every_form(
     """Some servers send fractions; a proxy joins two headers by a comma."""
     host.token(host.mint())
     waits = Waits()
-    monkeypatch.setattr(first_boot.sources, "wait", waits)
+    monkeypatch.setattr(waiting.Pause, "wait", waits)
     host.plane.fault("enroll", "problem", status=429, headers={"Retry-After": value})
     assert first_boot.run(Layout(host.root), Inputs(), first_boot.Options()) == 0
     assert least <= waits.pauses[0] <= least + 1

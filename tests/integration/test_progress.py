@@ -95,18 +95,43 @@ def test_status_tells_what_first_boot_waits_for(host: Host, case: str) -> None:
 
 
 def test_what_is_written_while_a_run_waits_is_used_at_once(host: Host) -> None:
-    """Not at the end of a pause of minutes; and nothing is tried for a file that stays."""
+    """Not at the end of a minute; nothing is tried for a file that says the same."""
     host.defaults()
     host.token(host.mint())
-    wait = {"Retry-After": "600"}
-    host.plane.fault("enroll", "problem", times=9, status=503, code="busy", headers=wait)
+    host.plane.fault(
+        "enroll",
+        "status",
+        times=9,
+        status=404,
+        body='{"message": "no Route matched"}',
+        content_type="application/json",
+    )
     with at_work(host) as process:
+        time.sleep(2.0)
+        host.defaults()
         time.sleep(3.0)
         assert len(host.enrollments()) == 1
         host.plane.clear_faults()
         host.defaults(name="edge-8")
         assert process.wait(20) == 0
     assert [agent["name"] for agent in host.plane.agents()] == ["edge-node-01"]  # its intent stands
+
+
+def test_retry_after_is_kept_whatever_is_written(host: Host) -> None:
+    """Only another address is another control plane."""
+    host.defaults()
+    host.token(host.mint())
+    wait = {"Retry-After": "600"}
+    host.plane.fault("enroll", "problem", times=9, status=429, code="busy", headers=wait)
+    with at_work(host) as process:
+        time.sleep(2.0)
+        host.defaults(name="edge-8", heartbeat_interval_s=60)
+        time.sleep(4.0)
+        assert len(host.enrollments()) == 1 and process.poll() is None
+        host.plane.clear_faults()
+        host.defaults(api_base_url=host.plane.base_url.replace("127.0.0.1", "localhost"))
+        assert process.wait(20) == 0
+    assert len(host.plane.agents()) == 1
 
 
 REFUSALS = [

@@ -13,7 +13,7 @@ from firstboot.base.clock import Clock
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.identity import store
-from firstboot.provision import preflight
+from firstboot.provision import preflight, waiting
 from firstboot.provision import run as first_boot
 from firstboot.provision.sources import Inputs
 from tests.integration.host import Host
@@ -24,7 +24,7 @@ DAY_S = 86400.0
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_boot, "BACKOFF_S", (0.001, 0.001))
+    monkeypatch.setattr(waiting, "BACKOFF_S", (0.001, 0.001))
 
 
 def enroll(root: Path, plane: Any, name: str, clock: Clock | None = None) -> Host:

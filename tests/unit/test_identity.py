@@ -332,6 +332,25 @@ def test_another_product_uuid_is_recorded_once_in_the_boot_that_saw_it(
     assert layout.credentials.read_bytes() == before
 
 
+@pytest.mark.parametrize("datasource", ["DataSourceNoCloud", "DataSourceEc2Local"])
+def test_a_copy_is_told_after_cloud_init_clean(layout: Layout, datasource: str) -> None:
+    """`cloud-init clean` removes the copy's instance id: a run before the next boot binds nothing."""
+    place, instance = "/var/lib/cloud/instance/datasource", "/run/cloud-init/.instance-id"
+    put(layout, place, f"{datasource}: {datasource}\n")
+    store.save(layout, FULL, seal="auto")
+    put(layout, "/sys/class/dmi/id/product_uuid", "4c4c4544-0042-3510-8051-b4c04f4b5899\n")
+    for path in (place, instance):
+        layout.path(path).unlink()
+    store.rebind(layout, look(layout), FULL, boot_id="boot-1")
+    assert look(layout).state is State.HERE
+    put(layout, place, f"{datasource}: {datasource}\n")
+    put(layout, instance, "iid-2\n")
+    assert look(layout).state is State.FOREIGN
+    put(layout, instance, "iid-1\n")  # the same instance on other hardware
+    store.rebind(layout, look(layout), FULL, boot_id="boot-2")
+    assert look(layout).state is State.HERE and not look(layout).moved
+
+
 def test_content_of_another_shape_is_unreadable_without_quoting_it(layout: Layout) -> None:
     """Not JSON, another version, missing or mistyped fields: one clause that holds no secret."""
     store.save(layout, FULL, seal="auto")
