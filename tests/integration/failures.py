@@ -315,7 +315,7 @@ FAILURES = [
             "belongs to another host", "provide a fresh one"),
     Failure("damaged identity", _after_enrolling(_damage, 7), "does not open", "provide a fresh token"),
     Failure("lost key", _after_enrolling(lambda host: host.path("var/lib/byteor/identity/sealing.key").unlink(), 7),
-            "sealing.key is missing", "provide a fresh token", unit="sealing.key"),
+            "sealing.key is missing", "provide a fresh token", unit="sealed identity does not open"),
     Failure("disk full", _full_disk, "no space left on device", "free some space"),
     Failure("revoked key", _agent("key_revoked", lambda it, agent: it.host.plane.revoke(agent)),
             "key_revoked", REENROLL, slow=True),

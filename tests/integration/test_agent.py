@@ -324,9 +324,8 @@ def test_sighup_reads_the_settings_again(host: Host, start: Callable[..., Agent]
     before = len(beats(host))
     path.write_text("{")
     agent.process.send_signal(signal.SIGHUP)
-    path.write_text("{")
-    code, _, err = agent.end()
-    assert code == 0 and "not read again" in err, err
+    assert any("not read again" in line for line in agent.process.stderr)
+    assert agent.end()[0] == 0
     assert len(beats(host)) >= before
 
 

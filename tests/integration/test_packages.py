@@ -73,7 +73,7 @@ def test_a_part_that_cannot_be_made_is_skipped_loudly(tmp_path: Path) -> None:
     """Without the tool: the reason in capitals, exit code 3, and the other parts."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("git", "env", "gzip"):
+    for name in ("git", "env", "gzip", "tar"):
         (programs / name).symlink_to(str(shutil.which(name)))
     (programs / "python3").symlink_to(Path(sys.executable).resolve())
     tree = clone(tmp_path / "tree")
