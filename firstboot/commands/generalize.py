@@ -30,7 +30,6 @@ from firstboot.exchange.wake import is_running
 from firstboot.identity import store
 from firstboot.identity.store import State
 from firstboot.provision import preflight
-from firstboot.provision.tokens import Intent
 
 UNITS = (
     "byteor-firstboot.path",
@@ -78,7 +77,7 @@ def generalize_command(arguments: argparse.Namespace) -> int:
             f"{waiting} artifacts wait to be uploaded, and would be removed",
             hint="let the agent upload them (byteor-agent status), or add --force",
         )
-    begun = _begun(layout)
+    begun = unenroll.begun_there(layout)
     in_use = "the agent runs: this host is in service" if is_running(layout) else begun
     if in_use is not None and not arguments.yes:
         _confirm(in_use)
@@ -89,7 +88,7 @@ def generalize_command(arguments: argparse.Namespace) -> int:
     preflight.make_state(layout)
     with unenroll.stopped(layout, *UNITS):
         # A run that waited for its answer may have written meanwhile.
-        begun = _begun(layout) or begun
+        begun = unenroll.begun_there(layout) or begun
         for sentence in filter(None, (agent, begun)):
             # Now: a command that is cut could not say it again.
             print(sentence, file=sys.stderr if arguments.json else sys.stdout, flush=True)
@@ -102,17 +101,6 @@ def generalize_command(arguments: argparse.Namespace) -> int:
     print(f"removed what was of this host alone: {removed} files and directories")
     _show(rest)
     return 0
-
-
-def _begun(layout: Layout) -> str | None:
-    """Name the agent that an enrollment without an answer may have made."""
-    intent = Intent.load(layout, repair=False)
-    if intent is None or not intent.unanswered:
-        return None
-    return (
-        f"the enrollment as {intent.name} was never answered: the control plane may have that"
-        " agent; look for it in the agent list, and delete it"
-    )
 
 
 def check(layout: Layout, *, config: Path | None, as_json: bool) -> int:

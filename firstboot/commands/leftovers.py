@@ -194,7 +194,9 @@ class _Tokens:
         known = {row.path for row in self.rows if row.what == TOKEN}
         for row in standing(self.layout):
             if row.path == systemjournal.NAME:
-                self.rows.append(Leftover(row.path, TOKEN, "byteor-firstboot erase --journal"))
+                # No source shows the token any more, so `erase --journal` would not find it.
+                remedy = f"{VACUUM} && byteor-firstboot erase"
+                self.rows.append(Leftover(row.path, TOKEN, remedy))
             elif row.path not in known:
                 remedy = f"rm -f {row.path}, or take it out and run byteor-firstboot erase"
                 self.rows.append(Leftover(row.path, TOKEN, remedy))

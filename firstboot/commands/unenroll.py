@@ -21,6 +21,7 @@ from firstboot.base.layout import Layout
 from firstboot.exchange.inbox import forget_answers
 from firstboot.exchange.wake import is_running, wake
 from firstboot.identity import store
+from firstboot.provision.tokens import Intent
 
 UNITS = ("byteor-firstboot.service", "byteor-agent.service")
 WAIT_S, POLL_S = 30.0, 0.1
@@ -40,8 +41,9 @@ def unenroll_command(arguments: argparse.Namespace) -> int:
     log.audit(layout, "unenroll")
     stays = left_there(layout)
     with stopped(layout, *UNITS):
+        begun = begun_there(layout)  # a run that waited for its answer has ended
         _remove(layout)
-    print(stays)
+    print(*filter(None, (stays, begun)), sep="\n")
     return 0
 
 
@@ -54,6 +56,17 @@ def left_there(layout: Layout) -> str:
     except ByteorError as error:
         named = f"this host's agent, whose identity cannot be read here ({error}),"
     return f"{named} stays in the agent list until it is deleted there"
+
+
+def begun_there(layout: Layout) -> str | None:
+    """Name the agent that an enrollment without an answer may have made."""
+    intent = Intent.load(layout, repair=False)
+    if intent is None or not intent.unanswered:
+        return None
+    return (
+        f"the enrollment as {intent.name} was never answered: the control plane may have that"
+        " agent; look for it in the agent list, and delete it"
+    )
 
 
 @contextmanager

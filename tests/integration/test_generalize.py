@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import pty
+import shutil
 import signal
 import subprocess
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from firstboot.provision.erase import systemjournal
 from tests.integration.host import Done, Host
 from tests.integration.spawn import BIN
 
@@ -148,6 +150,16 @@ def test_a_copy_that_is_left_stays_named(image: Host, result: str) -> None:
         assert left(image) == ["srv/notes"]
     copy.unlink()
     assert left(image) == [f"{IDENTITY}/erasure.json", f"{IDENTITY}/marks.json"]
+    assert generalize(image).code == 0 and left(image) == []
+
+
+def test_a_journal_that_kept_a_token_stays_named(image: Host) -> None:
+    """As long as the image has one: the receipt ends the row."""
+    row = {"path": systemjournal.NAME, "encodings": {}, "result": "kept"}
+    image.write(f"{IDENTITY}/erasure.json", json.dumps({"v": 2, "copies": [row]}))
+    journal = image.write("var/log/journal/0/system.journal", "compressed")
+    assert generalize(image).code == 0 and left(image) == [systemjournal.NAME]
+    shutil.rmtree(journal.parents[1])
     assert generalize(image).code == 0 and left(image) == []
 
 
@@ -338,6 +350,14 @@ def test_a_spool_that_is_a_mount_point_is_emptied(image: Host) -> None:
         env={"PATH": f"{BIN}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.endswith("directories\n"), done
+
+
+def test_unenroll_names_it_too(image: Host) -> None:
+    """It wipes the intent as well."""
+    image.write(f"{IDENTITY}/intent.json", json.dumps(INTENT), 0o600)
+    image.write(f"{IDENTITY}/credentials.sealed", "sealed", 0o600)
+    done = image.call("byteor-firstboot", "unenroll")
+    assert done.code == 0 and "enrollment as edge-lost was never answered" in done.out
 
 
 # -- what cloud-init clean calls
