@@ -18,7 +18,7 @@ from pathlib import Path
 from firstboot.agent.problems import Problem
 from firstboot.base import files, log, systemd
 from firstboot.base.clock import Clock
-from firstboot.base.errors import LocalFault
+from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import REQUEST, Layout
 from firstboot.exchange import faults
 from firstboot.exchange.inbox import Request, newest_request, write_request
@@ -26,6 +26,7 @@ from firstboot.exchange.verdicts import Record
 
 AGAIN_S = 60.0
 SILENT_S = 300.0
+BUSY = TryAgain.exit_code
 # An activation with a health gate answers its own request at its beginning; what comes meanwhile
 # waits for its end.
 SILENT_IN_ACTIVATION_S = 3 * 3600.0
@@ -38,6 +39,8 @@ class Activator:
     """
 
     finishes = True
+    # The exit code with which the last one ended that we started; at BUSY another one is at work.
+    exit_code = 0
 
     def start(self, *, anew: bool) -> None:
         """Run it soon; `anew`: since its last start something new was asked."""
@@ -92,7 +95,7 @@ class Child(Activator):
                 return False
             if code and not self._ended:
                 log.warning("the activator failed", exit_code=code)
-            self._process = None
+            self._process, self.exit_code = None, code
             if self._again and not self._ended:
                 self._again = False
                 try:
@@ -196,11 +199,15 @@ class Inbox:
             self.activator.start(anew=False)
 
     def problems(self) -> list[Problem]:
-        """Return the problem of an activator that does not answer."""
-        since = self._unanswered_since
+        """Return the problem of an activator that does not answer, or ends without a word."""
+        since, code = self._unanswered_since, self.activator.exit_code
+        if self.layout.fault.exists():
+            return []  # a fault is an answer, and shown
+        if code not in (0, BUSY):
+            return [_of_its_end(code)]
         limit = SILENT_IN_ACTIVATION_S if self.interrupted() else SILENT_S
-        if since is None or self.clock.monotonic() - since < limit or self.layout.fault.exists():
-            return []  # a fault is an answer
+        if since is None or self.clock.monotonic() - since < limit:
+            return []
         detail = f"the activator has not answered for over {limit / 60:.0f} min"
         hint = "systemctl status byteor-activate, or journalctl -u byteor-activate"
         return [Problem("activator_silent", detail, hint)]
@@ -208,3 +215,9 @@ class Inbox:
     def interrupted(self) -> bool:
         """Return True while an activation is under way or was cut."""
         return self.layout.journal.exists()
+
+
+def _of_its_end(code: int) -> Problem:
+    detail = f"the activator ended with exit code {code}, and could not note why"
+    hint = "the agent's log says why; the agent's user must own /var/lib/byteor"
+    return Problem("activation_failing", detail, hint)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration import spawn
 from tests.integration.host import Host
+
+TOP = Path(__file__).resolve().parents[2]
 
 ADDRESS, AGENT, KEY = "BYTEOR_API_BASE_URL", "BYTEOR_AGENT_ID", "BYTEOR_AGENT_API_KEY"
 
@@ -116,6 +120,61 @@ def test_deployments_come_into_force_in_a_container(
     assert (report["deployment_id"], report["status"]) == (made["deployment_id"], "active")
     assert container.path("var/lib/byteor/current/spec.kv").read_bytes() == b"a = 1\n"
     assert "PATH=" in seen.read_text() and "BYTEOR_" not in seen.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become the image's user")
+@pytest.mark.parametrize("owned", [True, False])
+def test_the_image_lets_its_user_activate(
+    container: Host, tmp_path: Path, given: dict[str, str], control_plane: Any, owned: bool
+) -> None:
+    """With the directories that the Containerfile makes, as its user, on ``/``.
+
+    The one capability lets it read an interpreter below a closed /root, and writes nothing.
+    Where the state root is root's the activator cannot even note its fault: the heartbeat says so.
+    """
+    recipe = (TOP / "image-build/container/Containerfile").read_text()
+    (made,) = re.findall(r"install -d .*", recipe)
+    made = made.replace("byteor-agent -g byteor-agent", "65534 -g 65534")
+    if not owned:
+        made = f"{made} /var/lib/byteor/agent; chown root /var/lib/byteor"
+    (tmp_path / "settings.yaml").write_text(
+        json.dumps(container.settings(heartbeat_interval_s=5, activation={"window_s": 0}))
+    )
+    script = f"""
+        mount -t tmpfs none /var/lib && mount -t tmpfs none /run || exit 99
+        {made}
+        cp {tmp_path}/settings.yaml /run/settings.yaml && cd /
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups \\
+            --inh-caps=+dac_read_search --ambient-caps=+dac_read_search \\
+            {spawn.BIN}/python -I -m firstboot agent run --config /run/settings.yaml
+    """
+    control_plane.deploy({"spec.kv": b"a = 1\n"})
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script],
+        env={**os.environ, **given},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def told() -> Any:
+        beats = [
+            json.loads(beat["body"])["problems"] for beat in control_plane.requests("heartbeat")
+        ]
+        failing = [p for found in beats for p in found if p["code"] == "activation_failing"]
+        return failing or control_plane.reports() or process.poll() is not None
+
+    try:
+        control_plane.wait_for(told, limit_s=40)
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+    if process.returncode in (99, 126, 127) or "unshare" in err:
+        pytest.skip(f"no mount namespaces here, or an interpreter for root alone: {err}")
+    if owned:
+        assert [report["status"] for report in control_plane.reports()] == ["active"], err
+    else:
+        (problem, *_) = told()
+        assert "exit code 7" in problem["detail"] and not control_plane.reports(), err
 
 
 def test_a_containers_operator_has_the_commands(

@@ -133,3 +133,19 @@ def test_an_activation_in_progress_may_take_its_time(tmp_path: Path) -> None:
     assert inbox.problems() == []
     clock.now += SILENT_IN_ACTIVATION_S
     assert [problem.code for problem in inbox.problems()] == ["activator_silent"]
+
+
+def test_a_child_that_could_not_note_its_fault_is_a_problem(tmp_path: Path) -> None:
+    """Until one ends well; not while another activator is at work, nor beside its own fault."""
+    codes = tmp_path / "code"
+    one = child(tmp_path, f"raise SystemExit(int(open({str(codes)!r}).read()))")
+    inbox = Inbox(Layout(tmp_path), one, Moment())
+    for code, said in ((7, ["activation_failing"]), (6, []), (1, ["activation_failing"]), (0, [])):
+        codes.write_text(str(code))
+        one.start(anew=True)
+        ended(one)
+        assert [problem.code for problem in inbox.problems()] == said, code
+    one.exit_code = 7
+    inbox.layout.activation.mkdir(parents=True)
+    inbox.layout.fault.write_text("{}")
+    assert inbox.problems() == []
