@@ -10,6 +10,7 @@ import pty
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,47 @@ def test_json_names_the_same(host: Host) -> None:
     assert first in found["agent"] and found["removed"] > 3 and found["begun"] is None
     assert found["agent"] in done.err
     assert [row["path"] for row in found["left"]] == ["/etc/machine-id"]
+
+
+@pytest.fixture
+def unchangeable(tmp_path: Path, control_plane: Any) -> Iterator[tuple[Host, Path]]:
+    """Enroll with a token of which a note in an immutable file stays."""
+    host = Host(tmp_path / "root", control_plane)
+    host.defaults(erase={"paths": ["/opt/notes"]})
+    token = host.mint()
+    host.token(token)
+    path = host.write("opt/notes", f"a line\nnote {token}\n")
+    if subprocess.run(["chattr", "+i", str(path)], capture_output=True, check=False).returncode:
+        pytest.skip("needs root and a file system with the immutable attribute")
+    try:
+        assert host.run().code == 9
+        yield host, path
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+
+
+def test_a_copy_that_remains_is_named_until_it_is_erased(unchangeable: tuple[Host, Path]) -> None:
+    """The marks that stay tell `erase` the token, on a host that has no identity any more."""
+    host, path = unchangeable
+    assert generalize(host).code == 0 and not host.enrolled()
+    assert left(host) == ["etc/machine-id", "opt/notes"]
+    assert host.call("byteor-firstboot", "erase").code == 9
+    assert left(host) == ["etc/machine-id", "opt/notes"]
+    subprocess.run(["chattr", "-i", str(path)], check=True)
+    assert host.call("byteor-firstboot", "erase").code == 0
+    assert "bet_" not in path.read_text()
+    assert generalize(host).code == 0 and left(host) == ["etc/machine-id"]
+
+
+def test_a_token_file_of_the_callers_stays_named(tmp_path: Path, control_plane: Any) -> None:
+    """Until it is gone: the receipt alone tells of it."""
+    host = Host(tmp_path / "root", control_plane)
+    host.defaults()
+    path = host.write("opt/token", host.mint(), 0o600)
+    assert host.run("--token-file", str(path)).code == 0
+    assert generalize(host).code == 0 and left(host) == ["etc/machine-id", "opt/token"]
+    path.unlink()
+    assert generalize(host).code == 0 and left(host) == ["etc/machine-id"]
 
 
 def test_artifacts_that_wait_are_not_thrown_away(host: Host, tmp_path: Path) -> None:
