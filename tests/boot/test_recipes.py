@@ -200,6 +200,8 @@ def test_packer_runs_the_shared_script(
     root = roots.mount(roots.new_layer(tmp_path / "layer", [mounted(disk)]))
     try:
         (root / "etc/machine-id").write_text("f" * 32 + "\n")
+        (root / "boot/efi/loader").mkdir(parents=True)  # of systemd-boot, which this image has not
+        (root / "boot/efi/loader/random-seed").write_bytes(bytes(32))
         (root / "bake").mkdir()
         for path in (package, defaults, RECIPES / "provision"):
             shutil.copy(path, root / "bake")
