@@ -53,6 +53,7 @@ def erase(
         now=now,
         late=late,
         known=lambda candidate: view.marks.recognises(candidate, *classes),
+        lengths=view.marks.lengths(*classes),
         served=[
             *seeds.still_served(layout),
             # Overwriting does not reach these.

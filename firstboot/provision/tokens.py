@@ -112,11 +112,20 @@ class Marks:
         self.put_mark(self.mark(token), len(token.reveal()), kind, boot_id=boot_id)
 
     def put_mark(self, mark: str, length: int, kind: TokenClass, *, boot_id: str | None) -> None:
-        """Give a class to a token that only its `mark` tells; `length` is for version 0.1.0."""
+        """Give a class to a token that only its `mark` tells."""
         self._marks[mark] = {"class": kind.value, "length": length, "boot_id": boot_id}
         files.write_json(
             self._layout.marks, {"v": VERSION, "key": self._key.hex(), "marks": self._marks}
         )
+
+    def lengths(self, *classes: TokenClass) -> set[int]:
+        """Return how long the tokens of `classes` are."""
+        kinds = [kind.value for kind in classes]
+        return {
+            length
+            for mark in self._marks.values()
+            if mark["class"] in kinds and isinstance(length := mark.get("length"), int)
+        }
 
     def recognises(self, candidate: bytes, *classes: TokenClass) -> bool:
         """Return True when `candidate` is a token of one of `classes`."""

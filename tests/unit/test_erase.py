@@ -167,7 +167,7 @@ def test_a_copy_that_stays_is_said(tmp_path: Path) -> None:
             copy["result"] for copy in stored["copies"] if copy["path"].endswith("user-data.txt")
         ] == ["remains"]
         # A later look has no token in hand, and tells the copy by its mark.
-        again = erase(layout, [], now=1.7e9, known=lambda word: word == TOKEN)
+        again = erase(layout, [], now=1.7e9, known=lambda word: word == TOKEN, lengths={len(TOKEN)})
         assert again.remaining == receipt.remaining
     finally:
         subprocess.run(["chattr", "-i", str(path)], check=True)
@@ -399,7 +399,7 @@ def test_a_stream_that_does_not_fit_remains_and_the_rest_is_erased(
     assert row.result == "remains" and row.reason == "its gzip does not fit into the old length"
     assert path.read_bytes().count(TOKEN) == 0
     monkeypatch.undo()
-    again = erase(layout, [], now=1.8e9, known=lambda word: word == TOKEN)
+    again = erase(layout, [], now=1.8e9, known=lambda word: word == TOKEN, lengths={len(TOKEN)})
     assert not again.remaining
     assert TOKEN not in gzip.decompress(path.read_bytes()[len(TEXT) : -len(TEXT)])
 
@@ -411,12 +411,15 @@ def test_a_token_file_is_named_as_long_as_it_holds_the_token(tmp_path: Path) -> 
     row = Copy(str(given), {"raw": 1}, "kept", GIVEN)
     erase(layout, [TOKEN], now=1.7e9, kept=[row])
     (layout.cloud / "late").write_bytes(TOKEN)
-    later = erase(layout, [], now=1.8e9, known=lambda word: word == TOKEN)
+    later = erase(layout, [], now=1.8e9, known=lambda word: word == TOKEN, lengths={len(TOKEN)})
     said = {copy.path: copy.result for copy in later.copies}
     assert said[str(given)] == "kept" and said["/var/lib/cloud/late"] == "overwritten"
     given.unlink()
     assert str(given) not in [
-        copy.path for copy in erase(layout, [], now=1.9e9, known=lambda word: word == TOKEN).copies
+        copy.path
+        for copy in erase(
+            layout, [], now=1.9e9, known=lambda word: word == TOKEN, lengths={len(TOKEN)}
+        ).copies
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import gzip
 import json
 import os
 import subprocess
@@ -16,8 +18,9 @@ import pytest
 from firstboot.base import files, inplace
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
+from firstboot.provision.erase import scrub
 from firstboot.provision.erase.copies import erase
-from firstboot.provision.erase.scrub import Scrubber
+from firstboot.provision.erase.scrub import Scrubber, recognise
 from firstboot.provision.erase.search import MOVED
 from firstboot.provision.erase.unfinished import AWAY, MOST_SPOTS, UNKNOWN, spots
 from tests.schemas import judge
@@ -134,9 +137,9 @@ def test_an_unreadable_file_keeps_its_row(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "read_with_facts", broken)
-        assert erase(layout, [], now=1.7e9, known=known).remaining == [LOG]
+        assert erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)}).remaining == [LOG]
         assert "cannot read" in rows(layout)[LOG]["reason"]
-    assert not erase(layout, [], now=1.7e9, known=known).remaining
+    assert not erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)}).remaining
     assert log.read_bytes() == b"said " + X + b"\n"
 
 
@@ -155,6 +158,33 @@ def test_what_nothing_recognises_stays_until_its_bytes_change(
     assert not erase(layout, [], now=1.7e9).remaining
 
 
+@pytest.mark.parametrize("form", [bytes, base64.b64encode, gzip.compress])
+def test_a_copy_that_was_shifted_is_found(
+    tmp_path: Path, stuck: Callable[[Path], None], form: Callable[[bytes], bytes]
+) -> None:
+    """A line before it, and other bytes where it stood: the whole file is read for the mark."""
+    layout, log = left(tmp_path, stuck, form(b"enrollment_token: " + TOKEN + b"\n"))
+    log.write_bytes(b"added\n" * 20 + log.read_bytes())
+    assert not erase(layout, [], now=1.7e9, known=known, lengths={20, len(TOKEN)}).remaining
+    assert rows(layout)[LOG]["result"] == "overwritten"
+    assert not set(recognise(log.read_bytes(), known, {len(TOKEN)}))
+
+
+@pytest.mark.parametrize("limit", ["TRIES", "VIEW_LIMIT"])
+def test_a_file_that_is_too_much_work_keeps_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: Callable[[Path], None], limit: str
+) -> None:
+    """Its old place shows nothing any more, and the rest was not seen."""
+    layout, log = left(tmp_path, stuck, TOKEN)
+    log.write_bytes(b"A" * 5000 + b"!" + base64.b64encode(TOKEN * 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(scrub, limit, 4000)
+        assert erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)}).remaining == [LOG]
+        assert rows(layout)[LOG]["reason"] == scrub.UNRECOGNISED
+    assert not erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)}).remaining
+    assert base64.b64encode(TOKEN * 2) not in log.read_bytes()
+
+
 def test_a_removed_file_ends_its_row(tmp_path: Path, stuck: Callable[[Path], None]) -> None:
     """Gone from the very file system that it stood on."""
     layout, log = left(tmp_path, stuck, TOKEN)
@@ -169,7 +199,7 @@ def test_a_renamed_file_is_found_by_its_inode(
     layout, log = left(tmp_path, stuck, b"said " + TOKEN)
     log.rename(f"{log}.1")
     log.write_bytes(b"fresh")
-    receipt = erase(layout, [], now=1.7e9, known=known)
+    receipt = erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)})
     assert not receipt.remaining and rows(layout)[f"{LOG}.1"]["result"] == "overwritten"
     assert TOKEN not in Path(f"{log}.1").read_bytes()
 
@@ -183,7 +213,9 @@ def test_a_file_that_is_no_place_any_more_keeps_its_row(
     other.write_bytes(TOKEN)
     stuck(other)
     assert erase(layout, [TOKEN], now=1.7e9, named=["/srv/copy"]).remaining == ["/srv/copy"]
-    assert erase(layout, [], now=1.7e9, known=known).remaining == ["/srv/copy"]
+    assert erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)}).remaining == [
+        "/srv/copy"
+    ]
 
 
 @pytest.mark.parametrize("copies", [1, 2, MOST_SPOTS + 10])
@@ -200,17 +232,20 @@ def test_each_copy_in_a_file_has_its_own_place(
     assert len(stored) == min(copies, MOST_SPOTS + 1)
     assert all(spot["length"] == size for spot in stored[:MOST_SPOTS])
     asked: list[bytes] = []
-    erase(layout, [], now=1.7e9, known=lambda word: asked.append(word) or word == token)
+    erase(
+        layout,
+        [],
+        now=1.7e9,
+        known=lambda word: asked.append(word) or word == token,
+        lengths={size},
+    )
     assert token in asked
 
 
 @pytest.mark.parametrize("form", ["wrapped base64", "escapes", "quoted-printable"])
 def test_a_copy_in_pieces_is_one(form: str) -> None:
     """A token over lines is told by one stretch from its first character to its last."""
-    import base64
     import quopri
-
-    from firstboot.provision.erase.scrub import recognise
 
     data = {
         "wrapped base64": b"a: |\n    "
@@ -223,7 +258,8 @@ def test_a_copy_in_pieces_is_one(form: str) -> None:
     found = spots(data, done.spans)
     assert len(found) == data.count(b"x: ") or len(found) in (1, 3)
     for spot in found:
-        assert recognise(data[spot.offset : spot.offset + spot.length], known) == {TOKEN}
+        piece = data[spot.offset : spot.offset + spot.length]
+        assert set(recognise(piece, known, {len(TOKEN)})) == {TOKEN}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -255,13 +291,13 @@ said = [erase(layout, [TOKEN], now=1.7e9).remaining]
 inplace.overwrite = real
 mount("umount", str(boot))
 for _ in range(2):
-    away = erase(layout, [], now=1.7e9, known=known)
+    away = erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)})
     said.append(away.remaining)
 print(next(copy.reason for copy in away.copies if copy.result == "remains"))
 (boot / "user-data").write_bytes(b"beneath the mount point")
-said.append(erase(layout, [], now=1.7e9, known=known).remaining)
+said.append(erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)}).remaining)
 mount("mount", "--bind", str(disk), str(boot))
-said.append(erase(layout, [], now=1.7e9, known=known).remaining)
+said.append(erase(layout, [], now=1.7e9, known=known, lengths={len(TOKEN)}).remaining)
 print(said, TOKEN in (boot / "user-data").read_bytes())
 """
     top = Path(__file__).resolve().parents[2]

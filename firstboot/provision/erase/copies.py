@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -38,6 +38,7 @@ def erase(
     *,
     now: float,
     known: Callable[[bytes], bool] = lambda candidate: False,
+    lengths: Collection[int] = (),
     late: bool = True,
     served: Sequence[str] = (),
     kept: Sequence[Copy] = (),
@@ -48,7 +49,8 @@ def erase(
 ) -> Receipt:
     """Erase the `tokens` in hand from every place, look again, and write the receipt.
 
-    `known` tells a spent token by its mark: asked only about what an earlier look left or named.
+    `known` tells a spent token by its mark, of one of `lengths`: asked only about what an earlier
+    look left or named.
     `late` is False while cloud-init is at work: what it still runs is left alone, and said. `kept`
     are copies that are not ours to erase; those that were erased all the same are left out. `named`
     are the files of `erase.paths`. `shield` is the shield's state; `unspent`: a source
@@ -58,7 +60,7 @@ def erase(
     With the files that sources read goes the token in hand. So a receipt of what was found is on
     the disk before; LocalFault where it cannot be written, and these files are left as they are.
     """
-    look = _Look(layout, tokens, named, known, late=late, shielded=shield == MEMORY)
+    look = _Look(layout, tokens, named, known, lengths, late=late, shielded=shield == MEMORY)
 
     def save(rows: Iterable[Copy]) -> Receipt:
         rows = look.whole(rows)
@@ -93,6 +95,7 @@ class _Look:
         tokens: Iterable[bytes],
         named: Sequence[str],
         known: Callable[[bytes], bool],
+        lengths: Collection[int],
         *,
         late: bool,
         shielded: bool,
@@ -103,7 +106,8 @@ class _Look:
         self.unsaid = [*receipt.NOT_LOOKED_AT, *([] if late else [LATE])]
         self._found = places.find(layout, named)
         self._late = late
-        self._left = Unfinished(layout, self.before.of("remains"), self._found.places, known)
+        remains = self.before.of("remains")
+        self._left = Unfinished(layout, remains, self._found.places, known, lengths)
         self._given = dict(_given_before(self.before, known))
         self._wanted = sorted({*tokens, *self._given.values(), *self._left.tokens})
         self.search = Search(layout, self._wanted, shielded=shielded)

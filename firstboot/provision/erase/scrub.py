@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -26,10 +26,16 @@ WORK_LIMIT = 1 << 30  # bytes that may be decoded of one file
 TOO_LARGE = "it unpacks to too much to be searched whole"
 _TEXT = bytes(16)  # the shortest token (contract 4.1), as `_PRINTABLE` shows it
 _WORD = re.compile(rb"[!-~]{16,}")
-WORD, QUOTES = 256, 5  # a word up to the first is tried whole; of another, so many of its ends
+TRIES = 2 << 20  # stretches of one file that are compared with the marks: some six seconds
+VIEW_LIMIT = 64 << 20  # bytes that one file may unpack to for that
+VIEW_COST = 100  # bytes that a small text counts more than it has
+UNRECOGNISED = "it is too large to be searched for a token that only its mark tells"
 GAP = 64  # bytes at most between the pieces of one copy: a line end with what indents the next
-_BETWEEN = re.compile(rb"[\"',:{}\[\]\\]+")  # what stands around a token in JSON or YAML
 _PRINTABLE = bytes(0 if byte in b"\t\n\r" or 32 <= byte < 127 else 1 for byte in range(256))
+
+
+class TooLarge(Exception):
+    """Nothing is known of what else a file holds: to search all of it is too much work."""
 
 
 @dataclass
@@ -45,41 +51,56 @@ class Redacted:
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
-def recognise(data: bytes, known: Callable[[bytes], bool]) -> set[bytes]:
-    """Return the tokens in a piece of a file that are known only by their mark.
+def recognise(
+    data: bytes, known: Callable[[bytes], bool], lengths: Collection[int]
+) -> Iterator[bytes]:
+    """Yield the tokens in a file that are known by their marks and `lengths` alone.
 
-    For the few bytes that an earlier look left: a long word is tried with its ends cut alone.
+    Every stretch of visible characters that is so long is tried, in each form of the text. TooLarge
+    where that is too much work: whatever else is in the file is not known.
     """
-    found = set()
-    for view in _views(data, 0, set()):
-        words = [match.group() for match in _WORD.finditer(view)]
-        words += [part for word in words if len(word) > WORD for part in _BETWEEN.split(word)]
-        for word in words:
-            cut = range(len(word) if len(word) <= WORD else QUOTES)
-            for start in cut:
-                for end in cut:
-                    part = word[start : len(word) - end]
-                    if len(part) >= len(_TEXT) and part not in found and known(part):
-                        found.add(part)
-    return found
+    tries = TRIES
+    for view in _Views().of(data, 0):
+        for word in _WORD.findall(view):
+            for length in lengths:
+                tries -= max(len(word) - length + 1, 0)
+                if tries < 0:
+                    raise TooLarge(UNRECOGNISED)
+                for at in range(len(word) - length + 1):
+                    if known(word[at : at + length]):
+                        yield word[at : at + length]
 
 
-def _views(data: bytes, depth: int, seen: set[int]) -> Iterator[bytes]:
-    if hash(data) in seen or depth > DEPTH:
-        return
-    seen.add(hash(data))
-    yield data
-    for stream in decode.gzips(data):
-        yield from _views(stream.text, depth + 1, seen)
-    if _TEXT in data.translate(_PRINTABLE):
-        for undo in _UNDONE:
-            for escaped in undo(data):
-                yield from _views(escaped.text, depth + 1, seen)
-        # A piece of a file lacks the header that says it is quoted-printable.
-        yield from _views(decode.quoted_printable(data).text, depth + 1, seen)
-        for _, alignments in decode.Gaps(data).runs():
-            for layer in alignments:
-                yield from _views(layer.text, depth + 1, seen)
+class _Views:
+    """A text and all that it unpacks to, each once."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._left = VIEW_LIMIT
+
+    def of(self, data: bytes, depth: int) -> Iterator[bytes]:
+        if hash(data) in self._seen or depth > DEPTH:
+            return
+        self._seen.add(hash(data))
+        yield data
+        for stream in decode.gzips(data):
+            yield from self._in(stream.text, depth)
+        if _TEXT in data.translate(_PRINTABLE):
+            for undo in _UNDONE:
+                for escaped in undo(data):
+                    yield from self._in(escaped.text, depth)
+            # A piece of a file lacks the header that says it is quoted-printable.
+            yield from self._in(decode.quoted_printable(data).text, depth)
+            for _, alignments in decode.Gaps(data).runs():
+                for layer in alignments:
+                    yield from self._in(layer.text, depth)
+
+    def _in(self, text: bytes, depth: int) -> Iterator[bytes]:
+        self._left -= len(text) + VIEW_COST
+        if self._left < 0:
+            raise TooLarge(UNRECOGNISED)
+        if _TEXT in text.translate(_PRINTABLE) or decode.GZIP in text:
+            yield from self.of(text, depth + 1)
 
 
 class Scrubber:

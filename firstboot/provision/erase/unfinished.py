@@ -1,15 +1,15 @@
 """Copies that an earlier look left: told by their marks, and named until their file was read.
 
-No source may show their token any more. A row ends when its file was read and its bytes changed, or
-are recognised, so that the token is searched for; or when the file is gone. A look that cannot see
-the file, or does not recognise what stands there, ends no row.
+No source may show their token any more. A row ends when its whole file was read, the bytes that
+were left are gone and no others are recognised; or when the file is gone. What is recognised is
+searched for. A look that cannot see the file, or all of it, ends no row.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -19,7 +19,7 @@ from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.provision.erase.places import Place
 from firstboot.provision.erase.receipt import Copy, Spot
-from firstboot.provision.erase.scrub import recognise
+from firstboot.provision.erase.scrub import TooLarge, recognise
 
 FILE_LIMIT = 64 << 20  # bytes of one file that is looked at
 MOST_SPOTS = 64  # in a row; what is beyond is one more
@@ -46,20 +46,21 @@ class Unfinished:
         rows: Iterable[Copy],
         places: Iterable[Place],
         known: Callable[[bytes], bool],
+        lengths: Collection[int],
     ) -> None:
         self.tokens: set[bytes] = set()
-        self._layout = layout
+        self._layout, self._known, self._lengths = layout, known, lengths
         self._open: list[tuple[Copy, set[str]]] = []  # a row that stays, but for rows of these
         inodes = {inode: place.path for place in places for inode in _inode(place.path)}
         for row in rows:
             # The path, and where the file was renamed to.
             paths = {layout.path(row.path), inodes.get(row.inode or 0, layout.path(row.path))}
-            why = self._look(row, paths, known)
+            why = self._look(row, paths)
             if why is not None:
                 shown = {layout.shown(path) for path in paths}
                 self._open.append((replace(row, reason=why), {row.path, *shown}))
 
-    def _look(self, row: Copy, paths: set[Path], known: Callable[[bytes], bool]) -> str | None:
+    def _look(self, row: Copy, paths: set[Path]) -> str | None:
         """Return why a row stays, unless this look finds the token again; None when it ends."""
         if row.mounted and self._unmounted(row):
             return AWAY
@@ -67,16 +68,19 @@ class Unfinished:
         for path in paths:
             try:
                 held = inplace.read(path, limit=FILE_LIMIT)
-            except LocalFault as error:
+                data = held.data if held is not None else b""
+                pieces = {data}
+                for spot in row.spots or ():
+                    piece = data[spot.offset : spot.offset + spot.length]
+                    pieces.add(piece)
+                    if zlib.crc32(piece) == spot.crc:
+                        why = why or UNKNOWN
+                for piece in sorted(pieces, key=len):  # of a file that is too large, at least these
+                    for token in recognise(piece, self._known, self._lengths):
+                        self.tokens.add(token)
+                        why = UNSEARCHED
+            except (LocalFault, TooLarge) as error:
                 why = why or str(error)
-                continue
-            data = held.data if held is not None else b""
-            for spot in row.spots or ():
-                piece = data[spot.offset : spot.offset + spot.length]
-                found = recognise(piece, known)
-                self.tokens |= found
-                if found or zlib.crc32(piece) == spot.crc:
-                    why = UNSEARCHED if found else why or UNKNOWN
         return why
 
     def _unmounted(self, row: Copy) -> bool:
