@@ -10,7 +10,6 @@ import os
 import sys
 
 from firstboot.base import log, systemd
-from firstboot.base.errors import LocalFault
 from firstboot.provision.sources import Inputs
 
 LONGEST_STDIN = 65537  # bytes; one more than any source may hold, so that too much is noticed
@@ -107,11 +106,7 @@ def erase_command(arguments: argparse.Namespace) -> int:
 
 
 def _may_empty() -> bool:
-    """Ask on a terminal whether the host's log may go; LocalFault where nobody can answer."""
-    if not sys.stdin.isatty():
-        raise LocalFault(
-            "the journal holds a token, and emptying it removes all of this host's log",
-            hint="add --yes",
-        )
-    log.warning("the journal holds a token: emptying it removes all of this host's log")
-    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
+    from firstboot.commands.asking import confirmed
+
+    why = "the journal holds a token, and emptying it removes all of this host's log"
+    return confirmed(why, "remove it?")

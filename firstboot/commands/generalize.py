@@ -24,6 +24,7 @@ from firstboot.base import files, inplace, log, trees
 from firstboot.base.errors import CheckFailed, Corrupt, LocalFault, TryAgain, Usage
 from firstboot.base.layout import Layout
 from firstboot.commands import leftovers, unenroll
+from firstboot.commands.asking import confirmed
 from firstboot.commands.leftovers import Leftover
 from firstboot.exchange.inbox import forget_answers
 from firstboot.exchange.wake import is_running
@@ -79,8 +80,10 @@ def generalize_command(arguments: argparse.Namespace) -> int:
         )
     begun = unenroll.begun_there(layout)
     in_use = "the agent runs: this host is in service" if is_running(layout) else begun
-    if in_use is not None and not arguments.yes:
-        _confirm(in_use)
+    if in_use is not None and not arguments.yes and not confirmed(in_use, "remove its identity?"):
+        raise LocalFault(
+            "nothing is removed: the answer was not yes", hint="answer y, or add --yes"
+        )
     log.audit(layout, "generalize" + " --force" * arguments.force)
     # Before the receipt and the settings go: they tell where a token is left.
     rest = leftovers.others(layout, config=arguments.config)
@@ -124,18 +127,6 @@ def check(layout: Layout, *, config: Path | None, as_json: bool) -> int:
 def _show(found: Sequence[Leftover]) -> None:
     for row in found:
         print(f"! {row.path}: {row.what}: {row.remedy}")
-
-
-def _confirm(why: str) -> None:
-    """Ask on a terminal whether the host may be taken out of service; LocalFault unless yes."""
-    if not sys.stdin.isatty():
-        raise LocalFault(f"{why}; nothing is removed", hint="add --yes")
-    log.warning(why)
-    print("remove its identity? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise LocalFault(
-            "nothing is removed: the answer was not yes", hint="answer y, or add --yes"
-        )
 
 
 def remove(layout: Layout) -> int:
