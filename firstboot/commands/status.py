@@ -33,6 +33,7 @@ from firstboot.exchange import settings
 from firstboot.exchange.handover import ENVIRONMENT, REENROLL, key_ends
 from firstboot.identity import store
 from firstboot.identity.store import State
+from firstboot.provision.cleanup import unerased
 from firstboot.provision.decision import Step, next_step
 from firstboot.provision.erase.receipt import RESULTS, Copy, remaining
 from firstboot.provision.facts import View, look, stop_error
@@ -194,6 +195,8 @@ def describe(
         )
     if stop is not None:
         document.update(_problem(stop))
+    elif here is not None and not document["problem"] and (spent := unerased(layout, view)):
+        document.update(_problem(spent))
     document["notices"] = _notices(layout, view)
     try:
         document["erasure"] = _erasure(layout, pending=view.pending)

@@ -8,6 +8,7 @@ that enrolls later does the same itself. Both search with the token in hand, as 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Callable
@@ -19,16 +20,18 @@ from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.provision import preflight
 from firstboot.provision.erase import copies, search, seeds, systemjournal
-from firstboot.provision.erase.receipt import GIVEN, Copy, Receipt
+from firstboot.provision.erase.receipt import ERASED, GIVEN, Copy, Receipt, earlier
 from firstboot.provision.erase.shield import Shield
 from firstboot.provision.facts import View, look
+from firstboot.provision.progress import at_work
 from firstboot.provision.schema import Rank
-from firstboot.provision.sources import Inputs, gather
+from firstboot.provision.sources import Inputs, Source, gather
 from firstboot.provision.tokens import TokenClass
 
 LOCK_WAIT_S = 30.0
 UNIT = "byteor-erase.service"  # ordered after cloud-final, however that ended
 FIRST_BOOT = "byteor-firstboot.service"
+AGAIN = "byteor-firstboot erase, which says why it fails"
 
 
 def erase(
@@ -114,9 +117,33 @@ def _still_given(
     """Read the sources once more, and yield the files that still give one of `tokens`."""
     found = gather(layout, inputs, classify=view.marks.classify, strict=False)
     for source, token in found.tokens:
-        said = source.rank in (Rank.CREDENTIAL, Rank.TOKEN_FILE)
-        if source.path and token in tokens and not said:
+        if source.path and token in tokens and not _is_given(source):
             yield source.path
+
+
+def _is_given(source: Source) -> bool:
+    """Return True for what somebody else keeps: the receipt says so."""
+    return source.rank in (Rank.CREDENTIAL, Rank.TOKEN_FILE)
+
+
+def unerased(layout: Layout, view: View) -> NotErased | None:
+    """Return what is wrong where a source still shows a spent token that no row accounts for.
+
+    The last look failed, or none followed. Not while one is due: while a `run` is at work, or
+    cloud-init in this boot.
+    """
+    if view.pending or at_work(layout):
+        return None
+    said = {row.path for row in earlier(layout).copies if row.result not in ERASED}
+    shown = [
+        layout.shown(Path(os.path.realpath(source.path)))
+        for source, token in view.found.tokens
+        if view.marks.classify(token) is TokenClass.SPENT and source.path and not _is_given(source)
+    ]
+    left = [path for path in shown if path not in said]
+    if not left:
+        return None
+    return NotErased(f"a spent token is still in {', '.join(left)}: it was not erased", hint=AGAIN)
 
 
 class _Busy(Exception):

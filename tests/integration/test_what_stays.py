@@ -70,6 +70,27 @@ def test_a_copy_that_remains_is_exit_9_until_it_is_gone(host: Host, unchangeable
     assert host.run().code == 0
 
 
+def test_an_erasing_that_fails_is_a_problem_in_status(host: Host) -> None:
+    """Its receipt cannot be written, the datasource has put the token back: 10, until it can."""
+    data = host.comment_block(host.mint())
+    host.user_data(data)
+    assert host.run().code == 0
+    host.user_data(data)
+    receipt = host.path("var/lib/byteor/identity/erasure.json")
+    freeze = ["chattr", "+i", str(receipt)]
+    if os.geteuid() != 0 or subprocess.run(freeze, capture_output=True).returncode:
+        pytest.skip("needs root and a file system with the immutable attribute")
+    assert host.call("byteor-firstboot", "erase").code == 7
+    document = json.loads(host.call("byteor-firstboot", "status", "--json").out)
+    assert "a spent token is still in /var/lib/cloud/instances/" in document["problem"]
+    assert "user-data.txt" in document["problem"] and "byteor-firstboot erase" in document["hint"]
+    done = host.call("byteor-firstboot", "status", "--check")
+    assert done.code == 10 and "a spent token" in done.out + done.err, done
+    subprocess.run(["chattr", "-i", str(receipt)], check=True)
+    assert host.call("byteor-firstboot", "erase").code == 0
+    assert json.loads(host.call("byteor-firstboot", "status", "--json").out)["problem"] is None
+
+
 def test_a_served_token_is_erased_whatever_else_is_broken(host: Host) -> None:
     """An enrolled host erases a token that the datasource put back, also beside image defaults that
     are no YAML.
