@@ -64,11 +64,12 @@ _SHAPES = (
     ("token", rb"npm_(?<![A-Za-z0-9]npm_)[A-Za-z0-9]{30,}"),
     ("token", rb"hv(?<![A-Za-z0-9]hv)[sbr]\.[\w-]{20,}"),
 )
-# Between an option of curl and its value, also in a list of arguments.
-_TO_LOGIN = rb"(?:\\{0,7}[\"'])?(?:[=\0]|,\s{0,64}|[ \t]{0,8})"
+# Between an option of curl and its value, also in a list of arguments, in brackets or over lines.
+_TO_LOGIN = rb"(?:\\{0,7}[\"'])?(?:[=\0]|,\s{0,64}|[ \t]{0,8}(?:\r?\n[ \t]{0,64}-[ \t]{1,8})?)"
 # The same in lower case, of which "value" is only where the last word of a name begins.
 _LOWER = (
-    ("login", rb"-u(?<=[\s\"'\0]-u)" + _TO_LOGIN),
+    # Also behind other options of one letter that take no value.
+    ("login", rb"-(?<=[\s\"'\0]-)[#0-6abfgijklmnopqrsvz]{0,12}u" + _TO_LOGIN),
     ("login", rb"--(?:proxy-)?user(?![\w-])" + _TO_LOGIN),
     ("authorization", rb"b(?<![\w.]b)(?:earer|asic)[ \t]{1,8}([\w.~+/=-]{8,})"),
     ("value", rb"p(?:ass|sk|wd)"),
@@ -102,17 +103,24 @@ _GAP = rb"(?:\s|\\{1,7}[nrt]){0,64}"
 _STRING_ENDS = re.compile(rb"\\{0,7}\"" + _GAP + rb"(?:[,:}\]]|\Z)|\\{0,7}\"\s{0,8}[\r\n]")
 _NO_STRING = re.compile(rb"[\[{]|(?:-?[0-9][0-9.eE+-]{0,64}|true|false|null)" + _GAP + rb"[,}\]]")
 _LIST = re.compile(rb"\[" + _GAP)
-_BARE = re.compile(rb"[^\s,\[\]{}\"'\\\0]{1,1024}")
+_BARE_WORD = rb"[^\s,\[\]{}\"'\\\0]{1,256}"
+_BARE = re.compile(_BARE_WORD + rb"(?:[ \t]{1,8}" + _BARE_WORD + rb"){0,16}")
+_OBJECT = re.compile(rb"\{[^{}\[\]]{0,1024}\}")  # without another one in it
 _NUMBER = re.compile(rb"-?[0-9][0-9.eE+-]{0,64}")
 _NEXT = re.compile(_GAP + rb"([,\]])" + _GAP)
-# One line of a YAML list: its indentation, and a text of one word or in quotes.
+# One line of a YAML list, behind blank ones and comments: its indentation, and a text.
+_LINE_WORD = rb"(?:[^\s\"'\[\]{}:\0]|:(?=[^\s\0])){1,256}"
 _LINE = re.compile(
-    rb"\r?\n([ \t]{0,64})-[ \t]{1,8}"
-    rb"(?:([\"'])(?P<quoted>[^\r\n\0]{1,1024}?)\2|(?P<bare>[^\s\"'\[\]{}:]{1,1024}))"
+    rb"(?:\r?\n[ \t]{0,64}(?:#[^\r\n]{0,256})?(?=\r?\n)){0,4}\r?\n([ \t]{0,64})-[ \t]{1,8}"
+    rb"(?:([\"'])(?P<quoted>[^\r\n\0]{1,1024}?)\2"
+    rb"|(?P<bare>(?!-[ \t])" + _LINE_WORD + rb"(?:[ \t]{1,8}(?!#)" + _LINE_WORD + rb"){0,16}))"
     rb"(?=[ \t]{0,8}(?:[ \t]#[^\r\n]{0,256})?(?:\r?\n|\Z))"
 )
 _BLOCK = re.compile(rb"[|>][0-9+-]{0,2}[ \t]{0,8}\r?\n")
 _LINE_BEGIN = re.compile(rb"(?<!\\)\r?\n")  # of a command
+_ITEM_BEGIN = re.compile(rb"[ \t]{0,64}(?:-[ \t]|[\"'])")  # of a list over lines
+_IDS = re.compile(rb"[0-9]{1,10}:[0-9]{1,10}")  # of a user and a group, as docker's -u has them
+_NEXT_COMMAND = re.compile(rb"[|;&]")
 _LINE_END = re.compile(rb"[\r\n\0]|\Z")
 # What ends a value within a line. In a JSON text a backslash may belong to a quote or line end.
 _ESCAPE = rb"|(?<!\\)\\+(?:[\s\"'nrt\0]|\Z)|\Z"
@@ -122,6 +130,11 @@ _HEADER_END = re.compile(rb"[\"'\r\n\0]" + _ESCAPE)
 _PLAIN = re.compile(
     rb"[A-Za-z]?[a-z]{0,23}|[A-Z]{0,24}|[+-]?[0-9]{1,12}(?:\.[0-9]{1,6})?"
     rb"|\$\{?\w{1,64}\}?|\*{1,64}|" + MASK.encode()
+)
+
+# The same of a list's item, of which a value may have gone before.
+_PLAIN_WORD = re.compile(
+    _PLAIN.pattern + rb"|" + _NUMBER.pattern + rb"|[\w.-]{1,64}[:=]" + MASK.encode()
 )
 
 
@@ -171,8 +184,15 @@ def _found(data: bytes) -> Iterator[tuple[str, int, int]]:
 
     for number in range(len(_FORMS)):
         look(number, 0)
-    taken = 0
-    while places:
+    taken, pending = 0, list[tuple[int, int, str]]()
+    while places or pending:
+        # A list's items wait, because other credentials may stand between them.
+        if pending and (not places or pending[0][0] <= places[0][0]):
+            begin, end, kind = heapq.heappop(pending)
+            if begin >= taken and not _PLAIN.fullmatch(data, begin, end):
+                yield kind, begin, end
+                taken = end
+            continue
         at, number, match = heapq.heappop(places)
         kind, form = _FORMS[number]
         if at >= taken:
@@ -180,16 +200,17 @@ def _found(data: bytes) -> Iterator[tuple[str, int, int]]:
             if kind in ("value", "login"):
                 spans = _named(data, lower, at) if kind == "value" else _login(data, match)
             for span in spans:
-                if not _PLAIN.fullmatch(data, *span):
-                    yield kind, *span
-                    taken = span[1]
+                heapq.heappush(pending, (*span, kind))
         look(number, max(at + 1, taken))
 
 
 def _login(data: bytes, option: re.Match[bytes]) -> Iterator[tuple[int, int]]:
     """Yield where user and password stand after an option, if it is one of curl's."""
-    before = data[max(0, option.start() - 8 * NEARBY) : option.start()]
-    if b"curl" not in _LINE_BEGIN.split(before)[-1]:
+    *above, before = _LINE_BEGIN.split(data[max(0, option.start() - 8 * NEARBY) : option.start()])
+    while above and b"curl" not in before and _ITEM_BEGIN.match(before):
+        before = above.pop()
+    _, curl, before = before.rpartition(b"curl")
+    if not curl:
         return
     begin = option.end()
     quote = _QUOTE.match(data, begin)
@@ -198,7 +219,11 @@ def _login(data: bytes, option: re.Match[bytes]) -> Iterator[tuple[int, int]]:
         end = _closing(data, begin, quote[0], alone=False)
     else:
         end = _LOGIN_END.search(data, begin).start()  # type: ignore[union-attr]
-    if b":" in data[begin:end]:
+    is_anothers = _NEXT_COMMAND.search(before) and _IDS.fullmatch(data, begin, end)
+    user, colon, password = data[begin:end].partition(b":")
+    is_gone = MASK.encode() == (password or user)
+    is_name = not password and (b"\n" in option[0] or option[0].endswith(b"u"))
+    if colon and not (is_anothers or is_gone or is_name):
         yield begin, end
 
 
@@ -248,11 +273,12 @@ def _named(data: bytes, lower: bytes, at: int) -> Iterable[tuple[int, int]]:
 
 
 def _items(data: bytes, begin: int) -> Iterator[tuple[int, int]]:
-    """Yield where the texts of a list in brackets stand, up to what is none."""
+    """Yield where the texts of a list in brackets stand, up to a list or a nested object."""
     before = _LIST.match(data, begin)
     while before is not None:
         begin = end = before.end()
         quote, bare = _QUOTE.match(data, begin), _BARE.match(data, begin)
+        apart = _OBJECT.match(data, begin)
         if quote is not None:
             begin = quote.end()
             end = _closing(data, begin, quote[0], alone=False)
@@ -260,9 +286,12 @@ def _items(data: bytes, begin: int) -> Iterator[tuple[int, int]]:
         elif bare is not None:
             end = bare.end()
             before = _NEXT.match(data, end)
+        elif apart is not None:
+            end = apart.end()
+            before = _NEXT.match(data, end)
         if before is None or before.end() <= end:
             return
-        if quote is not None or not _NUMBER.fullmatch(data, begin, end):
+        if apart is None and (quote is not None or not _is_plain(data[begin:end])):
             yield begin, end
         before = before if before[1] == b"," else None
 
@@ -271,8 +300,14 @@ def _lines(data: bytes, name_at: int, begin: int) -> Iterator[tuple[int, int]]:
     """Yield where the texts of a YAML list stand, in the lines after its name."""
     indent = len(data[max(0, name_at - NEARBY) : name_at].rpartition(b"\n")[2])
     while (line := _LINE.match(data, begin)) and len(line[1]) >= indent:
-        yield line.span("quoted" if line["bare"] is None else "bare")
+        if line["bare"] is None or not _is_plain(line["bare"]):
+            yield line.span("quoted" if line["bare"] is None else "bare")
         begin = line.end()
+
+
+def _is_plain(item: bytes) -> bool:
+    """Return True for a list's item without quotes whose words are all plain."""
+    return all(_PLAIN_WORD.fullmatch(word) for word in item.split())
 
 
 def _begins_line(lower: bytes, at: int) -> bool:

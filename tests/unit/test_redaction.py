@@ -101,6 +101,29 @@ SHAPES = [
     ("Set-Cookie: sid=SECRET; path=/", "value"),
     ("got Cookie: a=1; sessionid=SECRET; SECRET", "value"),
     ("https://user:SECRET@proxy.example:3128/", "url_password"),
+    *(
+        (form, "login")
+        for form in (
+            "curl -sSfLu alice:SECRET https://h/",
+            "curl -su alice:SECRET h",
+            'cmd: ["curl","-sSu","alice:SECRET"]',
+            "- curl\n- -u\n- alice:SECRET",
+            "  - curl\n  - https://h/\n  - '-fu'\n  - 'alice:SECRET'\n",
+            '[\n  "curl",\n  "--user",\n  "alice:SECRET"\n]',
+            "curl -s https://h | curl -u 1000:SECRET h",
+        )
+    ),
+    *(
+        (form, "value")
+        for form in (
+            "passwords: [SECRET pw9x, SECRET]",
+            '"tokens": ["SECRET b:c", {"token": "SECRET"}, "SECRET"]',
+            "tokens:\n  # first\n  - SECRET",
+            "tokens:\n  - a:SECRET\n  - SECRET word",
+            "tokens:\n  - two words\n  - SECRET word\n  - SECRET",
+            "api_keys:\n  - SECRET\n\n  # old api_key=SECRET here\n  - SECRET  # c",
+        )
+    ),
     ("redis://:SECRET@store:6379", "url_password"),
     ('{"u": "https:\\/\\/user:SECRET@proxy.example\\/"}', "url_password"),
     ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiSECRET.abcSECRET", "jwt"),
@@ -138,6 +161,7 @@ HARMLESS = [
     "- tokens:\n- x1",
     '{"ask": "your password:", "text": "the password=", "b": "x1"}',
     "PWD=/home/x1\nOLDPWD=/tmp/y2\nXDG_SESSION_ID=c1\nSSH_AUTH_SOCK=/run/a.1",
+    "curl -s https://h | docker run -u 1000:1000 img\ntokens: [two words, 3]",
     "curl --user-agent a1:b2 h\ndocker run -u 1000:1000 image; git clone ssh://git@host.example/a",
     "- name: venue\n  value: nasdaq1\n['venue', 'nasdaq1']",
     "brk_addr moved; bop_it; use bet_… here; task-sk-1; AKIA; xoxb-; hvs.",
@@ -294,7 +318,7 @@ def test_a_bundle_teaches_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
 PIECES = [
     *("key", "token", "password", "secret", "=", ":", " ", "\n", "  ", "'", '"', "\\", ",", "["),
     *("]", "{", "}", "|", "- ", "--", "a", "x1", "name", "value", "<secret>", "Cookie: ", "\0"),
-    *("-u", "--user ", "curl ", "u:p", "s:\n- ", "s: ["),
+    *("-su", "# ", "--user ", "-u", "curl ", "u:p", "s:\n- ", "s: ["),
     *("authorization", "Bearer ", "://", "@", "eyJ", ".", "bet_", "abcdefgh12345678"),
     *("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "export ", "api_"),
 ]
@@ -317,6 +341,8 @@ WORST = [
     *("-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\nabc\n", "authorization: \\"),
     *("-----BEGIN ", "PRIVATE KEY-----BEGIN ", "token value", "token\\\\", 'api_key"', "cookie: a"),
     *("curl -u ", " -u a", " -u 'a", "curl --user=\"a'", "tokens: [a,", 'tokens: ["a1", ', "tokens:\n- a"),
+    *("curl\n- -u\n- a", "- -u\n- 'a", "curl -ssssu a", "-aaaaaaaaaaaaa ", "tokens:\n#\n", "# tokens:\n"),
+    *("tokens:\n- a1 b\n\n", "- a1 b2 c3", "tokens: [a1 b2 ", "tokens: [{", "{},", "a:b:", "tokens:\n- a:"),
     *('tokens: ["', "a, ", '"a", ', "- a\n", "\n- a1", "--user"),
 ]  # fmt: skip
 
