@@ -82,7 +82,7 @@ def standing(layout: Layout) -> list[receipt.Copy]:
     there = []
     for row in (*rows.of("remains"), *rows.of("kept")):
         path = JOURNAL if row.path == systemjournal.NAME else row.path
-        if row.mounted or os.path.lexists(layout.path(path)):
+        if row.mount_point or os.path.lexists(layout.path(path)):
             there.append(row)
     return there
 

@@ -166,7 +166,7 @@ def test_a_journal_that_kept_a_token_stays_named(image: Host) -> None:
 
 def test_a_copy_on_a_disk_that_is_away_stays_named(image: Host) -> None:
     """Its absence is no evidence."""
-    row = {"path": "/mnt/notes", "encodings": {}, "result": "remains", "mounted": True}
+    row = {"path": "/mnt/notes", "encodings": {}, "result": "remains", "mount_point": "/mnt"}
     image.write(f"{IDENTITY}/erasure.json", json.dumps({"v": 2, "copies": [row]}))
     assert generalize(image).code == 0 and left(image) == ["mnt/notes"]
 

@@ -263,8 +263,12 @@ def test_a_copy_in_pieces_is_one(form: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_a_file_system_that_is_not_mounted_keeps_its_row(tmp_path: Path) -> None:
-    """/boot/firmware is there in one boot and not in the next; then it is, and is erased."""
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_system_that_is_not_mounted_keeps_its_row(tmp_path: Path, nested: bool) -> None:
+    """/boot/firmware is there in one boot and not in the next; then it is, and is erased.
+
+    Also where /boot is a file system of its own.
+    """
     code = """
 import subprocess, sys
 from pathlib import Path
@@ -275,8 +279,11 @@ sys.path.insert(0, sys.argv[2])
 from tests.unit.test_erase import TOKEN, host
 layout = host(Path(sys.argv[1]))
 boot, disk = layout.root / "boot/firmware", layout.root / "disk"
-boot.mkdir(parents=True); disk.mkdir()
 mount = lambda *words: subprocess.run(words, check=True)
+boot.parent.mkdir(); disk.mkdir()
+if sys.argv[3] == "True":
+    mount("mount", "-t", "tmpfs", "-o", "mode=755", "boot", str(boot.parent))
+boot.mkdir()
 mount("mount", "-t", "tmpfs", "disk", str(disk))
 (disk / "user-data").write_bytes(b"a " + TOKEN)
 mount("mount", "--bind", str(disk), str(boot))
@@ -303,7 +310,7 @@ print(said, TOKEN in (boot / "user-data").read_bytes())
     top = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private"]
-        + [sys.executable, "-I", "-c", code, str(tmp_path), str(top)],
+        + [sys.executable, "-I", "-c", code, str(tmp_path), str(top), str(nested)],
         capture_output=True,
         text=True,
     )

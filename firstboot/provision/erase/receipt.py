@@ -8,8 +8,8 @@
 ``overwritten`` (in place, then read back clean), ``unlinked`` (overwritten, then removed),
 ``still_served`` (on a file system that is read-only), ``kept`` (not ours to erase),
 ``not_looked_at`` or ``remains``. A ``remains`` row also keeps what tells it once no source shows
-the token: `inode`, if it is `mounted` on a file system of its own, and `spots`, the `offset`,
-`length` and `crc` of each copy in it. It stays until its file was read (`erase.unfinished`).
+the token: `inode`, the `mount_point` of its file system unless that is the root's, and `spots`, the
+`offset`, `length` and `crc` of each copy. It stays until its file was read (`erase.unfinished`).
 `shield` is the shield's state at this look (`erase.shield`): ``in memory`` where no copy reached
 the disk, else ``off`` or why not.
 """
@@ -57,7 +57,7 @@ class Copy:
     result: str
     reason: Optional[str] = None
     inode: Optional[int] = None
-    mounted: Optional[bool] = None
+    mount_point: Optional[str] = None
     spots: Optional[tuple[Spot, ...]] = None
     at: Optional[str] = None
     boot_id: Optional[str] = None

@@ -18,7 +18,7 @@ from firstboot.provision.erase.places import Kind, Place
 from firstboot.provision.erase.receipt import Copy
 from firstboot.provision.erase.reread import Damaged, Reader
 from firstboot.provision.erase.scrub import Redacted, Scrubber
-from firstboot.provision.erase.unfinished import FILE_LIMIT, spots
+from firstboot.provision.erase.unfinished import FILE_LIMIT, mount_point, spots
 
 # Places of which no copy reaches the disk while the shield is up.
 IN_MEMORY = re.compile(r"/run/(?!byteor-shield/)|/var/lib/cloud/instances/[^/]+/(?!sem/|scripts/)")
@@ -52,7 +52,7 @@ class Search:
         self.unseen: list[Copy] = []  # what could not be looked at
         self._layout, self._wanted = layout, tuple(wanted)
         self._scrubber, self._reader = Scrubber(self._wanted), Reader(self._wanted)
-        self._shielded, self._root = shielded, os.stat(layout.root).st_dev
+        self._shielded = shielded
 
     def look(self, places: Iterable[Place]) -> Iterator[Holding]:
         """Yield the files that hold a token, or that cannot be searched whole."""
@@ -79,8 +79,8 @@ class Search:
         where = spots(one.held.data, [(0, len(one.held.data))] if whole else one.done.spans)
         # Memory goes with the boot, and what it held then is gone.
         kept = not (self._shielded and IN_MEMORY.match(copy.path))
-        mounted = kept and one.held.device != self._root
-        return replace(copy, inode=one.held.inode, mounted=mounted, spots=where)
+        point = mount_point(self._layout, one.place.path) if kept else None
+        return replace(copy, inode=one.held.inode, mount_point=point, spots=where)
 
     def erase(self, todo: Iterable[Holding], *, tries: int = TRIES) -> Iterator[Copy]:
         """Overwrite each file, and what was renamed meanwhile; yield a row for each."""

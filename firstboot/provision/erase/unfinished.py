@@ -37,6 +37,22 @@ def spots(data: bytes, spans: Iterable[tuple[int, int]]) -> tuple[Spot, ...]:
     return tuple(Spot(at, end - at, zlib.crc32(data[at:end])) for at, end in listed)
 
 
+def mount_point(layout: Layout, path: Path) -> str | None:
+    """Return where the file system of a file's directory is mounted; None for the root's."""
+    top = path.parent
+    while top not in (layout.root, top.parent) and not _is_mounted(top):
+        top = top.parent
+    return layout.shown(top) if top != layout.root else None
+
+
+def _is_mounted(path: Path) -> bool:
+    """Return True where another file system begins than the one above it."""
+    try:
+        return os.stat(path).st_dev != os.stat(path.parent).st_dev
+    except OSError:
+        return False
+
+
 class Unfinished:
     """The rows of an earlier receipt that say *remains*, and the tokens that stand there."""
 
@@ -62,7 +78,7 @@ class Unfinished:
 
     def _look(self, row: Copy, paths: set[Path]) -> str | None:
         """Return why a row stays, unless this look finds the token again; None when it ends."""
-        if row.mounted and self._unmounted(row):
+        if row.mount_point and not _is_mounted(self._layout.path(row.mount_point)):
             return AWAY
         why: str | None = None
         for path in paths:
@@ -82,12 +98,6 @@ class Unfinished:
             except (LocalFault, TooLarge) as error:
                 why = why or str(error)
         return why
-
-    def _unmounted(self, row: Copy) -> bool:
-        above = self._layout.path(row.path).parent
-        while not above.exists():
-            above = above.parent
-        return above.stat().st_dev == self._layout.root.stat().st_dev
 
     def after(self, rows: Iterable[Copy]) -> Iterator[Copy]:
         """Yield the rows that stay after a look that found `rows`."""
