@@ -121,7 +121,7 @@ SHAPES = [
             "tokens:\n  # first\n  - SECRET",
             "tokens:\n  - a:SECRET\n  - SECRET word",
             "tokens:\n  - two words\n  - SECRET word\n  - SECRET",
-            "api_keys:\n  - SECRET\n\n  # old api_key=SECRET here\n  - SECRET  # c",
+            "api_keys:\n  - SECRET # c\n  - SECRET  \n\n  # old api_key=SECRET here\n  - SECRET  # c",
         )
     ),
     ("redis://:SECRET@store:6379", "url_password"),
