@@ -273,6 +273,31 @@ def test_every_place_is_looked_at(tmp_path: Path) -> None:
     assert TOKEN not in gzip.decompress(rotated.read_bytes())
 
 
+def test_the_system_log_is_searched_as_it_is(tmp_path: Path) -> None:
+    """Many copies in many lines, in time; not decoded, and not even read without a token."""
+    layout = host(tmp_path)
+    logs = [tmp_path / name[1:] for name in places.SYSTEM]
+    logs[0].parent.mkdir(parents=True)
+    line, packed = b"edge cloud-init[400]: + echo %s\n", base64.b64encode(b"..." + TOKEN)
+    for log in logs:
+        log.write_bytes(line % TOKEN * 3000 + line % packed + b"x" * (2 << 20))
+    receipt = erase(layout, [TOKEN], now=1.7e9)
+    said = {row.path: row for row in receipt.copies}
+    for log in logs:
+        row = said[layout.shown(log)]
+        assert (row.result, row.encodings) == ("overwritten", {"raw": 3000})
+        assert log.read_bytes()[: 3000 * len(line % X)] == line % X * 3000
+        assert packed in log.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        read = inplace.read
+        patch.setattr(
+            inplace, "read", lambda path, limit: (seen.append(path), read(path, limit=limit))[1]
+        )
+        seen: list[Path] = []
+        erase(layout, [], now=1.7e9)
+    assert seen and not set(logs) & set(seen)
+
+
 def test_another_disk_and_many_files_and_depth_are_looked_at(tmp_path: Path) -> None:
     """`instances` may be a link to another disk, and no number of files ends the walk."""
     layout = host(tmp_path)

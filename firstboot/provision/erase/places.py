@@ -28,6 +28,8 @@ TREES = (
 )
 FILES = ("/var/lib/waagent/ovf-env.xml", "/boot/firmware/user-data", "/boot/user-data")
 LOGS = "/var/log"  # cloud-init's own files in it, the rotated ones too
+# What rsyslog writes: the journal's text again. No reader of user data reads it.
+SYSTEM = tuple(f"{LOGS}/{name}{end}" for name in ("syslog", "messages") for end in ("", ".1"))
 INSTANCE = Layout.cloud_instance.absolute
 STATUS = "/var/lib/cloud/data/status.json"
 # Read by `sources`: the first that holds a token hides the next, so they go in this order.
@@ -56,6 +58,7 @@ class Place:
     path: Path
     kind: Kind = Kind.LIVE
     turn: int = 0  # among those of one kind
+    plain: bool = False  # a log that may be large: searched for the token as it is, not decoded
 
 
 @dataclass
@@ -76,6 +79,7 @@ def find(layout: Layout, named: Sequence[str] = ()) -> Found:
         walk.tree(_real(layout, tree))
     for path in (*(layout.path(file) for file in FILES), *logs(layout)):
         found.places.append(Place(path))
+    found.places += [Place(layout.path(name), plain=True) for name in SYSTEM]
     for name in named:
         walk.file(name, name)
     for name in seeds.local(layout):

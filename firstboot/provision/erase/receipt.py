@@ -36,6 +36,7 @@ NOT_LOOKED_AT = (
     "swap and memory",
     "snapshots and backups made before",
     "files that user data's own commands wrote, but those of erase.paths",
+    "system logs but /var/log/syslog, /var/log/messages and the .1 of each",
 )
 
 

@@ -122,6 +122,17 @@ class Scrubber:
             done.spans = _spans(edits, self._tokens)
         return done
 
+    def plain(self, data: bytes) -> Redacted:
+        """X out the tokens that stand in `data` as they are, and in no other form."""
+        done = Redacted(data)
+        for token in self._tokens:
+            found = [match.span() for match in re.finditer(re.escape(token), done.data)]
+            if found:
+                done.found["raw"] += len(found)
+                done.spans += found
+                done.data = done.data.replace(token, b"x" * len(token))
+        return done
+
     def _edits(self, data: bytes, chain: tuple[str, ...]) -> list[Edit]:
         """Return the edits that x out the tokens in `data` and in whatever it unpacks to."""
         if self._is_clean(data, chain):

@@ -57,6 +57,8 @@ class Search:
     def look(self, places: Iterable[Place]) -> Iterator[Holding]:
         """Yield the files that hold a token, or that cannot be searched whole."""
         for place in places:
+            if place.plain and not self._wanted:
+                continue
             try:
                 held = inplace.read(place.path, limit=FILE_LIMIT)
             except LocalFault as error:
@@ -91,6 +93,8 @@ class Search:
 
     def _judge(self, place: Place, held: Held) -> Holding:
         """Redact a file, and read what that makes of it with the reader's own decoders."""
+        if place.plain:
+            return Holding(place, held, self._scrubber.plain(held.data), False, "overwritten", None)
         done = self._scrubber.redact(held.data)
         failed = "; ".join(done.failed) or None
         result, why = "overwritten", failed
@@ -164,7 +168,7 @@ def _renamed(one: Holding) -> Iterator[Place]:
         ]
     except OSError:
         return
-    yield from (Place(Path(name)) for name in beside)
+    yield from (Place(Path(name), plain=one.place.plain) for name in beside)
 
 
 def _read_only(path: Path) -> bool:
