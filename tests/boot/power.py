@@ -99,28 +99,34 @@ class Disk:
         return list(read_log(self._log))
 
     def cuts(self, scratch: Path, *, every: int = 1) -> Iterator[Cut]:
-        """Each state that a cut may leave, one in `every`; the image is replaced for the next
-        one.
+        """Each state that a cut may leave, one in `every`; its image is gone with the next one.
+
+        Each has a file of its own: a loop device that is still being detached may be taken again for
+        the same file, with what it remembers of the former bytes.
         """
         state = bytearray(self._base.read_bytes())
         settled = bytes(state)  # what a device has promised to hold
         since: list[Write] = []
-        image = scratch / "cut.img"
+
+        def cut(data: bytes, number: int, *, torn: bool) -> Iterator[Cut]:
+            image = scratch / f"cut-{number}-{torn}.img"
+            image.write_bytes(data)
+            yield Cut(image, number, torn)
+            image.unlink()
+
         for number, write in enumerate(self.writes(), start=1):
             if write.flush and since:
                 torn = bytearray(settled)
                 for kept in since[::2]:
                     torn[kept.offset : kept.offset + len(kept.data)] = kept.data
                 if number % every == 0:
-                    image.write_bytes(torn)
-                    yield Cut(image, number, True)
+                    yield from cut(torn, number, torn=True)
             state[write.offset : write.offset + len(write.data)] = write.data
             since.append(write)
             if write.flush:
                 settled, since = bytes(state), []
             if number % every == 0:
-                image.write_bytes(state)
-                yield Cut(image, number, False)
+                yield from cut(state, number, torn=False)
 
 
 @contextlib.contextmanager
