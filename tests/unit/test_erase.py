@@ -429,18 +429,20 @@ def test_a_stream_that_does_not_fit_remains_and_the_rest_is_erased(
     assert TOKEN not in gzip.decompress(path.read_bytes()[len(TEXT) : -len(TEXT)])
 
 
-def test_a_token_file_is_named_as_long_as_it_holds_the_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_token_file_is_named_as_long_as_it_holds_the_token(tmp_path: Path, inside: bool) -> None:
     """A later look reads it again, and searches for its token although no source shows it."""
     layout, given = host(tmp_path), tmp_path / "token"
     given.write_bytes(TOKEN + b"\n")
-    row = Copy(str(given), {"raw": 1}, "kept", GIVEN)
+    named = "/token" if inside else str(given)
+    row = Copy(named, {"raw": 1}, "kept", GIVEN)
     erase(layout, [TOKEN], now=1.7e9, kept=[row])
     (layout.cloud / "late").write_bytes(TOKEN)
     later = erase(layout, [], now=1.8e9, known=lambda word: word == TOKEN, lengths={len(TOKEN)})
     said = {copy.path: copy.result for copy in later.copies}
-    assert said[str(given)] == "kept" and said["/var/lib/cloud/late"] == "overwritten"
+    assert said[named] == "kept" and said["/var/lib/cloud/late"] == "overwritten"
     given.unlink()
-    assert str(given) not in [
+    assert named not in [
         copy.path
         for copy in erase(
             layout, [], now=1.9e9, known=lambda word: word == TOKEN, lengths={len(TOKEN)}

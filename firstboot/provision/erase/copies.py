@@ -108,7 +108,7 @@ class _Look:
         self._late = late
         remains = self.before.of("remains")
         self._left = Unfinished(layout, remains, self._found.places, known, lengths)
-        self._given = dict(_given_before(self.before, known))
+        self._given = dict(_given_before(layout, self.before, known))
         self._wanted = sorted({*tokens, *self._given.values(), *self._left.tokens})
         self.search = Search(layout, self._wanted, shielded=shielded)
 
@@ -166,13 +166,14 @@ def _shielded(
 
 
 def _given_before(
-    before: receipt.Stored, known: Callable[[bytes], bool]
+    layout: Layout, before: receipt.Stored, known: Callable[[bytes], bool]
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the files that were given with --token-file and still hold a spent token, and it."""
     for row in before.of("kept"):
-        if os.path.isabs(row.path):
+        # A row names a file in the tree as the target does, and one outside as the caller does.
+        for path in {layout.path(row.path), Path(row.path)} if os.path.isabs(row.path) else ():
             try:
-                token = (files.read(Path(row.path), limit=TOKEN_FILE_LIMIT) or b"").strip()
+                token = (files.read(path, limit=TOKEN_FILE_LIMIT) or b"").strip()
             except LocalFault:
                 continue  # it cannot be looked at, so nothing is claimed of it
             if token and known(token):
