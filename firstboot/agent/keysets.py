@@ -45,7 +45,7 @@ class KeySets(Work):
     # The hint and the trusted version, when we last looked.
     _hint: int | None = None
     _dealt: tuple[int, int] | None = None
-    _version: int | None = None
+    _version: int | None = None  # that was trusted when we last looked or were told to
 
     def first_delay(self, chance: Chance, *, splay_s: float) -> float:
         """Return the seconds until the first look.
@@ -90,8 +90,14 @@ class KeySets(Work):
         return True
 
     def nudged(self) -> bool:
-        """Return True when ``trust --reset`` took the trusted set away."""
-        return self._trusted() == 0 and bool(self._version)
+        """Return True when ``trust --reset`` took the trusted set away.
+
+        Each activation calls this too, and may have brought the first set since we looked.
+        """
+        before, version = self._version, self._trusted()
+        if version is not None:
+            self._version = version
+        return version == 0 and bool(before)
 
     def _trusted(self) -> int | None:
         try:

@@ -250,4 +250,4 @@ def test_an_operators_word_is_heard_at_once(edge: Edge) -> None:
         is True
     )
     ring = edge.host.path("var/lib/byteor/activation/keyring.json")
-    edge.plane.wait_for(lambda: json.loads(ring.read_text())["version"] > 0, limit_s=75)
+    edge.plane.wait_for(lambda: json.loads(ring.read_text())["version"] > 0, limit_s=15)

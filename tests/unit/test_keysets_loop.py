@@ -156,3 +156,14 @@ def test_a_reset_is_seen_when_the_agent_is_told(scene: Scene) -> None:
     scene.activator.version = 2
     scene.loop.run_once()
     assert scene.plane.asked == [2, 0] and not scene.loop.nudged()
+
+
+def test_a_reset_soon_after_the_first_key_set_is_seen(scene: Scene) -> None:
+    """The agent looked when there was none; an activation told it since that there is one."""
+    ring(scene.layout, 0)
+    scene.loop.run_once()
+    ring(scene.layout, 1)
+    assert not scene.loop.nudged()
+    ring(scene.layout, 0)  # trust --reset
+    assert scene.loop.nudged()
+    assert not scene.loop.nudged()  # an answer that is refused tells it too: not asked again
