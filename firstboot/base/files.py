@@ -23,7 +23,7 @@ from firstboot.base.clock import monotonic
 from firstboot.base.errors import Corrupt, LocalFault, NoRoom
 
 JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
-LOCK_POLL_S = 0.05
+LOCK_WAIT_S, LOCK_POLL_S = 30.0, 0.05  # contract 5
 
 Owner = tuple[int, int]
 
@@ -307,7 +307,9 @@ def _rename(
 
 
 @contextmanager
-def locked(path: Path, *, wait_s: float, busy: Callable[[], Exception]) -> Iterator[int]:
+def locked(
+    path: Path, *, wait_s: float = LOCK_WAIT_S, busy: Callable[[], Exception]
+) -> Iterator[int]:
     """Hold ``flock`` on `path`, open; raise what `busy` makes after `wait_s` seconds.
 
     The lock goes with its holder's process. Its file is made if absent and never unlinked: a second

@@ -39,7 +39,6 @@ UNITS = (
     "byteor-activate.service",
     "byteor-erase.service",
 )
-LOCK_WAIT_S = 30.0
 OURS = "of this host alone"
 HERE = "byteor-firstboot generalize"
 
@@ -139,7 +138,7 @@ def remove(layout: Layout) -> int:
         for path in [layout.credentials, *leftovers.ours(layout)]
     }
     busy = TryAgain("another byteor-firstboot is at work", hint="wait until it has ended")
-    with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+    with files.locked(layout.lock, busy=lambda: busy):
         there = [path for path in tops if os.path.lexists(path)]
         for path in there:
             _remove(layout, path)
@@ -173,7 +172,7 @@ def remove_stale(layout: Layout) -> int:
     if not layout.identity.is_dir():
         return 0
     busy = TryAgain("another byteor-firstboot is at work", hint="it is removed the next time")
-    with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+    with files.locked(layout.lock, busy=lambda: busy):
         seen = store.look(layout)
         stale = [layout.set_aside, *layout.identity.glob("*.corrupt-*")]
         if seen.state in (State.FOREIGN, State.UNREADABLE):

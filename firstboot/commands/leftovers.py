@@ -81,8 +81,9 @@ def standing(layout: Layout) -> list[receipt.Copy]:
     rows = receipt.earlier(layout)
     there = []
     for row in (*rows.of("remains"), *rows.of("kept")):
-        path = JOURNAL if row.path == systemjournal.NAME else row.path
-        if row.mount_point or os.path.lexists(layout.path(path)):
+        in_journal = row.path == systemjournal.NAME
+        places_of = [layout.path(JOURNAL)] if in_journal else receipt.paths(layout, row)
+        if row.mount_point or any(map(os.path.lexists, places_of)):
             there.append(row)
     return there
 

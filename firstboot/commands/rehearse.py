@@ -17,7 +17,6 @@ from firstboot.provision import leaks, userdata
 from firstboot.provision.schema import PLACE, Rank, parse
 from firstboot.provision.sources import USER_DATA_LIMIT
 
-LOCK_WAIT_S = 30.0
 # The class of the token that counts -> the line about it
 TOKENS = {
     None: "- token: none in any source",
@@ -162,7 +161,7 @@ def _seals(layout: Layout, seal: str) -> None:
         "identity/lock is held by another process", hint="rerun preflight when it has ended"
     )
     preflight.make_state(layout)
-    with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+    with files.locked(layout.lock, busy=lambda: busy):
         if not progress.at_work(layout):  # what a run writes outside of this lock is not half-made
             preflight.sweep(layout)
         # A foreign identity's key must not be touched; `run` sets it aside before it seals.

@@ -27,7 +27,6 @@ from firstboot.exchange.verdicts import ACTIVE
 from firstboot.exchange.wake import wake
 from firstboot.provision.sources import in_force
 
-LOCK_WAIT_S = 30.0
 SOURCES = {
     chain.PINNED: "pinned in /etc/byteor/firstboot.yaml",
     chain.ENROLLMENT: "the enrollment reply",
@@ -89,7 +88,7 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     ring = chain.unanchored(settings, keyring.place_of(settings))
     files.make_directory(layout.activation, 0o755)
     busy = TryAgain("an activation is in progress", hint="see byteor-agent deployments, and wait")
-    with files.locked(layout.activation_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+    with files.locked(layout.activation_lock, busy=lambda: busy):
         # A command that was cut leaves the former ring or the new one, never none.
         kept_as = files.set_aside(layout.keyring, label="reset", stays=True)
         keyring.save(layout, ring)

@@ -28,7 +28,6 @@ from firstboot.provision.schema import Rank
 from firstboot.provision.sources import Inputs, Source, gather
 from firstboot.provision.tokens import TokenClass
 
-LOCK_WAIT_S = 30.0
 UNIT = "byteor-erase.service"  # ordered after cloud-final, however that ended
 FIRST_BOOT = "byteor-firstboot.service"
 AGAIN = "byteor-firstboot erase, which says why it fails"
@@ -166,7 +165,7 @@ def erase_again(
     """
     preflight.make_state(layout)
     try:
-        with files.locked(layout.lock, wait_s=LOCK_WAIT_S, busy=_Busy):
+        with files.locked(layout.lock, busy=_Busy):
             view = look(layout, inputs, tolerant=True)
             if not view.finished and not systemd.inside(UNIT):
                 log.notice(f"cloud-init is still at work in this boot: {UNIT} erases after it")

@@ -43,7 +43,6 @@ from firstboot.provision.waiting import Pause
 
 HOURLY_S = (3240.0, 3960.0)  # between a gateway's answers after those of `enrollment.PAUSES_S`
 LEAST_S = 1.0  # for a request, however short the limit is
-LOCK_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def run(layout: Layout, inputs: Inputs, options: Options) -> int:
     busy = TryAgain("another run is at work", hint=hint)
     try:
         preflight.make_state(layout)
-        with files.locked(layout.run_lock, wait_s=LOCK_WAIT_S, busy=lambda: busy):
+        with files.locked(layout.run_lock, busy=lambda: busy):
             return first.run()
     except LocalFault as error:
         if options.reenroll or not first.hand_off_despite(error):
@@ -188,7 +187,7 @@ class FirstBoot:
         busy = LocalFault(
             "identity/lock is held by another process", hint="look for a hanging byteor-firstboot"
         )
-        return files.locked(self._layout.lock, wait_s=LOCK_WAIT_S, busy=lambda: busy)
+        return files.locked(self._layout.lock, busy=lambda: busy)
 
     # -- steps without an identity
 

@@ -134,6 +134,15 @@ class Host:
         ]
 
 
+def enrolled(root: Path, plane: Any, **defaults: Any) -> Host:
+    """A host that has enrolled with a token file."""
+    host = Host(root, plane)
+    host.defaults(**defaults)
+    host.token(host.mint())
+    assert host.run().code == 0
+    return host
+
+
 class Done:
     """Exit code, stdout, stderr; and the promises that hold for every command."""
 

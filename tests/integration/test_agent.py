@@ -17,7 +17,7 @@ from typing import Any, Callable
 
 import pytest
 
-from tests.integration.host import Host
+from tests.integration.host import Host, enrolled
 
 PERIOD_S = 5
 
@@ -38,11 +38,7 @@ class Agent:
 
 @pytest.fixture
 def host(tmp_path: Path, control_plane: Any) -> Host:
-    host = Host(tmp_path / "root", control_plane)
-    host.defaults(heartbeat_interval_s=PERIOD_S)
-    host.token(host.mint())
-    assert host.run().code == 0
-    return host
+    return enrolled(tmp_path / "root", control_plane, heartbeat_interval_s=PERIOD_S)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from firstboot.provision.erase import systemjournal
-from tests.integration.host import Done, Host
+from tests.integration.host import Done, Host, enrolled
 from tests.integration.spawn import BIN
 
 IDENTITY = "var/lib/byteor/identity"
@@ -233,11 +233,7 @@ def test_links_of_the_agents_directory_lead_nowhere(image: Host, tmp_path: Path)
 
 @pytest.fixture
 def host(tmp_path: Path, control_plane: Any) -> Host:
-    host = Host(tmp_path / "root", control_plane)
-    host.defaults(heartbeat_interval_s=5)
-    host.token(host.mint())
-    assert host.run().code == 0
-    return host
+    return enrolled(tmp_path / "root", control_plane, heartbeat_interval_s=5)
 
 
 def agent_id(host: Host) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.host import Host
+from tests.integration.host import Host, enrolled
 
 STATUS = "run/byteor-agent/status.json"
 DEPLOYMENTS = "var/lib/byteor/activation/deployments.json"
@@ -24,11 +24,7 @@ DEPLOYMENTS = "var/lib/byteor/activation/deployments.json"
 
 @pytest.fixture
 def host(tmp_path: Path, control_plane: Any) -> Host:
-    host = Host(tmp_path / "root", control_plane)
-    host.defaults(heartbeat_interval_s=5)
-    host.token(host.mint())
-    assert host.run().code == 0
-    return host
+    return enrolled(tmp_path / "root", control_plane, heartbeat_interval_s=5)
 
 
 @pytest.fixture

@@ -170,14 +170,14 @@ def _given_before(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the files that were given with --token-file and still hold a spent token, and it."""
     for row in before.of("kept"):
-        # A row names a file in the tree as the target does, and one outside as the caller does.
-        for path in {layout.path(row.path), Path(row.path)} if os.path.isabs(row.path) else ():
+        for path in receipt.paths(layout, row) if os.path.isabs(row.path) else ():
             try:
                 token = (files.read(path, limit=TOKEN_FILE_LIMIT) or b"").strip()
             except LocalFault:
                 continue  # it cannot be looked at, so nothing is claimed of it
             if token and known(token):
                 yield row.path, token
+                break
 
 
 def _fragments(layout: Layout) -> Iterator[Copy]:

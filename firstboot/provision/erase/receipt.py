@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Optional
 
 from firstboot.base import documents, files
@@ -122,6 +123,14 @@ def earlier(layout: Layout) -> Stored:
         return documents.read(layout.erasure, Stored) or Stored()
     except LocalFault:
         return Stored()
+
+
+def paths(layout: Layout, row: Copy) -> tuple[Path, ...]:
+    """Return where the file of a row may be.
+
+    A row names a file in the tree as the target does, and one outside as the caller did.
+    """
+    return (layout.path(row.path), Path(row.path))
 
 
 def remaining(layout: Layout) -> tuple[Copy, ...]:
