@@ -4,7 +4,7 @@ No retry, no policy. Nothing comes from the caller's environment behind our back
 ``REQUESTS_CA_BUNDLE``, ``SSL_CERT_FILE``, ``SSLKEYLOGFILE`` or implicit proxy. Trust is the
 operating system's store or exactly the configured certificates, never the bundle that a wheel
 ships. Every request has one deadline (see `connection`) and a ceiling of bytes. Redirects are
-answers like any other.
+answers like any other, and there is no cookie jar: requests' adapter sends, without a session.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import ssl
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from http.cookiejar import DefaultCookiePolicy
+from contextlib import closing, contextmanager
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -148,22 +147,13 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         conn.cert_reqs, conn.ca_certs, conn.ca_cert_dir = "CERT_REQUIRED", None, None
 
-    def build_response(self, req: Any, resp: Any) -> requests.Response:
-        """Build it without Content-Type's parameters: requests crashes on a bare ``charset``."""
-        if "Content-Type" in resp.headers:
-            resp.headers["Content-Type"] = resp.headers["Content-Type"].split(";")[0]
-        return super().build_response(req, resp)
-
-
-class _Session(requests.Session):
-    """A session that sees no redirect: it would read the whole body first."""
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        return None
+    def build_response(self, req: Any, resp: Any) -> Any:
+        """Return urllib3's own: requests looks for cookies, and crashes on a bare ``charset``."""
+        return resp
 
 
 class Transport:
-    """One session with one kept-alive connection; for one thread."""
+    """One kept-alive connection; for one thread."""
 
     def __init__(
         self,
@@ -174,13 +164,7 @@ class Transport:
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._proxy, self._no_proxy, self._environ = proxy, tuple(no_proxy), environ
-        self._session = _Session()
-        self._session.trust_env = False
-        # No cookie is kept, none is sent.
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        adapter = _Adapter(tls_context(ca_certificates))
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._adapter = _Adapter(tls_context(ca_certificates))
 
     def request(
         self, method: str, url: str, *, ceiling: int = CEILING_BYTES, **keywords: Any
@@ -220,20 +204,18 @@ class Transport:
         current.limit = min(until, monotonic() + min(head_s, DEADLINE_S))
         current.body_limit = until if body is not None else current.limit
         try:
-            with self._session.request(
-                method,
-                url,
-                headers={**_headers(bearer), **(headers or {})},
-                data=body,
-                proxies={"https": proxy.reveal()} if proxy is not None else {},
-                timeout=READ_S,
-                allow_redirects=False,
+            answer: Any = self._adapter.send(
+                _prepared(method, url, {**_headers(bearer), **(headers or {})}, body),
                 stream=True,
-            ) as response:
-                found = {name.lower(): value for name, value in response.headers.items()}
+                timeout=READ_S,
+                proxies={"https": proxy.reveal()} if proxy is not None else {},
+            )
+            with closing(answer):
+                # By name: several of one name are joined.
+                found = {name.lower(): answer.headers[name] for name in answer.headers}
                 if body is None:
                     current.limit = until
-                yield Stream(response.status_code, found, response.raw, host)
+                yield Stream(answer.status, found, answer, host)
         except (
             requests.RequestException,
             urllib3.exceptions.HTTPError,
@@ -263,7 +245,18 @@ class Transport:
 
     def close(self) -> None:
         """Close the kept-alive connection."""
-        self._session.close()
+        self._adapter.close()
+
+
+def _prepared(
+    method: str, url: str, headers: Mapping[str, str], body: bytes | Body | None
+) -> requests.PreparedRequest:
+    request = requests.PreparedRequest()
+    request.prepare_method(method)
+    request.prepare_url(url, None)
+    request.prepare_headers(headers)
+    request.prepare_body(body, None)
+    return request
 
 
 def _headers(bearer: Secret | None) -> dict[str, str]:
@@ -271,6 +264,7 @@ def _headers(bearer: Secret | None) -> dict[str, str]:
         "User-Agent": USER_AGENT,
         "Accept": "application/json, application/problem+json",
         "Accept-Encoding": "identity",
+        "Connection": "keep-alive",  # for proxies that speak HTTP/1.0
     }
     if bearer is not None:
         if not all("!" <= c <= "~" for c in bearer.reveal()):  # requests would quote it
