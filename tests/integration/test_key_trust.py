@@ -9,7 +9,6 @@ import json
 import signal
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +18,6 @@ from tests.controlplane.signing import SigningKey
 from tests.integration.host import Done, Host
 
 PERIOD_S = 5
-
-
-@pytest.fixture
-def host(tmp_path: Path, control_plane: Any) -> Host:
-    return Host(tmp_path / "root", control_plane)
 
 
 def enroll(host: Host, **defaults: Any) -> None:

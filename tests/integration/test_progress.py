@@ -39,11 +39,6 @@ from tests.integration.spawn import BIN
 PROGRESS = "var/lib/byteor/identity/progress.json"
 
 
-@pytest.fixture
-def host(tmp_path: Path, control_plane: Any) -> Host:
-    return Host(tmp_path / "root", control_plane)
-
-
 def status(host: Host, *words: str, **keywords: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
         host.call("byteor-firstboot", "status", "--json", *words, **keywords).out

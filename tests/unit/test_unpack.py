@@ -6,132 +6,37 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import os
 import stat
 import subprocess
-import sys
 import tarfile
-import tracemalloc
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from firstboot.activate import unpack
-from firstboot.activate.tarstream import PACKED_PIECE
 from firstboot.base.errors import LocalFault, Untrusted
 from tests.controlplane import bundles
 from tests.controlplane.bundles import archive, member, members_of, pack
-
-FILES = {"spec.kv": b"name = one\n", "adapters/feed.conf": b"feed = 1\n"}
-TAR = archive(members_of(FILES))
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "bundles.json").read_text())
-LONG = "n" * 200
-
-many = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+from tests.unit.tars import (
+    FILES,
+    LONG,
+    contents,
+    filled,
+    having,
+    header,
+    patched,
+    pax,
+    raw,
+    verdict,
 )
 
-
-def verdict(data: bytes, place: Path, *, packed_size: int = 0) -> str:
-    """Unpack in `place`/into and return the code; whatever it is, nothing beside `into` may have
-    changed.
-    """
-    place.mkdir(exist_ok=True)
-    bundle, into = place / "bundle", place / "into"
-    bundle.write_bytes(data)
-    (place / "neighbour").write_bytes(b"untouched")
-    before = picture(place.parent, without=into)
-    try:
-        unpack.unpack(bundle, into, packed_size=packed_size or len(data))
-        code = "ok"
-    except Untrusted as error:
-        code = error.code
-        assert str(error).startswith("the bundle is ")
-        assert str(error).isprintable()
-    assert picture(place.parent, without=into) == before
-    return code
-
-
-def picture(top: Path, *, without: Path) -> dict[str, tuple[int, bytes]]:
-    """Every name below `top` with its mode and bytes, but for the tree `without`."""
-    found = {}
-    for path in sorted(top.rglob("*")):
-        if without not in (path, *path.parents):
-            facts = path.lstat()
-            found[str(path)] = (
-                facts.st_mode,
-                path.read_bytes() if stat.S_ISREG(facts.st_mode) else b"",
-            )
-    return found
-
-
-def contents(into: Path) -> dict[str, bytes]:
-    """The files of an unpacked directory."""
-    return {
-        str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()
-    }
-
-
-def having(*extra: bundles.Member) -> bytes:
-    """The good bundle and more."""
-    return pack(archive([*members_of(FILES), *extra]))
-
-
-def raw(*headers: bytes) -> bytes:
-    """The good bundle with blocks of our own making before its end."""
-    good = archive(members_of(FILES)).rstrip(b"\0")
-    return pack(good + bytes(-len(good) % 512) + b"".join(headers) + bytes(1024))
-
-
-def header(
-    name: str = "x", *, kind: bytes = b"0", data: bytes = b"", claims: int = -1, **fields: Any
-) -> bytes:
-    """One entry as blocks: `claims` is a size that is not the data's, `fields` are TarInfo's."""
-    info = tarfile.TarInfo(name)
-    info.type, info.size = kind, len(data) if claims < 0 else claims
-    for key, value in fields.items():
-        setattr(info, key, value)
-    # Each format writes the type and size as they are; a name that needs an extension is the
-    # caller's affair.
-    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
-
-
-def patched(block: bytes, at: int, text: bytes) -> bytes:
-    """A header with `text` at an offset and its checksum made right again."""
-    changed = bytearray(block)
-    changed[at : at + len(text)] = text
-    changed[148:156] = b" " * 8
-    changed[148:156] = b"%06o\0 " % sum(changed[:512])
-    return bytes(changed)
-
-
-def pax(*records: bytes, kind: bytes = b"x", entry: bytes = b"") -> bytes:
-    """An extended header of these ``KEY=VALUE`` records, then an entry."""
-    body = b""
-    for record in records:
-        length = len(record) + 3
-        length = len(record) + 2 + len(str(len(record) + 2 + len(str(length))))
-        body += b"%d %s\n" % (length, record)
-    return header("PaxHeaders", kind=kind, data=body) + entry
-
-
-def filled(packed: bytes) -> bytes:
-    """A gzip member made as long as the pieces that are read, by a name in its header."""
-    return (
-        packed[:3]
-        + b"\x08"
-        + packed[4:10]
-        + b"n" * (PACKED_PIECE - len(packed) - 1)
-        + b"\0"
-        + packed[10:]
-    )
+TAR = archive(members_of(FILES))
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "bundles.json").read_text())
 
 
 UNSAFE: dict[str, Callable[[], bytes]] = {
@@ -209,6 +114,8 @@ UNSAFE: dict[str, Callable[[], bytes]] = {
     "zeros_after_the_end": lambda: pack(archive(members_of(FILES)) + bytes(8 << 20)),
     "many_implied_directories": lambda: having(*(member(f"{n}/a/b/c", b"") for n in range(3000))),
 }
+
+
 MALFORMED: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "gzip_of_nothing": lambda: pack(b""),
@@ -466,201 +373,6 @@ def test_a_bundle_that_is_no_file_is_a_fault_of_this_host(plant: str, tmp_path: 
      "fifo": lambda: os.mkfifo(bundle)}[plant]()  # fmt: skip
     with pytest.raises((LocalFault, Untrusted)):
         unpack.unpack(bundle, tmp_path / "into", packed_size=100)
-
-
-def test_a_full_disk_is_a_fault_of_this_host(tmp_path: Path) -> None:
-    """The plane must not hear that its bundle is bad when ours is the disk that is full."""
-    (tmp_path / "bundle").write_bytes(having(member("large", os.urandom(200_000))))
-    said = limited(
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))",
-        tmp_path,
-        packed_size=200_000,
-    )
-    assert said.startswith("LocalFault cannot write a file in")
-
-
-def test_the_limits_are_those_of_the_contract() -> None:
-    """They are numbers that the plane's publisher relies on."""
-    assert (unpack.UNPACKED_LIMIT, unpack.RATIO_LIMIT, unpack.ENTRY_LIMIT) == (4 << 30, 200, 4096)
-
-
-@pytest.mark.parametrize("over", [0, 1])
-def test_the_ratio_counts_the_whole_tar(over: int, tmp_path: Path) -> None:
-    """200 times the packed size is allowed, one block more is not: the same count as the plane's
-    examiner makes.
-    """
-    tar = archive(members_of({"spec.kv": bytes(2 << 20)}))
-    assert verdict(pack(tar), tmp_path / "w", packed_size=len(tar) // 200 - over) == (
-        "ok" if not over else "unsafe_archive"
-    )
-
-
-BOMBS: dict[str, Callable[[], bytes]] = {
-    "zeros": lambda: having(member("zeros", bytes(64 << 20))),
-    "zeros_in_a_pax_header": lambda: raw(header("P", kind=b"x", data=bytes(64 << 20)), header()),
-    "zeros_in_a_long_name": lambda: raw(header("L", kind=b"L", data=bytes(64 << 20)), header()),
-    "headers_without_an_entry": lambda: raw(*[pax(b"comment=x", kind=b"g")] * 60_000),
-    "zeros_after_the_end": lambda: pack(archive(members_of(FILES)) + bytes(64 << 20)),
-    "zeros_before_anything": lambda: pack(bytes(64 << 20)),
-    "name_in_the_gzip_header": lambda: b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (64 << 20),
-}
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_fills_neither_memory_nor_disk(name: str, tmp_path: Path) -> None:
-    """Refused while it is inflated: by what is left on the disk, and by the peak of memory, under 4
-    MiB.
-    """
-    data = BOMBS[name]()
-    (tmp_path / "bundle").write_bytes(data)
-    tracemalloc.start()
-    try:
-        with pytest.raises(Untrusted):
-            unpack.unpack(tmp_path / "bundle", tmp_path / "into", packed_size=len(data))
-        assert tracemalloc.get_traced_memory()[1] < 4 << 20
-    finally:
-        tracemalloc.stop()
-    written = sum(path.stat().st_size for path in (tmp_path / "into").rglob("*"))
-    assert written <= 200 * max(len(data), 4096)
-
-
-@pytest.mark.slow
-def test_gibibytes_are_refused_in_a_process_that_may_have_little_memory(tmp_path: Path) -> None:
-    """The kernel's own limit on the address space, which also sees what zlib allocates."""
-    (tmp_path / "bundle").write_bytes(bundles.build(FILES) + pack(bytes(64 << 20)) * 65)
-    limit = (
-        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20),) * 2)"
-    )
-    said = limited(limit, tmp_path, packed_size=1 << 30)
-    assert said.startswith(
-        "Untrusted the bundle is not safe to unpack: it unpacks to more than 4 GiB"
-    )
-
-
-def limited(limit: str, place: Path, *, packed_size: int) -> str:
-    """What a process under a limit of the kernel says of `place`/bundle."""
-    code = (
-        "import resource, signal, sys; from pathlib import Path; from firstboot.activate import unpack\n"
-        "from firstboot.base.errors import ByteorError\n"
-        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{limit}\n"
-        f"try: unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]), packed_size={packed_size})\n"
-        "except ByteorError as error: print(type(error).__name__, error)\n"
-    )
-    argv = [sys.executable, "-c", code, place / "bundle", place / "into"]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert not done.stderr
-    return done.stdout
-
-
-@many
-@given(data=st.binary(max_size=2000))
-def test_arbitrary_bytes_are_refused(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As a file, as what is inside gzip, and as the whole of a tar: a code, never another
-    exception.
-    """
-    for bundle in (data, pack(data), raw(data + bytes(-len(data) % 512))):
-        assert verdict(bundle, tmp_path_factory.mktemp("w") / "w") in (
-            "malformed_bundle",
-            "unsafe_archive",
-            "ok",
-        )
-
-
-@many
-@given(
-    flips=st.lists(st.tuples(st.integers(0, 6143), st.integers(0, 255)), min_size=1, max_size=4),
-    packed=st.booleans(),
-    right=st.booleans(),
-)
-def test_a_damaged_archive_gives_a_code_or_stays_inside(
-    flips: list[tuple[int, int]],
-    packed: bool,
-    right: bool,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    """Bytes changed in the gzip, in the tar, or in its headers with the checksum made right
-    again.
-    """
-    tar = bytearray(archive([*members_of(FILES), member(LONG, b"1"), member("straße", b"2")]))
-    data = bytearray(pack(bytes(tar))) if packed else tar
-    for at, value in flips:
-        data[at % len(data)] = value
-        start = at % len(data) // 512 * 512
-        if right and not packed and data[start + 257 : start + 262] == b"ustar":
-            data[start : start + 512] = patched(bytes(data[start : start + 512]), 0, b"")
-    code = verdict(bytes(data) if packed else pack(bytes(data)), tmp_path_factory.mktemp("w") / "w")
-    assert code in ("malformed_bundle", "unsafe_archive", "ok")
-
-
-NAMES = st.lists(
-    st.sampled_from(
-        ["a", "A", "b", "..", ".", "", "spec.kv", "é", "e\u0301", "n" * 260, "\n", "\\"]
-    ),
-    min_size=1,
-    max_size=5,
-).map("/".join)
-KINDS = st.sampled_from([b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"Z"])
-
-
-@many
-@given(
-    members=st.lists(
-        st.tuples(NAMES, KINDS, st.integers(0, 0o7777), NAMES, st.binary(max_size=600)), max_size=8
-    )
-)
-def test_hostile_members_never_reach_outside(
-    members: list[tuple[str, bytes, int, str, bytes]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Whatever names, kinds, modes and targets are put together, what comes out is files and
-    directories inside.
-    """
-    made = [
-        header(name, kind=kind, data=data, mode=mode, linkname=link)
-        for name, kind, mode, link, data in members
-    ]
-    place = tmp_path_factory.mktemp("w") / "w"
-    code = verdict(pack(b"".join(made) + bytes(1024)), place)
-    assert code in ("malformed_bundle", "unsafe_archive", "ok")
-    for path in (place / "into").rglob("*"):
-        facts = path.lstat()
-        assert stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
-        assert not facts.st_mode & 0o7022
-
-
-PLAIN = st.text(st.characters(categories=("Ll", "Nd")), min_size=1, max_size=60)
-
-
-@many
-@given(
-    tree=st.dictionaries(
-        st.lists(PLAIN, min_size=1, max_size=4).map("/".join), st.binary(max_size=3000), max_size=6
-    ),
-    kind=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
-)
-def test_what_pythons_tarfile_writes_comes_out_the_same(
-    tree: dict[str, bytes], kind: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Any harmless tree survives, or is refused because two of its names collide."""
-    files = {
-        **{name: data for name, data in tree.items() if not name.startswith("spec.kv")},
-        "spec.kv": b"x",
-    }
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=kind) as tar:
-        for info, data in members_of(files):
-            tar.addfile(info, io.BytesIO(data) if data is not None else None)
-    place = tmp_path_factory.mktemp("w") / "w"
-    code = verdict(pack(buffer.getvalue()), place)
-    folded = {
-        tuple(map(unpack._fold, name.split("/")[:n]))
-        for name in files
-        for n in range(1, name.count("/") + 2)
-    }
-    plain = {tuple(name.split("/")[:n]) for name in files for n in range(1, name.count("/") + 2)}
-    nested = any(f"{one}/" == other[: len(one) + 1] for one in files for other in files)
-    assert code == ("ok" if len(folded) == len(plain) and not nested else "unsafe_archive")
-    assert code != "ok" or contents(place / "into") == files
 
 
 NOISE = bytes(range(256)) * 4096
