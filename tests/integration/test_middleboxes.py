@@ -264,7 +264,7 @@ def store(tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("moto")
     program = shutil.which("moto_server", path=str(Path(sys.executable).parent))
     if program is None:
-        pytest.skip("there is no moto_server (pip install moto[server])")
+        pytest.skip("there is no moto_server (pip install moto flask flask-cors)")
     issued = CA.issue_cert("127.0.0.1")
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     issued.private_key_pem.write_to_path(key)
