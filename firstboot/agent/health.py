@@ -10,7 +10,14 @@ from typing import Any
 
 from firstboot import __version__
 from firstboot.agent.heartbeat import Facts
-from firstboot.agent.problems import Problem, of_the_activation, of_the_clock, of_the_expiry, unique
+from firstboot.agent.problems import (
+    Problem,
+    of_the_activation,
+    of_the_clock,
+    of_the_expiry,
+    of_the_spool,
+    unique,
+)
 from firstboot.agent.schedule import Agenda, Ask, Outcome
 from firstboot.agent.worker import Job
 from firstboot.api.messages import HeartbeatReply
@@ -63,13 +70,11 @@ class Condition:
 
     def facts(self) -> Facts:
         """Return what the next beat says."""
-        seen = verdicts.seen(self._layout)
+        seen, spool, found = self._look()
         # A beat that arrives proves that the earlier failures of beats are over, unless the
         # control plane refused them.
         over = self.jobs[FIRST].task.outcome is not Outcome.REFUSED
-        found = self._problems(seen)
         told = [(p.code, p.detail) for p in found if not (over and p.code == f"{FIRST}_failing")]
-        spool = self.jobs[ARTIFACTS].work.shown()
         version, pending = seen.signing_keys_version, spool["pending"]
         return Facts(tuple(told), seen.deployment, version, pending, spool["quarantined"])
 
@@ -90,8 +95,7 @@ class Condition:
             self._publishing.release()
 
     def _write(self, running: bool, crashed: bool) -> None:
-        seen = verdicts.seen(self._layout)
-        problems = self._problems(seen)
+        seen, spool, problems = self._look()
         document = {
             "v": 1,
             "running": running,
@@ -105,7 +109,7 @@ class Condition:
             "loops": {name: self._shown(name) for name in self.jobs if name != DOWNLOAD},
             "deployment": seen.deployment,
             "signing_keys": seen.signing_keys,
-            "spool": self.jobs[ARTIFACTS].work.shown(),
+            "spool": spool,
             "clock_skew_s": round(self._skew_s) if self._skew_s is not None else None,
             "problems": [problem.shown() for problem in problems],
         }
@@ -144,7 +148,9 @@ class Condition:
             return self.jobs[name] if self.jobs[name].problem is not None else download
         return self.jobs[name]
 
-    def _problems(self, seen: verdicts.Seen) -> list[Problem]:
+    def _look(self) -> tuple[verdicts.Seen, dict[str, Any], list[Problem]]:
+        """Return what the activator left, what is in the spool, and all present problems."""
+        seen, spool = verdicts.seen(self._layout), self.jobs[ARTIFACTS].work.shown()
         found: list[Problem] = []
         # The heartbeat's before all others.
         for name, job in sorted(self.jobs.items(), key=lambda item: not item[1].task.first):
@@ -153,10 +159,11 @@ class Condition:
                 found.append(Problem(f"{said}_failing", job.problem, job.hint))
         for job in self.jobs.values():
             found.extend(job.work.problems())
+        found.extend(of_the_spool(spool))
         found.extend(of_the_activation(seen, self._clock.wall()))
         found.extend(of_the_expiry(self._handed.expires_at, self._clock.wall()))
         found.extend(of_the_clock(self._skew_s))
-        return unique(found)[:MOST_PROBLEMS]
+        return seen, spool, unique(found)[:MOST_PROBLEMS]
 
     def _crashes_so_far(self, crashed: bool) -> int:
         if crashed:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from firstboot.agent.artifacts import spool
+from firstboot.agent.artifacts.spool import Census
 from firstboot.base.clock import from_rfc3339
 from firstboot.exchange.handover import REENROLL, key_ends
 from firstboot.exchange.verdicts import FAILED, REFUSED, ROLLED_BACK, Seen
@@ -65,6 +67,24 @@ def of_the_clock(skew_s: float | None) -> Iterable[Problem]:
         side = "ahead of" if skew_s > 0 else "behind"
         detail = f"this host's clock is {abs(skew_s):.0f} s {side} the control plane's"
         yield Problem("clock_skew", detail, "check time synchronisation (timedatectl)")
+
+
+def of_the_spool(shown: Mapping[str, Any]) -> Iterable[Problem]:
+    """Yield what was refused, and a spool that takes nothing more."""
+    there = Census(shown["pending"], shown["quarantined"], shown["bytes"])
+    if there.quarantined:
+        many = "s" if there.quarantined > 1 else ""
+        detail = f"{there.quarantined} artifact{many} refused, kept in quarantine"
+        hint = "byteor-agent status says why; byteor-agent retry ID, or remove them"
+        yield Problem("artifact_quarantined", detail, hint)
+    if not there.room_for(1):
+        detail = (
+            f"the spool is full: it holds {there.pending + there.quarantined} artifacts, "
+            f"{there.bytes >> 20} MiB (at most {spool.MOST_ENTRIES} and "
+            f"{spool.MOST_BYTES >> 20} MiB); new ones are refused"
+        )
+        hint = "fix what keeps artifacts from being sent; what is in quarantine may be removed"
+        yield Problem("spool_full", detail, hint)
 
 
 def of_the_activation(seen: Seen, now: float) -> Iterable[Problem]:

@@ -201,12 +201,13 @@ class Inbox:
     def problems(self) -> list[Problem]:
         """Return the problem of an activator that does not answer, or ends without a word."""
         since, code = self._unanswered_since, self.activator.exit_code
-        if self.layout.fault.exists():
+        failed = code not in (0, BUSY)
+        if (since is None and not failed) or self.layout.fault.exists():
             return []  # a fault is an answer, and shown
-        if code not in (0, BUSY):
+        if since is None or failed:
             return [_of_its_end(code)]
         limit = SILENT_IN_ACTIVATION_S if self.interrupted() else SILENT_S
-        if since is None or self.clock.monotonic() - since < limit:
+        if self.clock.monotonic() - since < limit:
             return []
         detail = f"the activator has not answered for over {limit / 60:.0f} min"
         hint = "systemctl status byteor-activate, or journalctl -u byteor-activate"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable
 from urllib.parse import quote, urlsplit
 
@@ -210,7 +210,7 @@ class PlaneApi:
                 raise bundles.StartOver("the control plane has no such part of the bundle")
             else:
                 body = stream.whole(CEILING_BYTES)
-                yield self._answer(Reply(stream.status, stream.headers, body, stream.date))
+                yield self._answer(Reply(stream.status, stream.headers, body, stream.date), {})
 
     def report(self, agent_id: str, key: Secret, deployment_id: str, body: bytes) -> Answer:
         """Request 6: the outcome of a deployment. Safe to repeat."""
@@ -272,20 +272,19 @@ class PlaneApi:
             headers={**sent, **(headers or {})},
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
         )
-        answer = self._answer(reply)
-        if answer.status not in (200, 201) or not answer.is_json:
-            return answer
-        value = documents.load(reply.body)
-        try:
-            return replace(answer, **{name: parse(value) for name, parse in reads.items()})
-        except ValueError as error:
-            return replace(answer, complaint=str(error))
+        return self._answer(reply, reads)
 
-    def _answer(self, reply: Reply) -> Answer:
+    def _answer(self, reply: Reply, reads: Mapping[str, Callable[[Any], Any]]) -> Answer:
+        found: dict[str, Any] = {}
         try:
             value, is_json = documents.load(reply.body), True
         except ValueError:
             value, is_json = None, False
+        if is_json and reply.status in (200, 201):
+            try:
+                found = {name: parse(value) for name, parse in reads.items()}
+            except ValueError as error:
+                found = {"complaint": str(error)}
         # A date is the server's: its own clock judges it, for a host's may be years off at first
         # boot.
         now = reply.date if reply.date is not None else self._clock.wall()
@@ -301,6 +300,7 @@ class PlaneApi:
             body=reply.body,
             target=messages.target(reply.headers.get("location")),
             host=urlsplit(self._base).netloc,
+            **found,
         )
 
 

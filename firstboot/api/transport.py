@@ -252,8 +252,8 @@ def _prepared(
     method: str, url: str, headers: Mapping[str, str], body: bytes | Body | None
 ) -> requests.PreparedRequest:
     request = requests.PreparedRequest()
-    request.prepare_method(method)
-    request.prepare_url(url, None)
+    # As it is: our URLs need no quoting, and urllib3 parses them twice more.
+    request.method, request.url = method, url
     request.prepare_headers(headers)
     request.prepare_body(body, None)
     return request

@@ -14,6 +14,7 @@ import pytest
 from firstboot.agent.artifacts import memory, packing, spool
 from firstboot.agent.artifacts.sender import Sender
 from firstboot.agent.artifacts.spool import About
+from firstboot.agent.problems import of_the_spool
 from firstboot.agent.worker import Context
 from firstboot.api.answers import KeyRefused, NotThePlane, RequestRefused
 from firstboot.api.client import Answer
@@ -462,7 +463,7 @@ def test_a_spool_that_is_full_is_a_problem(bench: Bench, monkeypatch: pytest.Mon
     """Whoever looks learns that new artifacts are refused."""
     bench.put(b"1")
     monkeypatch.setattr(spool, "MOST_ENTRIES", 1)
-    assert [problem.code for problem in bench.loop.problems()] == ["spool_full"]
+    assert [problem.code for problem in of_the_spool(bench.loop.shown())] == ["spool_full"]
 
 
 def test_another_identity_inherits_nothing_by_itself(bench: Bench) -> None:

@@ -88,7 +88,7 @@ class Sender(Work):
     def nudged(self) -> bool:
         """Return True when there is something to send now."""
         try:
-            return bool(self._due())
+            return bool(self._due(spool.ids(self._layout.spool)))
         except LocalFault:
             return True  # the attempt says it
 
@@ -97,10 +97,11 @@ class Sender(Work):
         if not self._prepared:
             self._start()
         self._asked, passed, too_large, fault = False, False, False, None
-        for gone in {*self._alone, *self._strikes}.difference(spool.ids(self._layout.spool)):
+        names = spool.ids(self._layout.spool)
+        for gone in {*self._alone, *self._strikes}.difference(names):
             self._alone.pop(gone, None)
             self._strikes.pop(gone, None)
-        for name in self._due():
+        for name in self._due(names):
             if passed and self._gives_way():
                 break
             if self._is_resting(name):
@@ -132,51 +133,31 @@ class Sender(Work):
         return self._asked
 
     def problems(self) -> list[Problem]:
-        """Return what failed by itself, what was refused, and a spool that takes nothing more."""
+        """Return what failed by itself; `problems.of_the_spool` tells of the rest."""
         found = []
         for name, wait in list(self._alone.items()):
             detail = f"artifact {name} fails by itself, and waits: {wait.error}"
             hint = wait.error.hint or "retried automatically, ever more rarely"
             found.append(Problem("artifact_failing", detail, hint))
-        there = self._census()
-        if there.quarantined:
-            many = "s" if there.quarantined > 1 else ""
-            detail = f"{there.quarantined} artifact{many} refused, kept in quarantine"
-            hint = "byteor-agent status says why; byteor-agent retry ID, or remove them"
-            found.append(Problem("artifact_quarantined", detail, hint))
-        if not there.room_for(1):
-            detail = (
-                f"the spool is full: it holds {there.pending + there.quarantined} artifacts, "
-                f"{there.bytes >> 20} MiB (at most {spool.MOST_ENTRIES} and "
-                f"{spool.MOST_BYTES >> 20} MiB); new ones are refused"
-            )
-            hint = "fix what keeps artifacts from being sent; what is in quarantine may be removed"
-            found.append(Problem("spool_full", detail, hint))
         return found
 
     def shown(self) -> dict[str, Any]:
-        """Return `spool` of `status.json`."""
-        there = self._census()
-        try:
-            rows = spool.quarantined(self._layout) if there.quarantined else []
-        except LocalFault:
-            rows = []
-        return {**vars(there), "quarantine": rows}
-
-    def _census(self) -> Census:
-        """Count the artifacts; as last seen where the disk cannot be read."""
+        """Return `spool` of `status.json`; counts as last seen where the disk cannot be read."""
+        rows: list[dict[str, Any]] = []
         try:
             self._seen = spool.census(self._layout)
+            if self._seen.quarantined:
+                rows = spool.quarantined(self._layout)
         except LocalFault:
             pass
-        return self._seen
+        return {**vars(self._seen), "quarantine": rows}
 
-    def _due(self) -> list[str]:
+    def _due(self, names: list[str]) -> list[str]:
         """Return the oldest first, then what failed, then one that fails by itself.
 
         For any thread.
         """
-        names, now = spool.ids(self._layout.spool), self._clock.monotonic()
+        now = self._clock.monotonic()
         alone, strikes = dict(self._alone), dict(self._strikes)
         again = [name for name in names if name in alone and alone[name].due <= now]
         others = [name for name in names if name not in alone and not self._is_resting(name)]
