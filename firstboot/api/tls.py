@@ -6,6 +6,7 @@ Trust is the operating system's store, or exactly the configured certificates in
 from __future__ import annotations
 
 import base64
+import functools
 import re
 import socket
 import ssl
@@ -45,7 +46,8 @@ class NamedContext(ssl.SSLContext):
 
 
 # The system's store costs 55 ms and 2 MiB: the workers of one process share it while one uses it.
-_shared: weakref.WeakValueDictionary[str | None, NamedContext] = weakref.WeakValueDictionary()
+# It is read anew afterwards: somebody may have added an authority while first boot waited.
+_shared: weakref.WeakValueDictionary[None, NamedContext] = weakref.WeakValueDictionary()
 
 
 def forget() -> None:
@@ -59,23 +61,34 @@ def tls_context(ca_certificates: str | None) -> NamedContext:
     Transports of several threads with the same trust get the same context. Not
     `ssl.create_default_context`, which honours SSLKEYLOGFILE, SSL_CERT_FILE and SSL_CERT_DIR.
     """
-    context = _shared.get(ca_certificates)
+    if ca_certificates is not None:
+        return _anchored(ca_certificates)
+    context = _shared.get(None)
     if context is None:
-        context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if ca_certificates is None:
-            _trust_the_system(context)
-        else:
-            try:
-                context.load_verify_locations(cadata=certificates(ca_certificates))
-            except (ssl.SSLError, ValueError) as error:
-                raise LocalFault(
-                    "ca_certificates does not hold certificates in PEM form",
-                    hint="give BEGIN CERTIFICATE blocks, as the authority publishes them",
-                ) from error
-            # An intermediate or a leaf is an anchor too, as with curl --cacert.
-            context.verify_flags |= PARTIAL_CHAIN
-        _shared[ca_certificates] = context
+        context = _bare()
+        _trust_the_system(context)
+        _shared[None] = context
+    return context
+
+
+@functools.cache  # first boot reads its settings at each step
+def _anchored(ca_certificates: str) -> NamedContext:
+    context = _bare()
+    try:
+        context.load_verify_locations(cadata=certificates(ca_certificates))
+    except (ssl.SSLError, ValueError) as error:
+        raise LocalFault(
+            "ca_certificates does not hold certificates in PEM form",
+            hint="give BEGIN CERTIFICATE blocks, as the authority publishes them",
+        ) from error
+    # An intermediate or a leaf is an anchor too, as with curl --cacert.
+    context.verify_flags |= PARTIAL_CHAIN
+    return context
+
+
+def _bare() -> NamedContext:
+    context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 

@@ -107,7 +107,7 @@ def test_without_configured_certificates_the_systems_store_is_trusted_alone(
         paths = compiled._replace(openssl_cafile=cafile, openssl_capath=capath)
         monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
         monkeypatch.setattr(tls, "OS_BUNDLES", bundles)
-        tls._shared.clear()  # what other threads would share
+        tls.forget()  # what other threads would share
         return connect()
 
     for transport in (system(str(store), (), none), system(none, (none, str(store)), none)):
