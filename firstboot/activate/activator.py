@@ -35,7 +35,7 @@ from firstboot.activate.intake import Inbox
 from firstboot.base import files, log, systemd, trees
 from firstboot.base.clock import Clock, from_rfc3339, monotonic, rfc3339
 from firstboot.base.errors import Corrupt, LocalFault, NoRoom, TryAgain, Untrusted
-from firstboot.base.layout import Layout
+from firstboot.base.layout import SPEC, Layout
 from firstboot.exchange import faults, outcomes, verdicts
 from firstboot.exchange.inbox import Request
 from firstboot.exchange.outcomes import Outcome, Report
@@ -338,7 +338,7 @@ def link_spec(layout: Layout) -> None:
     try:
         if not os.path.lexists(path):
             files.make_directory(path.parent, 0o755)
-            trees.point(path, "/var/lib/byteor/current/spec.kv")
+            trees.point(path, layout.shown(layout.current / SPEC))
     except LocalFault as error:
         # A container's /etc may be read-only; what is deployed is active all the same.
         log.warning(str(error))

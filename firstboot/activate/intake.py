@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from firstboot.base import files
 from firstboot.base.errors import Corrupt, LocalFault, Untrusted
 from firstboot.base.layout import BUNDLE, ENVELOPE, KEY_SETS, REQUEST, Layout
-from firstboot.exchange.inbox import REPLY_LIMIT, REQUEST_LIMIT, Request, unverified_request
+from firstboot.exchange.inbox import REQUEST_LIMIT, Request, unverified_request
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -57,11 +57,11 @@ class Inbox:
 
     def envelope(self) -> bytes | None:
         """Return the newest reply to request 4, None when there is none."""
-        return self._read(ENVELOPE, REPLY_LIMIT)
+        return self._read(ENVELOPE, files.JSON_LIMIT)
 
     def keysets(self) -> bytes | None:
         """Return the newest reply to request 7, None when there is none."""
-        return self._read(KEY_SETS, REPLY_LIMIT)
+        return self._read(KEY_SETS, files.JSON_LIMIT)
 
     def keysets_stamp(self) -> str | None:
         """Return the time (ns) of that reply's file, None when there is none."""

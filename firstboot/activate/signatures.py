@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from firstboot.base import documents
+from firstboot.base import documents, files
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.errors import LocalFault, Untrusted
 from firstboot.exchange.verdicts import ACTIVE, ED25519, Date, ListedKey
@@ -25,7 +25,6 @@ from firstboot.exchange.verdicts import ACTIVE, ED25519, Date, ListedKey
 DEPLOYMENT = "application/vnd.byteor.deployment+json"
 KEY_SET = "application/vnd.byteor.signing-keys+json"
 KEY_BYTES = 32
-ENVELOPE_LIMIT = 1 << 20  # bytes, as every JSON reply (contract 2)
 APPROVAL_LIMIT = 1 << 16  # bytes; a credential takes about 700
 MOST_SIGNATURES = 16  # in one envelope: each costs a verification
 MOST_KEYS = 64  # in one set
@@ -168,8 +167,8 @@ class Envelope:
 
 def read_envelope(raw: bytes, *, kind: str) -> Envelope:
     """Take the bytes of an envelope apart; Untrusted malformed or wrong_type."""
-    if len(raw) > ENVELOPE_LIMIT:
-        raise Untrusted("malformed", f"the envelope has more than {ENVELOPE_LIMIT} bytes")
+    if len(raw) > files.JSON_LIMIT:
+        raise Untrusted("malformed", f"the envelope has more than {files.JSON_LIMIT} bytes")
     try:
         value = documents.load(raw)
     except ValueError:

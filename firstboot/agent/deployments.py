@@ -21,7 +21,6 @@ from firstboot.agent.submit import Inbox
 from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import NO_DEPLOYMENT, check
 from firstboot.api.messages import HeartbeatReply, entity_tag
-from firstboot.api.stream import CEILING_BYTES
 from firstboot.base import documents, files, log, trees
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.documents import lenient
@@ -146,7 +145,7 @@ class Deployments(Work):
         if self._looked:
             return
         try:
-            envelope = files.read(self.context.layout.inbox / ENVELOPE, limit=CEILING_BYTES)
+            envelope = files.read(self.context.layout.inbox / ENVELOPE, limit=files.JSON_LIMIT)
             stored = documents.read(self.context.layout.latest, _Latest) or _Latest()
         except Corrupt:
             envelope, stored = None, _Latest()

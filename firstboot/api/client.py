@@ -16,8 +16,8 @@ from firstboot.api import bundles, messages
 from firstboot.api.bundles import Coming
 from firstboot.api.connection import DEADLINE_S
 from firstboot.api.multipart import ArtifactMetadata, ArtifactReply, Multipart
-from firstboot.api.stream import CEILING_BYTES, Body, Reply, deadline_for, media_type
-from firstboot.base import documents
+from firstboot.api.stream import Body, Reply, deadline_for, media_type
+from firstboot.base import documents, files
 from firstboot.base.clock import Clock
 from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Refused, TryAgain
@@ -209,7 +209,7 @@ class PlaneApi:
             elif stream.status == bundles.NO_SUCH_RANGE:
                 raise bundles.StartOver("the control plane has no such part of the bundle")
             else:
-                body = stream.whole(CEILING_BYTES)
+                body = stream.whole(files.JSON_LIMIT)
                 yield self._answer(Reply(stream.status, stream.headers, body, stream.date), {})
 
     def report(self, agent_id: str, key: Secret, deployment_id: str, body: bytes) -> Answer:

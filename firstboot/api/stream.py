@@ -11,7 +11,6 @@ from firstboot.api.connection import ON_THE_WAY, current
 from firstboot.base.clock import from_http_date, monotonic
 from firstboot.base.errors import TryAgain
 
-CEILING_BYTES = 1 << 20  # of JSON replies (contract 2)
 # Of an answer: larger gains little. A cut connection costs the piece that it cut, so pieces grow
 # where they come quickly.
 SMALLEST_PIECE_BYTES, PIECE_BYTES = 4 * 1024, 256 * 1024

@@ -32,9 +32,10 @@ from firstboot.api.connection import (
     current,
 )
 from firstboot.api.proxies import place, proxy_for, usable
-from firstboot.api.stream import BLOCK_BYTES, CEILING_BYTES, Body, NoAnswer, Reply, Stream
+from firstboot.api.stream import BLOCK_BYTES, Body, NoAnswer, Reply, Stream
 from firstboot.api.tls import NamedContext, tls_context
 from firstboot.base.clock import monotonic
+from firstboot.base.files import JSON_LIMIT
 from firstboot.base.secret import Secret
 
 _DETECTORS = ("chardet", "charset_normalizer")
@@ -167,7 +168,7 @@ class Transport:
         self._adapter = _Adapter(tls_context(ca_certificates))
 
     def request(
-        self, method: str, url: str, *, ceiling: int = CEILING_BYTES, **keywords: Any
+        self, method: str, url: str, *, ceiling: int = JSON_LIMIT, **keywords: Any
     ) -> Reply:
         """Do as `stream`, and read the answer, of at most `ceiling` bytes."""
         with self.stream(method, url, **keywords) as answer:

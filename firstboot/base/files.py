@@ -22,7 +22,7 @@ from typing import Any, Callable, NoReturn
 from firstboot.base.clock import monotonic
 from firstboot.base.errors import Corrupt, LocalFault, NoRoom
 
-JSON_LIMIT = 1 << 20  # bytes; no file of ours comes near
+JSON_LIMIT = 1 << 20  # bytes, of a reply (contract 2) and of every file of ours
 LOCK_WAIT_S, LOCK_POLL_S = 30.0, 0.05  # contract 5
 
 Owner = tuple[int, int]

@@ -14,7 +14,7 @@ from firstboot.base.errors import ByteorError, Invalid, LocalFault, NoToken
 from firstboot.base.layout import Layout
 from firstboot.commands import enroll
 from firstboot.provision import leaks, userdata
-from firstboot.provision.schema import PLACE, Rank, parse
+from firstboot.provision.schema import PLACE, parse
 from firstboot.provision.sources import USER_DATA_LIMIT
 
 # The class of the token that counts -> the line about it
@@ -75,7 +75,7 @@ def _judge(data: bytes) -> tuple[str, list[str], list[str]]:
     found = reading.chosen()
     for miss in reading.misses:
         raise miss
-    values = parse(found.raw, where=where, rank=Rank.USER_DATA) if found is not None else {}
+    values = parse(found.raw, where=where) if found is not None else {}
     token = values.get("enrollment_token")
     if found is None or token is None:
         if reading.written_late and (found is None or found.form != "write_files"):

@@ -15,7 +15,6 @@ from firstboot.base.documents import Rule, lenient
 from firstboot.base.errors import Corrupt, LocalFault
 from firstboot.base.layout import KEY_SETS, REQUEST, Layout
 
-REPLY_LIMIT = 1 << 20  # bytes; as every JSON reply (contract 2)
 REQUEST_LIMIT = 4 << 10  # bytes
 NO_KEY_SETS = b'{"key_sets": []}'
 

@@ -24,8 +24,7 @@ from firstboot.provision.erase.receipt import ERASED, GIVEN, Copy, Receipt, earl
 from firstboot.provision.erase.shield import Shield
 from firstboot.provision.facts import View, look
 from firstboot.provision.progress import at_work
-from firstboot.provision.schema import Rank
-from firstboot.provision.sources import Inputs, Source, gather
+from firstboot.provision.sources import Inputs, Rank, Source, gather
 from firstboot.provision.tokens import TokenClass
 
 UNIT = "byteor-erase.service"  # ordered after cloud-final, however that ended

@@ -21,8 +21,7 @@ from firstboot.provision.decision import Facts, IntentState, Step
 from firstboot.provision.erase.copies import cloud_init_finished
 from firstboot.provision.erase.receipt import remaining
 from firstboot.provision.progress import Progress, Refusal
-from firstboot.provision.schema import Rank
-from firstboot.provision.sources import Found, Inputs, gather
+from firstboot.provision.sources import Found, Inputs, Rank, gather
 from firstboot.provision.tokens import Intent, Marks, TokenClass
 
 

@@ -7,7 +7,6 @@ that stands under the wrong key.
 from __future__ import annotations
 
 import difflib
-import enum
 import os
 import re
 from collections.abc import Mapping
@@ -37,19 +36,6 @@ SCALARS = frozenset(
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NOT_PLAIN = "holds a value of a kind that is not plain YAML"
 _PLAIN_HINT = "write texts, numbers, lists and mappings, without tags"
-
-
-class Rank(enum.IntEnum):
-    """The sources of a setting, the highest first (contract 4.2)."""
-
-    TOKEN_FILE = 1
-    CREDENTIAL = 2
-    DROP_PLACE = 3
-    USER_DATA = 4
-    VENDOR_DATA = 5
-    ETC_TOKEN = 6
-    ENVIRONMENT = 7
-    IMAGE = 8
 
 
 # -- YAML to plain values
@@ -321,8 +307,11 @@ ROUTING = frozenset({*PLACE, "ca_certificates", "proxy", "no_proxy"})
 # -- One mapping
 
 
-def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
-    """Check one mapping; Invalid names `where`, the key and what is expected, never a value."""
+def parse(raw: Any, *, where: str, image: bool = False) -> dict[str, Any]:
+    """Check one mapping; Invalid names `where`, the key and what is expected, never a value.
+
+    `image`: it is ``/etc/byteor/firstboot.yaml``, which may hold more keys, and no secret.
+    """
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -335,17 +324,17 @@ def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
                 f"{where} has an unknown key{_shown(key)}",
                 hint=f"did you mean {near[0]}?" if near else f"the keys are {', '.join(CHECKS)}",
             )
-        if key in IMAGE_ONLY and rank is not Rank.IMAGE:
+        if key in IMAGE_ONLY and not image:
             raise Invalid(
                 f"{where}: {key} may stand in /etc/byteor/firstboot.yaml only",
                 hint="move it there: it decides what root does",
             )
-        if key == "enrollment_token" and rank is Rank.IMAGE:
+        if key == "enrollment_token" and image:
             raise Invalid(
                 f"{where}: a token never stands in the image's defaults",
                 hint="put it into user data, or into /etc/byteor/enrollment-token",
             )
-        if value is None and key in CLEARABLE and rank is Rank.IMAGE:
+        if value is None and key in CLEARABLE and image:
             found[key] = () if key == "signing_keys" else None
             continue
         try:
@@ -355,7 +344,7 @@ def parse(raw: Any, *, where: str, rank: Rank) -> dict[str, Any]:
             raise Invalid(
                 f"{where}: {key}{'' if inner else ' '}{error}", hint=f"correct {key} in {where}"
             ) from None
-    if rank is Rank.IMAGE and has_password(found.get("proxy") or None):
+    if image and has_password(found.get("proxy") or None):
         raise Invalid(
             f"{where}: proxy must not hold a password here: the file is readable by everybody",
             hint="give a proxy with a password beside the token",

@@ -1,6 +1,6 @@
 """Read every source of a token and settings, in order, and choose the one that counts.
 
-The order is contract 4.2's, the choice 4.1's one-source rule. ``python -m
+`Rank` is the order; the choice is the one-source rule (contract 4.1, 4.2). ``python -m
 firstboot.provision.sources`` prints the image's settings alone, checked, as ``settings.json`` has
 them: for an agent in a container, whose identity is in its environment and whose process must not
 load yaml.
@@ -9,6 +9,7 @@ load yaml.
 from __future__ import annotations
 
 import argparse
+import enum
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.provision import userdata
-from firstboot.provision.schema import ROUTING, Rank, load_yaml, parse
+from firstboot.provision.schema import ROUTING, load_yaml, parse
 from firstboot.provision.tokens import TokenClass
 from firstboot.provision.userdata import NearMiss
 
@@ -32,6 +33,19 @@ TOKEN_LIMIT = 8192  # bytes
 YAML_LIMIT = 1 << 20
 USER_DATA_LIMIT = 32 << 20
 WRITE_FILES = "in write_files: permissions: '0600', and no owner other than root"
+
+
+class Rank(enum.IntEnum):
+    """The sources of a setting, the highest first (contract 4.2)."""
+
+    TOKEN_FILE = 1
+    CREDENTIAL = 2
+    DROP_PLACE = 3
+    USER_DATA = 4
+    VENDOR_DATA = 5
+    ETC_TOKEN = 6
+    ENVIRONMENT = 7
+    IMAGE = 8
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ def gather(
     """
     sources: list[Source] = []
     broken: list[tuple[Rank, ByteorError]] = []
-    for rank, read in _readers(layout, inputs, tighten):
+    for rank, read in sorted(_readers(layout, inputs, tighten), key=lambda each: each[0]):
         try:
             source = read()
         except (Invalid, LocalFault) as error:
@@ -190,7 +204,7 @@ def _mapping(data: bytes, rank: Rank, where: str, path: Path | None) -> Source:
 
 
 def _source(raw: Any, rank: Rank, where: str, path: Path | None) -> Source:
-    values = parse(raw, where=where, rank=rank)
+    values = parse(raw, where=where, image=rank is Rank.IMAGE)
     token = values.pop("enrollment_token", None)
     return Source(rank, where, values, token, path)
 

@@ -16,7 +16,7 @@ from firstboot.base.layout import Layout
 from firstboot.commands.rehearse import check_userdata
 from firstboot.provision import userdata
 from firstboot.provision.erase.copies import erase
-from firstboot.provision.schema import CHECKS, Rank, parse
+from firstboot.provision.schema import CHECKS, parse
 
 CASES = Path(__file__).resolve().parents[1] / "vectors/field-cases"
 TOKEN = "bet_field0123456789abcdefXYZ"
@@ -78,9 +78,7 @@ def test_no_case_is_left_out() -> None:
 
 def token_of(data: bytes) -> str | None:
     found = userdata.read(data, where="user data")
-    token = (
-        parse(found.raw, where="it", rank=Rank.USER_DATA).get("enrollment_token") if found else None
-    )
+    token = parse(found.raw, where="it").get("enrollment_token") if found else None
     return None if token is None else str(token.reveal())
 
 

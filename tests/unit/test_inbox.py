@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstboot.activate.intake import Inbox
-from firstboot.base import trees
+from firstboot.base import files, trees
 from firstboot.base.errors import Corrupt, LocalFault, Untrusted
 from firstboot.base.layout import Layout
-from firstboot.exchange.inbox import REPLY_LIMIT, Request, unverified_request
+from firstboot.exchange.inbox import Request, unverified_request
 
 ID = "2f1c1f8e-5a0e-4c62-9f64-0f8f3c0a9a11"
 SHA = hashlib.sha256(b"12345").hexdigest()
@@ -184,7 +184,7 @@ def test_a_bundle_exchanged_or_grown_after_the_check_is_copied_as_checked(layout
         )
 
 
-@pytest.mark.parametrize("size", [REPLY_LIMIT, REPLY_LIMIT + 1, 1 << 40])
+@pytest.mark.parametrize("size", [files.JSON_LIMIT, files.JSON_LIMIT + 1, 1 << 40])
 def test_replies_are_bounded(size: int, layout: Layout) -> None:
     """1 MiB, the ceiling of the reply itself; a tebibyte costs no memory."""
     for name in ("envelope.json", "request.json"):
@@ -192,7 +192,7 @@ def test_replies_are_bounded(size: int, layout: Layout) -> None:
         os.truncate(layout.inbox / name, size)
     with Inbox(layout) as inbox:
         assert inbox.request() == Request()
-        if size == REPLY_LIMIT:
+        if size == files.JSON_LIMIT:
             assert len(inbox.envelope() or b"") == size
             return
         with pytest.raises(Corrupt, match="larger than"):

@@ -17,16 +17,16 @@ from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.provision.freezing import refreeze
-from firstboot.provision.schema import CHECKS, Rank, load_yaml, parse, require_complete
-from firstboot.provision.sources import Source, merge
+from firstboot.provision.schema import CHECKS, load_yaml, parse, require_complete
+from firstboot.provision.sources import Rank, Source, merge
 
 SOON_S = 5.0
 TOKEN = "bet_canary0123456789abcdef"
 PEM = trustme.CA().cert_pem.bytes().decode()
 
 
-def check(key: str, value: Any, rank: Rank = Rank.IMAGE) -> Any:
-    return parse({key: value}, where="here", rank=rank)[key]
+def check(key: str, value: Any, image: bool = True) -> Any:
+    return parse({key: value}, where="here", image=image)[key]
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,8 @@ WRONG = [
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_a_value_of_the_wrong_shape_names_file_and_key_and_not_itself(key: str, value: Any) -> None:
     """The message says where, which key and what is expected; the value could be a secret."""
-    rank = Rank.USER_DATA if key == "enrollment_token" else Rank.IMAGE
     with pytest.raises(Invalid) as caught:
-        parse({key: value}, where="user data", rank=rank)
+        parse({key: value}, where="user data", image=key != "enrollment_token")
     assert "user data" in str(caught.value) and key in str(caught.value)
     if isinstance(value, str) and len(value) > 5:
         assert value not in str(caught.value)
@@ -240,7 +239,7 @@ def test_what_runs_as_root_is_one_unit_and_whole_commands(unit: str) -> None:
 def test_an_unknown_key_names_the_nearest(typo: str, meant: str) -> None:
     """Whoever mistypes is told the key that they meant."""
     with pytest.raises(Invalid) as caught:
-        parse({typo: "x"}, where="f", rank=Rank.IMAGE)
+        parse({typo: "x"}, where="f", image=True)
     assert typo in str(caught.value)
     assert meant in f"{caught.value} {caught.value.hint}"
 
@@ -253,7 +252,7 @@ def test_a_key_that_may_be_a_token_is_not_quoted(key: str) -> None:
     """Whoever puts the token before the colon finds it in no journal."""
     for text in (json.dumps({key: "x"}), f"{json.dumps(key)}: 1\n{json.dumps(key)}: 2"):
         with pytest.raises(Invalid) as caught:
-            parse(load_yaml(text.encode(), where="f"), where="f", rank=Rank.IMAGE)
+            parse(load_yaml(text.encode(), where="f"), where="f", image=True)
         assert key not in f"{caught.value} {caught.value.hint}"
 
 
@@ -261,25 +260,22 @@ def test_a_key_that_may_be_a_token_is_not_quoted(key: str) -> None:
 def test_what_runs_as_root_comes_from_the_image_alone(key: str) -> None:
     """User data must not be able to name a command."""
     with pytest.raises(Invalid, match=key):
-        parse({key: "auto"}, where="user data", rank=Rank.USER_DATA)
+        parse({key: "auto"}, where="user data")
 
 
 def test_no_secret_stands_in_the_images_defaults() -> None:
     """A token or a proxy's password in a 0644 file is refused."""
     with pytest.raises(Invalid, match="token"):
-        parse({"enrollment_token": TOKEN}, where="f", rank=Rank.IMAGE)
+        parse({"enrollment_token": TOKEN}, where="f", image=True)
     with pytest.raises(Invalid, match="password"):
-        parse({"proxy": "http://u:p@proxy:1"}, where="f", rank=Rank.IMAGE)
-    assert parse({"proxy": "http://u:p@proxy:1"}, where="f", rank=Rank.USER_DATA)
+        parse({"proxy": "http://u:p@proxy:1"}, where="f", image=True)
+    assert parse({"proxy": "http://u:p@proxy:1"}, where="f")
 
 
 def test_nothing_and_x_are_no_token() -> None:
     """An empty mapping is fine; what erasing leaves reads as no token."""
-    assert parse(None, where="f", rank=Rank.IMAGE) == {}
-    assert (
-        parse({"enrollment_token": "x" * 30}, where="f", rank=Rank.USER_DATA)["enrollment_token"]
-        is None
-    )
+    assert parse(None, where="f", image=True) == {}
+    assert parse({"enrollment_token": "x" * 30}, where="f")["enrollment_token"] is None
 
 
 def test_the_address_comes_from_the_source_of_the_token_or_from_beneath() -> None:
@@ -459,7 +455,7 @@ def test_a_later_boot_keeps_what_a_source_above_the_image_gave() -> None:
 def enrolled(image: dict[str, Any], **user: Any) -> Settings:
     """Settings as an enrollment froze them, through the file."""
     source = Source(Rank.USER_DATA, "user data", user, Secret(TOKEN))
-    given = parse(image, where="image", rank=Rank.IMAGE)
+    given = parse(image, where="image", image=True)
     merged, _ = merge([source, Source(Rank.IMAGE, "image", given)], chosen=source)
     return frozen.thaw(json.loads(json.dumps(frozen.freeze(merged))))
 
@@ -482,14 +478,14 @@ def test_a_key_that_the_file_no_longer_names_goes_back_to_its_default(key: str) 
     """But what guards trust only ever changes to another value, or by an explicit null."""
     old = enrolled(IMAGE_VALUES)
     rest = {name: value for name, value in IMAGE_VALUES.items() if name != key}
-    later = refreeze(old, parse(rest, where="image", rank=Rank.IMAGE))
+    later = refreeze(old, parse(rest, where="image", image=True))
     stays = key in ("proxy", "ca_certificates", "signing_keys")
     assert getattr(later, key) == (getattr(old, key) if stays else getattr(Settings(), key))
     assert later.reverted == (() if stays else (key,))
-    again = refreeze(later, parse(rest, where="image", rank=Rank.IMAGE))
+    again = refreeze(later, parse(rest, where="image", image=True))
     assert again == later and again.reverted == ()
     if stays:
-        null = parse({**rest, key: None}, where="image", rank=Rank.IMAGE)
+        null = parse({**rest, key: None}, where="image", image=True)
         assert getattr(refreeze(later, null), key) == getattr(Settings(), key)
     for other in IMAGE_VALUES:
         before, after = (json.dumps(frozen.freeze(one)[other]) for one in (old, later))
@@ -521,11 +517,11 @@ def test_settings_of_version_0_1_0_revert_what_only_the_file_can_have_given() ->
 @pytest.mark.parametrize("key", ["name", "seal", "activation", "no_proxy", "api_base_url"])
 def test_null_is_a_value_of_few_keys(key: str) -> None:
     """And of the image's defaults alone: in user data it is a slip."""
-    for rank in (Rank.IMAGE, Rank.USER_DATA):
+    for image in (True, False):
         with pytest.raises(Invalid):
-            check(key, None, rank)
+            check(key, None, image)
     with pytest.raises(Invalid):
-        check("proxy", None, Rank.USER_DATA)
+        check("proxy", None, False)
 
 
 @given(st.binary(max_size=400))

@@ -23,6 +23,7 @@ from firstboot.activate.signatures import (
     read_envelope,
 )
 from firstboot.base.errors import Untrusted
+from firstboot.base.files import JSON_LIMIT
 from tests.controlplane import signing
 from tests.controlplane.signing import SigningKey
 
@@ -154,7 +155,7 @@ def changed(**members: Any) -> dict[str, Any]:
         ("malformed", json.dumps(GOOD).encode()[:-1]),
         ("malformed", json.dumps(GOOD).encode()[:-1] + b', "payload": "QUFB"}'),
         ("malformed", b"[" * 100_000),
-        ("malformed", b" " * signatures.ENVELOPE_LIMIT + json.dumps(GOOD).encode()),
+        ("malformed", b" " * JSON_LIMIT + json.dumps(GOOD).encode()),
     ],
 )
 def test_what_is_refused_has_its_code(code: str, envelope: Any) -> None:

@@ -18,8 +18,7 @@ import pytest
 from firstboot.base.errors import ByteorError, Invalid, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
-from firstboot.provision.schema import Rank
-from firstboot.provision.sources import Found, Inputs, gather
+from firstboot.provision.sources import Found, Inputs, Rank, gather
 from firstboot.provision.tokens import TokenClass
 
 TOKENS = {rank: f"bet_canary_{rank.name.lower()}_0123456789" for rank in Rank}
