@@ -26,6 +26,7 @@ WORK_LIMIT = 1 << 30  # bytes that may be decoded of one file
 TOO_LARGE = "it unpacks to too much to be searched whole"
 _TEXT = bytes(16)  # the shortest token (contract 4.1), as `_PRINTABLE` shows it
 _WORD = re.compile(rb"[!-~]{16,}")
+_SOFT_BREAK = re.compile(rb"=\r?\n")  # of quoted-printable
 TRIES = 2 << 20  # stretches of one file that are compared with the marks: some six seconds
 VIEW_LIMIT = 64 << 20  # bytes that one file may unpack to for that
 VIEW_COST = 100  # bytes that a small text counts more than it has
@@ -249,7 +250,7 @@ def _cuts(data: bytes, at: int, end: int, *, undone: bool) -> bool:
         return True
     token = data[at:end]
     own = len(token) - len(token.rstrip(b"'"))
-    after = data[end : end + len(token)]
+    after = _SOFT_BREAK.sub(b"", data[end : end + len(token)])
     first = len(token) - len(token.lstrip(b"'"))
     before = data[max(at - len(token), 0) : at]
     return bool(own and len(after) - len(after.lstrip(b"'")) >= (own + 1 if undone else 1)) or bool(
