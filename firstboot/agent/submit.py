@@ -8,10 +8,10 @@ unanswered is repeated, at most once a minute, and is a problem after some minut
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import threading
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +158,7 @@ class Inbox:
         """Ask the activator to look; it answers later."""
         files.make_directory(self.layout.inbox, 0o700)
         self.asked_at, self.asked_with = self.clock.monotonic(), self.clock_offset_s
-        self._newest, self._looked = str(uuid.uuid4()), True
+        self._newest, self._looked = secrets.token_hex(16), True
         write_request(self.layout, Request(self._newest, self.asked_with))
         if self._unanswered_since is None:
             self._unanswered_since = self.asked_at

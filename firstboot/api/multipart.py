@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Callable, Optional
@@ -74,7 +74,7 @@ class Multipart:
     def __init__(
         self, metadata: ArtifactMetadata, file: int, *, each: Callable[[int], None] | None = None
     ) -> None:
-        boundary = uuid.uuid4().hex
+        boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self._head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="metadata"\r\n'
