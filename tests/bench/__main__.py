@@ -28,8 +28,10 @@ SCRIPT = "script"  # curl, openssl, sed and sync
 class Bench:
     """One run: the rows are printed as they are measured."""
 
-    def __init__(self, chosen: argparse.Namespace, scratch: Path, plane: ControlPlane) -> None:
-        self._chosen, self._scratch, self._plane = chosen, scratch, plane
+    def __init__(
+        self, chosen: argparse.Namespace, scratch: Path, memory: Path, plane: ControlPlane
+    ) -> None:
+        self._chosen, self._scratch, self._memory, self._plane = chosen, scratch, memory, plane
         self._all, lacking = interpreters.found(scratch)
         self.table = Table({it.name: f"{it.python}: {it.said}" for it in self._all})
         self.table.head()
@@ -91,7 +93,7 @@ class Bench:
         count = 10_000 if self._chosen.full else self._chosen.beats
 
         def one(it: Interpreter) -> dict[str, float]:
-            place = Path(tempfile.mkdtemp(dir=self._scratch)) / "host"
+            place = Path(tempfile.mkdtemp(dir=self._memory)) / "host"
             return idle.many_beats(it, self._plane, place, count)
 
         found = alternating_calls(self._all, one, runs=3)
@@ -166,7 +168,7 @@ class Bench:
     def _residents(self, stack: ExitStack) -> dict[str, int]:
         """Start an agent on each interpreter; its deployment is active when this returns."""
         self._plane.reset()
-        hosts = [idle.enrolled(self._scratch / f"idle-{it.name}", self._plane) for it in self._all]
+        hosts = [idle.enrolled(self._memory / f"idle-{it.name}", self._plane) for it in self._all]
         self._plane.deploy()
         running = [idle.running(it, one) for it, one in zip(self._all, hosts)]
         pids = {it.name: stack.enter_context(one) for it, one in zip(self._all, running)}
@@ -232,8 +234,13 @@ def main() -> int:
     add("--picture", type=Path, metavar="FILE", help="draw memory, wake-ups and ratios (PNG)")
     chosen = parser.parse_args()
     works = chosen.only or (*WORKS, *(["crowd"] if chosen.full else []))
-    with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
-        bench = Bench(chosen, Path(scratch), plane)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # What an agent writes at each beat is on tmpfs, as a host's /run is.
+        shm = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+        memory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=shm)))
+        plane = stack.enter_context(ControlPlane(scratch / "plane"))
+        bench = Bench(chosen, scratch, memory, plane)
         for work in works:
             getattr(bench, work)()
     if chosen.json is not None:
