@@ -121,10 +121,8 @@ class Activator:
                     break  # for a clock, a bundle or room: that is the agent's to see to
             else:
                 journal.forget_asking(self.layout, again)
-        try:
+        with log.warned():
             outcomes.prune(self.layout)
-        except LocalFault as error:
-            log.warning(str(error), hint=error.hint)
         if not (self.layout.is_host and systemd.booted()):
             link_spec(self.layout)
 
@@ -235,7 +233,7 @@ class Activator:
     ) -> bool:
         """Prepare the directory and begin the activation; True when it waits for bundle or room."""
         here = self.layout.current
-        if os.path.lexists(here) and not here.is_symlink():
+        if trees.is_no_link(here):
             raise LocalFault(
                 f"{self.layout.shown(here)} is not a symbolic link, and is not replaced",
                 hint=f"move {self.layout.shown(here)} away",
@@ -265,14 +263,13 @@ class Activator:
         # What was healthy last, if this one is active already: a run lost its journal then.
         active = directories.named(self.layout)
         previous = record.directory if active == name else active
-        begun = journal.begin(
-            deployment,
+        target = journal.Target(
+            **deployment.facts,
             envelope_sha256=record.envelope_sha256 or "",
             keys_version=ring.version,
             directory=name,
-            previous=previous if previous != name else None,
         )
-        journal.save(self.layout, begun)
+        journal.save(self.layout, journal.begun(target, previous if previous != name else None))
         verdicts.save(self.layout, replace(record, wanted=None))
         return False
 
@@ -334,11 +331,9 @@ def _without_bundle(record: Record, row: Row) -> Record:
 
 def link_spec(layout: Layout) -> None:
     """Make the vendor's documented path, where no tmpfiles does; never replace what is there."""
-    path = layout.spec
-    try:
+    # A container's /etc may be read-only; what is deployed is active all the same.
+    with log.warned():
+        path = layout.spec
         if not os.path.lexists(path):
             files.make_directory(path.parent, 0o755)
             trees.point(path, layout.shown(layout.current / SPEC))
-    except LocalFault as error:
-        # A container's /etc may be read-only; what is deployed is active all the same.
-        log.warning(str(error))

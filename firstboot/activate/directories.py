@@ -128,7 +128,5 @@ def prune(layout: Layout, *, previous: str | None, newest: int = KEPT) -> None:
     kept = {*ours[max(0, len(ours) - newest) :], named(layout), previous}
     for _, name in present:
         if _HALF_DONE.match(name) or (name in ours and name not in kept):
-            try:
+            with log.warned():
                 trees.remove(layout.deployments / name)
-            except LocalFault as error:
-                log.warning(str(error), hint=error.hint)

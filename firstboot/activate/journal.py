@@ -13,11 +13,9 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Annotated, Optional
 
-from firstboot.activate.admission import Deployment
 from firstboot.activate.directories import Name
-from firstboot.base import documents, files, log
-from firstboot.base.documents import Digest, Identifier, Line, Rule, sentence
-from firstboot.base.errors import Corrupt
+from firstboot.base import documents, files
+from firstboot.base.documents import Digest, Identifier, Line, Malformed, Rule, sentence
 from firstboot.base.layout import Layout
 from firstboot.exchange.verdicts import ACTIVE, FAILED, ROLLED_BACK
 
@@ -64,27 +62,18 @@ class Journal:
     reason: Optional[str] = None
     note: Optional[str] = None
 
+    def __post_init__(self) -> None:
+        if self.phase == SETTLED and self.verdict is None:
+            raise Malformed("settled without a verdict")
+
 
 @dataclass(frozen=True)
 class _Retry:
     payload_sha256: Optional[Digest]
 
 
-def begin(
-    deployment: Deployment,
-    *,
-    envelope_sha256: str,
-    keys_version: int,
-    directory: str,
-    previous: str | None,
-) -> Journal:
+def begun(target: Target, previous: str | None) -> Journal:
     """Return a new activation; nothing is written yet."""
-    target = Target(
-        **deployment.facts,
-        envelope_sha256=envelope_sha256,
-        keys_version=keys_version,
-        directory=directory,
-    )
     return Journal(target, previous, ACTIVATING, 0, str(uuid.uuid4()), str(uuid.uuid4()))
 
 
@@ -93,14 +82,7 @@ def load(layout: Layout) -> Journal | None:
 
     A damaged one is set aside, and `current` stays what it is.
     """
-    try:
-        found = documents.read(layout.journal, Journal)
-        if found is not None and found.phase == SETTLED and found.verdict is None:
-            raise Corrupt(f"{layout.journal} is damaged: settled without a verdict")
-        return found
-    except Corrupt as error:
-        log.warning(str(error), kept_as=files.set_aside(layout.journal))
-        return None
+    return documents.read_or_set_aside(layout.journal, Journal)
 
 
 def reserve(layout: Layout) -> None:
@@ -136,11 +118,7 @@ def ask_again(layout: Layout, payload_sha256: str) -> None:
 
 def asked_again(layout: Layout) -> str | None:
     """Return the payload that is to be tried again, None when nobody asked."""
-    try:
-        found = documents.read(layout.retry, _Retry)
-    except Corrupt as error:
-        log.warning(str(error), kept_as=files.set_aside(layout.retry))
-        return None
+    found = documents.read_or_set_aside(layout.retry, _Retry)
     return found.payload_sha256 if found is not None else None
 
 

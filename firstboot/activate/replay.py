@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 from firstboot.activate import directories
 from firstboot.activate.admission import Deployment, Highest
 from firstboot.activate.chain import Place
-from firstboot.base import documents, files, log
+from firstboot.base import documents, files
 from firstboot.base.documents import Digest
-from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
 from firstboot.exchange import verdicts
 
@@ -39,11 +38,7 @@ class _Sequences:
 
 def load(layout: Layout, place: Place) -> Highest | None:
     """Return the highest that was verified in `place`, None when nothing was."""
-    try:
-        stored = documents.read(layout.sequence, _Sequences)
-    except Corrupt as error:
-        log.warning(str(error), kept_as=files.set_aside(layout.sequence))
-        stored = None
+    stored = documents.read_or_set_aside(layout.sequence, _Sequences)
     if stored is not None:
         found = (row for row in stored.places if row.place == place)
         return next((Highest(row.sequence, row.payload_sha256) for row in found), None)

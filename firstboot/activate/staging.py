@@ -11,7 +11,7 @@ from firstboot.activate.intake import Inbox
 from firstboot.activate.journal import RESERVED_BYTES
 from firstboot.activate.signatures import APPROVAL_LIMIT
 from firstboot.base import files, log, trees
-from firstboot.base.errors import LocalFault, NoRoom, Untrusted
+from firstboot.base.errors import NoRoom, Untrusted
 from firstboot.base.layout import APPROVAL, DEPLOYMENT_MARKER, SIGNING_KEYS, Layout
 
 
@@ -70,11 +70,9 @@ def prepare(
 
 def clear(layout: Layout) -> None:
     """Remove what is half made. Housekeeping: a failure is a warning."""
-    try:
+    with log.warned():
         files.remove(layout.wanted_bundle)
         trees.remove(layout.deployments / directories.STAGING)
-    except LocalFault as error:
-        log.warning(str(error), hint=error.hint)
 
 
 def _require_room(layout: Layout, needed: int, *, previous: str | None) -> None:

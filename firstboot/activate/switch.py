@@ -78,10 +78,9 @@ class Switch:
         log.warning(f"deployment {named} is not healthy: {gate.code}: {gate.reason}")
         journals.use_reserve(self.layout)
         failed = self._saved(journal, phase=RESTORING, tries=0, code=gate.code, reason=gate.reason)
-        try:
+        # Made up for at the end: the way back comes first.
+        with log.warned("the failure is not reported yet"):
             self._report_failure(failed, gate.output)
-        except LocalFault as error:  # made up for at the end: the way back comes first
-            log.warning(f"the failure is not reported yet: {error}")
         return failed
 
     def _restore(self, journal: Journal) -> Journal:

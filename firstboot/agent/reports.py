@@ -90,11 +90,7 @@ class Reports(Work):
 
     def _load(self) -> _Kept:
         path, place = self.context.layout.reports, self._place()
-        try:
-            kept = documents.read(path, _Kept) or _Kept()
-        except Corrupt as error:
-            log.warning(str(error), kept_as=files.set_aside(path))
-            kept = _Kept()
+        kept = documents.read_or_set_aside(path, _Kept) or _Kept()
         if kept.place not in (None, place):
             kept = _Kept(max([kept.delivered, *outcomes.numbers(self.context.layout)]))
         if kept.place != place:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 from urllib.parse import urlsplit
 
-from firstboot.base import files
+from firstboot.base import files, log
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.errors import Corrupt
 from firstboot.base.secret import Secret
@@ -99,6 +99,15 @@ def read(path: Path, kind: type[T], *, private_to: int | None = None) -> T | Non
         return parse(kind, value)
     except Malformed as error:
         raise Corrupt(f"{path} is damaged: {error}") from error
+
+
+def read_or_set_aside(path: Path, kind: type[T]) -> T | None:
+    """Do as `read`; a damaged document is set aside with a warning, and counts as none."""
+    try:
+        return read(path, kind)
+    except Corrupt as error:
+        log.warning(str(error), kept_as=files.set_aside(path))
+        return None
 
 
 def parse(kind: type[T], value: object, *, where: str = "") -> T:

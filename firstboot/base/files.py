@@ -13,8 +13,8 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, Callable, NoReturn
@@ -27,7 +27,7 @@ LOCK_WAIT_S, LOCK_POLL_S = 30.0, 0.05  # contract 5
 
 Owner = tuple[int, int]
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -51,6 +51,25 @@ def fail(doing: str, path: Path, error: OSError) -> NoReturn:
     raise kind(f"cannot {doing} {path}: {reason}", hint=hint) from error
 
 
+@contextmanager
+def attempt(doing: str, path: Path) -> Iterator[None]:
+    """Do the block; an error of the operating system in it ends as `fail` says."""
+    try:
+        yield
+    except OSError as error:
+        fail(doing, path, error)
+
+
+@contextmanager
+def opened(path: Path | str, flags: int, *, dir_fd: int | None = None) -> Iterator[int]:
+    """Hold a descriptor of what stands at `path` until the block ends; OSError is the caller's."""
+    fd = os.open(path, flags, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def read(path: Path, *, limit: int, private_to: int | None = None) -> bytes | None:
     """Return the bytes of a regular file, None when there is none.
 
@@ -69,38 +88,44 @@ def read_with_facts(
     """Do as `read`, and return what fstat said of the file that was read."""
     try:
         # O_NONBLOCK: a FIFO planted in place of the file must not stop a boot.
-        fd = os.open(path, _READ)
+        with opened(path, READ) as fd:
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode):
+                raise Corrupt(f"{path} is not a regular file")
+            if private_to is not None:
+                _require_private(path, facts, private_to)
+            return read_open(fd, path, limit=limit), facts
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return None
         if error.errno == errno.ELOOP:
             raise Corrupt(
                 f"{path} is a symbolic link, and is not followed",
                 hint="put the file itself in its place",
             ) from error
         fail("read", path, error)
-    try:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode):
-            raise Corrupt(f"{path} is not a regular file")
-        if private_to is not None:
-            _require_private(path, facts, private_to)
-        with open(fd, "rb", closefd=False) as stream:
-            data = stream.read(limit + 1)
-    except OSError as error:
-        fail("read", path, error)
-    finally:
-        os.close(fd)
+
+
+def read_open(fd: int, path: Path, *, limit: int) -> bytes:
+    """Return the bytes of an open file; Corrupt when it has more than `limit`."""
+    with open(fd, "rb", closefd=False) as stream:
+        data = stream.read(limit + 1)
     if len(data) > limit:
         raise Corrupt(f"{path} is larger than {limit} bytes")
-    return data, facts
+    return data
+
+
+def require_owner(path: Path, facts: os.stat_result, *owners: int, hint: str | None = None) -> None:
+    """Raise LocalFault unless the file belongs to one of `owners`, the last of whom should."""
+    if facts.st_uid not in owners:
+        raise LocalFault(
+            f"{path} is owned by user id {facts.st_uid}, not {owners[-1]}",
+            hint=hint or f"chown {owners[-1]} {path}",
+        )
 
 
 def _require_private(path: Path, facts: os.stat_result, owner: int) -> None:
-    if facts.st_uid != owner:
-        raise LocalFault(
-            f"{path} is owned by user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}"
-        )
+    require_owner(path, facts, owner)
     if stat.S_IMODE(facts.st_mode) & 0o077:
         raise LocalFault(f"{path} can be read by others", hint=f"chmod 0600 {path}")
     if facts.st_nlink != 1:
@@ -150,30 +175,35 @@ def write(
     has nothing to do.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        _unlink(temporary)
-        # Private from creation: the mode is widened only when the bytes are complete.
+    with attempt("write", path):
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         fd = os.open(temporary, CREATE, 0o600)
         try:
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                if owner is not None:
-                    os.fchown(fd, *owner)
-                os.fchmod(fd, mode)
-                if durable:
-                    os.fsync(fd)
+            fill(fd, [data], mode=mode, owner=owner, durable=durable)
             os.rename(temporary, path)
         except BaseException:
-            try:
+            with suppress(OSError):
                 os.unlink(temporary)
-            except OSError:
-                pass
             raise
         if durable:
             sync_directory(path.parent)
-    except OSError as error:
-        fail("write", path, error)
+
+
+def fill(
+    fd: int, pieces: Iterable[bytes], *, mode: int, owner: Owner | None = None, durable: bool
+) -> None:
+    """Write a new file that was opened with `CREATE` and 0600, and close it; raises OSError."""
+    with os.fdopen(fd, "wb") as stream:
+        stream.writelines(pieces)
+        stream.flush()
+        # The mode is widened only when the bytes are complete, and before the owner changes: the
+        # new one could change it in between.
+        os.fchmod(fd, mode)
+        if owner is not None:
+            os.fchown(fd, *owner)
+        if durable:
+            os.fsync(fd)
 
 
 def create(path: Path, data: bytes, *, mode: int) -> None:
@@ -181,10 +211,9 @@ def create(path: Path, data: bytes, *, mode: int) -> None:
     made = path.with_name(f".{path.name}.new")
     write(made, data, mode=mode)
     try:
-        os.link(made, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        fail("make", path, error)
+        with attempt("make", path):
+            os.link(made, path)
+            sync_directory(path.parent)
     finally:
         remove(made)
 
@@ -198,56 +227,34 @@ def write_into(
     durable, and not atomic for a reader that looks meanwhile: for tmpfs, and for readers that start
     afterwards.
     """
-    try:
-        above = os.open(directory, DIRECTORY)
-        try:
-            _unlink(name, dir_fd=above)
-            with os.fdopen(os.open(name, CREATE, 0o600, dir_fd=above), "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                # The mode before the owner: the new owner could change it in between.
-                os.fchmod(stream.fileno(), mode)
-                if owner is not None:
-                    os.fchown(stream.fileno(), *owner)
-        finally:
-            os.close(above)
-    except OSError as error:
-        fail("write", directory / name, error)
-
-
-def _unlink(path: Path | str, *, dir_fd: int | None = None) -> None:
-    try:
-        os.unlink(path, dir_fd=dir_fd)
-    except FileNotFoundError:
-        pass
+    with attempt("write", directory / name), opened(directory, DIRECTORY) as above:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=above)
+        fd = os.open(name, CREATE, 0o600, dir_fd=above)
+        fill(fd, [data], mode=mode, owner=owner, durable=False)
 
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def make_directory(path: Path, mode: int, *, owner: Owner | None = None) -> None:
     """Make a directory (parents 0755) with exactly this mode, or leave an existing one as it is."""
-    try:
-        if path.is_dir() and not path.is_symlink():
-            return
+    with attempt("make the directory", path):
         if not path.parent.is_dir():
             make_directory(path.parent, 0o755)
-        os.mkdir(path, 0o700)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if path.is_dir() and not path.is_symlink():
+                return
+            raise
         if owner is not None:
             os.chown(path, *owner)
         os.chmod(path, mode)
         sync_directory(path.parent)
-    except FileExistsError as error:
-        if not path.is_dir() or path.is_symlink():
-            fail("make the directory", path, error)
-    except OSError as error:
-        fail("make the directory", path, error)
 
 
 def require_room(directory: Path, needed: int) -> None:
@@ -259,13 +266,9 @@ def require_room(directory: Path, needed: int) -> None:
 
 def remove(path: Path) -> None:
     """Unlink durably; nothing when it is absent."""
-    try:
+    with attempt("remove", path), suppress(FileNotFoundError):
         os.unlink(path)
         sync_directory(path.parent)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        fail("remove", path, error)
 
 
 def set_aside(
@@ -298,12 +301,10 @@ def move_into(path: Path, directory: Path) -> None:
 def _rename(
     doing: str, path: Path, target: Path, *, by: Callable[[Path, Path], None] = os.rename
 ) -> None:
-    try:
+    with attempt(doing, path):
         by(path, target)
         sync_directory(target.parent)
         sync_directory(path.parent)
-    except OSError as error:
-        fail(doing, path, error)
 
 
 @contextmanager
@@ -315,10 +316,8 @@ def locked(
     The lock goes with its holder's process. Its file is made if absent and never unlinked: a second
     process could otherwise lock a file that has no name any more.
     """
-    try:
+    with attempt("lock", path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        fail("lock", path, error)
     pause, limit = Event(), monotonic() + wait_s
     try:
         while True:

@@ -49,8 +49,11 @@ def overwrite(held: Held, data: bytes) -> Held:
     inode, wherever it was renamed to. Changed when another file is at the path, or other bytes
     stand where this would write.
     """
-    try:
-        fd = _open(held.path)
+    with files.attempt("overwrite", held.path):
+        try:
+            fd = _open(held.path)
+        except FileNotFoundError:
+            raise _changed(held.path) from None
         try:
             facts = os.fstat(fd)
             same = (facts.st_dev, facts.st_ino) == (held.device, held.inode)
@@ -66,10 +69,6 @@ def overwrite(held: Held, data: bytes) -> Held:
             return replace(held, data=_at(fd, 0, os.fstat(fd).st_size))
         finally:
             os.close(fd)
-    except FileNotFoundError:
-        raise _changed(held.path) from None
-    except OSError as error:
-        files.fail("overwrite", held.path, error)
 
 
 def _differing(old: bytes, new: bytes) -> Iterator[tuple[int, int]]:
@@ -112,11 +111,9 @@ def _open(path: Path) -> int:
 def wipe(held: Held) -> None:
     """Overwrite the file that was read with zeros, fsync, then unlink it durably."""
     left = overwrite(held, bytes(len(held.data)))
-    try:
+    with files.attempt("look at", held.path):
         if os.lstat(held.path).st_ino != held.inode or left.data.strip(b"\0"):
             raise _changed(held.path)
-    except OSError as error:
-        files.fail("look at", held.path, error)
     files.remove(held.path)
 
 

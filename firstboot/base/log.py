@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import syslog
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.base.secret import redacted
 
@@ -38,6 +41,15 @@ def hint(message: str) -> None:
 def warning(message: str, **facts: object) -> None:
     """Say what went wrong while the program goes on."""
     _write(4, f"warning: {message}", facts)
+
+
+@contextmanager
+def warned(about: str | None = None) -> Iterator[None]:
+    """Go on after a LocalFault in the block: it is a warning, behind the words `about`."""
+    try:
+        yield
+    except LocalFault as fault:
+        warning(str(fault) if about is None else f"{about}: {fault}", hint=fault.hint)
 
 
 def notice(message: str, **facts: object) -> None:

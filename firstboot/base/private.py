@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -21,11 +20,7 @@ def check_unwritten(
     facts = _facts(path)
     if facts is None:
         return
-    if facts.st_uid not in (0, owner):
-        raise LocalFault(
-            f"{path} is owned by user id {facts.st_uid}, not {owner}",
-            hint=hint or f"chown {owner} {path}",
-        )
+    files.require_owner(path, facts, 0, owner, hint=hint)
     if one_link and facts.st_nlink != 1:
         raise LocalFault(
             f"{path} has {facts.st_nlink} hard links, and must have one", hint=hint or f"rm {path}"
@@ -39,7 +34,8 @@ def tighten(path: Path) -> bool:
     facts = _facts(path)
     if facts is None or not stat.S_ISREG(facts.st_mode) or not facts.st_mode & 0o077:
         return False
-    _chmod(path, stat.S_IMODE(facts.st_mode) & 0o700)
+    with files.attempt("tighten", path):
+        os.chmod(path, stat.S_IMODE(facts.st_mode) & 0o700)
     return True
 
 
@@ -54,29 +50,19 @@ def check_directory(path: Path, *, owner: int, tighten: bool = True) -> bool:
         return False
     if not stat.S_ISDIR(facts.st_mode):
         raise LocalFault(f"{path} is not a directory", hint=f"move {path} away")
-    if facts.st_uid != owner:
-        raise LocalFault(
-            f"{path} is owned by user id {facts.st_uid}, not {owner}", hint=f"chown {owner} {path}"
-        )
+    files.require_owner(path, facts, owner)
     mode = stat.S_IMODE(facts.st_mode)
     if mode & 0o022:
         raise LocalFault(f"{path} can be written by others", hint=f"chmod 0700 {path}")
     if mode & 0o077 and tighten:
-        _chmod(path, 0o700)
+        with files.attempt("tighten", path):
+            os.chmod(path, 0o700)
     return True
 
 
 def _facts(path: Path) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    with files.attempt("look at", path):
+        try:
+            return os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        files.fail("look at", path, error)
-
-
-def _chmod(path: Path, mode: int) -> None:
-    try:
-        os.chmod(path, mode)
-    except OSError as error:
-        files.fail("tighten", path, error)

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable
 
@@ -33,42 +33,31 @@ class Tree:
 
     def directory(self, parts: Sequence[bytes]) -> None:
         """Make a directory and those above it, 0755 whatever the umask, where they are missing."""
-        try:
+        with files.attempt("make a directory in", self._path):
             os.close(self._descend(parts))
-        except OSError as error:
-            files.fail("make a directory in", self._path, error)
 
     def file(self, parts: Sequence[bytes], pieces: Iterable[bytes], *, executable: bool) -> None:
         """Make a new file, 0644 or 0755, and the directories above it."""
-        try:
+        with files.attempt("write a file in", self._path):
             above = self._descend(parts[:-1])
             try:
                 fd = os.open(_own(parts[-1]), CREATE, 0o600, dir_fd=above)
-                with os.fdopen(fd, "wb") as stream:
-                    stream.writelines(pieces)
-                    stream.flush()
-                    os.fchmod(fd, 0o755 if executable else 0o644)
             finally:
                 os.close(above)
-        except OSError as error:
-            files.fail("write a file in", self._path, error)
+            files.fill(fd, pieces, mode=0o755 if executable else 0o644, durable=False)
 
     def _descend(self, parts: Sequence[bytes]) -> int:
         """Return an open descriptor of a directory below the top, made where it is missing."""
         here = os.dup(self._top)
         for part in parts:
-            made = True
             try:
-                try:
+                with suppress(FileExistsError):
                     os.mkdir(_own(part), 0o700, dir_fd=here)
-                except FileExistsError:
-                    made = False
                 below = os.open(part, DIRECTORY, dir_fd=here)
             finally:
                 os.close(here)
             here = below
-            if made:
-                os.fchmod(here, 0o755)
+            os.fchmod(here, 0o755)
         return here
 
 
@@ -85,11 +74,9 @@ def _own(part: bytes) -> bytes:
 @contextmanager
 def filling(path: Path) -> Iterator[Tree]:
     """Make the new directory `path` to be filled: 0700, and 0755 when the block ends well."""
-    try:
+    with files.attempt("make the directory", path):
         os.mkdir(path, 0o700)
         top = os.open(path, DIRECTORY)
-    except OSError as error:
-        files.fail("make the directory", path, error)
     try:
         yield Tree(path, top)
         os.fchmod(top, 0o755)
@@ -110,30 +97,27 @@ def copy(
     digest, size = hashlib.sha256(), 0
     files.remove(target)
     try:
-        with os.fdopen(os.open(target, CREATE, 0o600), "wb") as stream:
-            while size < limit and (piece := os.pread(source, min(PIECE, limit - size), size)):
-                stream.write(piece)
-                digest.update(piece)
-                size += len(piece)
-                if each is not None:
-                    each(size)
-            stream.flush()
-            os.fsync(stream.fileno())
-        files.sync_directory(target.parent)
-    except BaseException as error:
+        with files.attempt("copy into", target):
+            with os.fdopen(os.open(target, CREATE, 0o600), "wb") as stream:
+                while size < limit and (piece := os.pread(source, min(PIECE, limit - size), size)):
+                    stream.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+                    if each is not None:
+                        each(size)
+                stream.flush()
+                os.fsync(stream.fileno())
+            files.sync_directory(target.parent)
+    except BaseException:
         files.remove(target)
-        if isinstance(error, OSError):
-            files.fail("copy into", target, error)
         raise
     return size, digest.hexdigest()
 
 
 def free_bytes(directory: Path) -> int:
     """Return the bytes that are free for us where `directory` lies."""
-    try:
+    with files.attempt("look at", directory):
         facts = os.statvfs(directory)
-    except OSError as error:
-        files.fail("look at", directory, error)
     return facts.f_bavail * facts.f_frsize
 
 
@@ -144,23 +128,23 @@ def complete(staging: Path, final: Path) -> None:
     """
     if os.path.lexists(final):
         raise LocalFault(f"cannot put {staging} in place: {final} exists", hint=f"remove {final}")
-    try:
+    with files.attempt("complete", final):
         for top, _, names in os.walk(staging, topdown=False, onerror=_raise):
             for name in names:
-                fd = os.open(Path(top) / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
+                with files.opened(Path(top) / name, files.READ) as fd:
                     os.fsync(fd)
-                finally:
-                    os.close(fd)
             files.sync_directory(Path(top))
         os.rename(staging, final)
         files.sync_directory(final.parent)
-    except OSError as error:
-        files.fail("complete", final, error)
 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def is_no_link(path: Path) -> bool:
+    """Return True when something else than a symbolic link is there: it is somebody's own."""
+    return os.path.lexists(path) and not path.is_symlink()
 
 
 def point(link: Path, target: str) -> None:
@@ -169,8 +153,8 @@ def point(link: Path, target: str) -> None:
     LocalFault when something that is no link stands there: it is somebody's file, and stays.
     """
     temporary = link.with_name(f".{link.name}.tmp")
-    try:
-        if os.path.lexists(link) and not link.is_symlink():
+    with files.attempt("point the link", link):
+        if is_no_link(link):
             raise LocalFault(
                 f"{link} is not a symbolic link, and is not replaced", hint=f"move {link} away"
             )
@@ -178,8 +162,6 @@ def point(link: Path, target: str) -> None:
         os.symlink(target, temporary)
         os.rename(temporary, link)
         files.sync_directory(link.parent)
-    except OSError as error:
-        files.fail("point the link", link, error)
 
 
 def remove(path: Path) -> None:
@@ -189,7 +171,7 @@ def remove(path: Path) -> None:
     power cut leaves half a tree only where nobody takes it for a whole one.
     """
     gone = path if path.name.startswith(".") else path.with_name(f".{path.name}.gone")
-    try:
+    with files.attempt("remove", path):
         _delete(gone)
         if gone != path and os.path.lexists(path):
             try:
@@ -201,8 +183,6 @@ def remove(path: Path) -> None:
                     raise
                 gone = path
             _delete(gone)
-    except OSError as error:
-        files.fail("remove", path, error)
 
 
 def _delete(path: Path) -> None:

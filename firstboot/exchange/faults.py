@@ -60,16 +60,12 @@ def noted(layout: Layout, clock: Clock) -> Iterator[None]:
     except TryAgain:
         raise  # another activator is at work
     except ByteorError as error:
-        try:
+        with log.warned("the fault is not noted"):
             _note(layout, error, clock.wall())
-        except LocalFault as second:
-            log.warning(f"the fault is not noted: {second}")
         raise
     else:
-        try:
+        with log.warned():
             files.remove(layout.fault)
-        except LocalFault as error:
-            log.warning(str(error))
 
 
 def _note(layout: Layout, error: ByteorError, now: float) -> None:

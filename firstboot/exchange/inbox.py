@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Optional
 
 from firstboot.base import documents, files, log
 from firstboot.base.documents import Rule, lenient
-from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.errors import Corrupt
 from firstboot.base.layout import KEY_SETS, REQUEST, Layout
 
 REQUEST_LIMIT = 4 << 10  # bytes
@@ -58,14 +59,11 @@ def newest_request(layout: Layout) -> str | None:
 
 def drop_key_sets(layout: Layout) -> None:
     """Drop the answer about signing keys: it must not start another ring. For root."""
-    try:
+    about = "an older answer about signing keys may be used once more"
+    with log.warned(about), suppress(FileNotFoundError):
         facts = os.stat(layout.inbox, follow_symlinks=False)
         owner = (facts.st_uid, facts.st_gid)
         files.write_into(layout.inbox, KEY_SETS, NO_KEY_SETS, mode=0o600, owner=owner)
-    except FileNotFoundError:
-        pass
-    except LocalFault as error:
-        log.warning(f"an older answer about signing keys may be used once more: {error}")
 
 
 def forget_answers(layout: Layout) -> None:

@@ -55,21 +55,19 @@ def put(layout: Layout, outcome: Outcome, *, text: Callable[[], bytes] | None = 
             continue
     path = _numbered(layout, present[-1] + 1 if present else 1)
     if text is not None:
-        try:
+        # The report matters more, and the way back most.
+        with log.warned("there is no diagnostic"):
             files.write(path.with_suffix(".txt"), text(), mode=0o644)
-        except LocalFault as error:  # the report matters more, and the way back most
-            log.warning(f"there is no diagnostic: {error}")
     files.write_json(path, {"v": VERSION, **asdict(outcome)}, mode=0o644)
 
 
 def numbers(layout: Layout) -> list[int]:
     """Return the numbers of the reports that are kept, in the order in which they happened."""
-    try:
-        found = [_NUMBERED.match(name) for name in os.listdir(layout.outcomes)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        files.fail("list", layout.outcomes, error)
+    with files.attempt("list", layout.outcomes):
+        try:
+            found = [_NUMBERED.match(name) for name in os.listdir(layout.outcomes)]
+        except FileNotFoundError:
+            return []
     return sorted(int(match[1]) for match in found if match is not None)
 
 

@@ -11,16 +11,15 @@ right shape or `Corrupt`; only the activator sets a damaged file aside.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Callable, Optional, TypeVar
 
-from firstboot.base import documents, files, log
+from firstboot.base import documents, files, trees
 from firstboot.base.clock import from_rfc3339
 from firstboot.base.documents import Digest, Identifier, Line, Rule
-from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.exchange import faults
 
@@ -150,11 +149,7 @@ def read(layout: Layout) -> Record:
 
 def load(layout: Layout) -> Record:
     """Return the record; a damaged one is set aside and begun again."""
-    try:
-        return read(layout)
-    except Corrupt as error:
-        log.warning(str(error), kept_as=files.set_aside(layout.history))
-        return Record(())
+    return documents.read_or_set_aside(layout.history, Record) or Record(())
 
 
 def save(layout: Layout, record: Record) -> None:
@@ -296,7 +291,7 @@ def seen(layout: Layout) -> Seen:
         keys_end=_last_end(keys.keys if keys is not None else ()),
         activator=unless_damaged(faults.read),
         fault="; ".join(unreadable) or None,
-        shadowed=current is not None and _is_no_link(layout.spec),
+        shadowed=current is not None and trees.is_no_link(layout.spec),
     )
 
 
@@ -305,10 +300,3 @@ def _last_end(keys: tuple[ListedKey, ...]) -> str | None:
     ends = [key.not_after for key in keys if key.status == ACTIVE]
     known = [end for end in ends if end is not None]
     return max(known, key=from_rfc3339) if ends and len(known) == len(ends) else None
-
-
-def _is_no_link(path: Path) -> bool:
-    try:
-        return not stat.S_ISLNK(os.lstat(path).st_mode)
-    except OSError:
-        return False

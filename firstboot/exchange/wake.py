@@ -81,10 +81,7 @@ def agent_pid(layout: Layout) -> int | None:
 def _holder(layout: Layout) -> tuple[int, int]:
     """Return kind and holder of the lock on the agent's lock file."""
     # O_NONBLOCK: a FIFO planted there must not stop us.
-    fd = os.open(layout.agent_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with files.opened(layout.agent_lock, files.READ) as fd:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-    finally:
-        os.close(fd)
     return kind, pid
