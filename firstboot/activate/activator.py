@@ -33,12 +33,11 @@ from firstboot.activate.chain import Ring
 from firstboot.activate.gate import Runtime
 from firstboot.activate.intake import Inbox
 from firstboot.base import files, log, systemd, trees
-from firstboot.base.clock import Clock, from_rfc3339, monotonic, rfc3339
+from firstboot.base.clock import Clock, monotonic, rfc3339
 from firstboot.base.errors import Corrupt, LocalFault, NoRoom, TryAgain, Untrusted
 from firstboot.base.layout import SPEC, Layout
 from firstboot.exchange import faults, outcomes, verdicts
 from firstboot.exchange.inbox import Request
-from firstboot.exchange.outcomes import Outcome, Report
 from firstboot.exchange.settings import Settings
 from firstboot.exchange.verdicts import Answered, Record, Row
 
@@ -106,8 +105,8 @@ class Activator:
         for _ in range(AT_ONCE):
             begun, again = journal.load(self.layout), journal.asked_again(self.layout)
             if begun is not None:
-                if again == begun.target.payload_sha256:  # this is the try that was asked for
-                    journal.forget_asking(self.layout, again)
+                # This is the try that was asked for, if one was.
+                journal.forget_asking(self.layout, begun.target.payload_sha256)
                 switching.finish(begun)
                 continue
             with Inbox(self.layout) as inbox:
@@ -190,8 +189,7 @@ class Activator:
             return False
         if row.code != verdicts.NO_ROOM or row.due is None:
             return True
-        left = from_rfc3339(row.due) - self.clock.wall()
-        if 0 < left <= faults.LONGEST_PAUSE_S:  # longer: the clock was set back
+        if faults.left_s(row.due, self.clock.wall()):
             return True
         return trees.free_bytes(self.layout.deployments) < (row.needed or 0)
 
@@ -297,11 +295,7 @@ class Activator:
         The report's id is the deployment's own: the same refusal after a crash is the same report.
         """
         report_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{deployment.payload_sha256}:{code}")
-        at = rfc3339(self.clock.wall())
-        report = Report(
-            str(report_id), verdicts.FAILED, deployment.sequence, deployment.spec_hash, code, at
-        )
-        outcomes.put(self.layout, Outcome(deployment.deployment_id, report))
+        switch.report(self.layout, self.clock, deployment, str(report_id), verdicts.FAILED, code)
 
     def _trusted_now(self, request: Request) -> float | None:
         """Return the time if this host's clock is to be believed (contract 3), else None.

@@ -80,10 +80,11 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Highest:
-    """The highest sequence ever verified for this place."""
+    """The highest sequence ever verified for a place."""
 
+    place: Place
     sequence: int
-    payload_sha256: str
+    payload_sha256: Digest
 
 
 class Inadmissible(Untrusted):

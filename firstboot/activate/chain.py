@@ -26,10 +26,9 @@ from typing import Any
 
 from firstboot.activate import signatures
 from firstboot.activate.signatures import Envelope, Key, KeySet
-from firstboot.base.documents import IDENTIFIER
 from firstboot.base.errors import Invalid, Untrusted
 from firstboot.exchange.settings import Settings
-from firstboot.exchange.verdicts import RETIRED
+from firstboot.exchange.verdicts import ACTIVE, ED25519, RETIRED
 from firstboot.exchange.verdicts import Place as Place
 from firstboot.exchange.verdicts import Refusal as Refusal
 
@@ -85,10 +84,8 @@ def pins_of(settings: Settings) -> tuple[Key, ...]:
     pins: dict[str, Key] = {}
     try:
         for entry in settings.signing_keys:
-            kid = entry.get("kid")
-            if not isinstance(kid, str) or not IDENTIFIER.match(kid):
-                raise ValueError("a key has no well-formed kid")
-            pins[kid] = Key(kid, signatures.public_key(entry.get("public_key"), kid=kid))
+            pin = Key.parse({"alg": ED25519, "status": ACTIVE, **entry})
+            pins[pin.kid] = pin
         if len(pins) != len(settings.signing_keys) or len(pins) > signatures.MOST_KEYS:
             raise ValueError("a kid is listed twice, or there are too many")
     except ValueError as error:

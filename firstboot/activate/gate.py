@@ -16,6 +16,7 @@ import subprocess
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import Any
 
 from firstboot.base import systemd
@@ -199,7 +200,8 @@ def _call(argv: list[str], limit_s: float) -> tuple[int | None, bytes]:
             why = f"cannot run {argv[0]}: {type(error).__name__}"
             raise LocalFault(why, hint=f"check that {argv[0]} is installed") from error
         return 127, f"{argv[0]}: {getattr(error, 'strerror', None) or 'cannot be run'}\n".encode()
-    printed = _Tail(process)
+    kept = bytearray()
+    printed = threading.Thread(target=_drain, args=(process.stdout, kept), daemon=True)
     printed.start()
     code: int | None
     try:
@@ -209,21 +211,12 @@ def _call(argv: list[str], limit_s: float) -> tuple[int | None, bytes]:
         process.wait()
         code = None
     printed.join(DRAIN_S)  # no longer: a daemon that it left behind may hold the pipe for ever
-    return code, bytes(printed.kept)
+    return code, bytes(kept)
 
 
-class _Tail(threading.Thread):
-    """Reads all that is printed and keeps the end, so that nothing is filled by it."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        super().__init__(daemon=True)
-        self.kept = bytearray()
-        self._process = process
-
-    def run(self) -> None:
-        """Thread body."""
-        assert self._process.stdout is not None
-        with self._process.stdout as stream:
-            for piece in iter(lambda: stream.read1(OUTPUT_LIMIT), b""):  # type: ignore[attr-defined]
-                self.kept += piece
-                del self.kept[:-OUTPUT_LIMIT]
+def _drain(output: BufferedReader, kept: bytearray) -> None:
+    """Read all that is printed and keep the end, so that nothing is filled by it."""
+    with output:
+        for piece in iter(lambda: output.read1(OUTPUT_LIMIT), b""):
+            kept += piece
+            del kept[:-OUTPUT_LIMIT]

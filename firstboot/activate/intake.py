@@ -20,9 +20,6 @@ from firstboot.base.errors import Corrupt, LocalFault, Untrusted
 from firstboot.base.layout import BUNDLE, ENVELOPE, KEY_SETS, REQUEST, Layout
 from firstboot.exchange.inbox import REQUEST_LIMIT, Request, unverified_request
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
 
 class Inbox:
     """A context manager that holds the directory open; an absent one is an empty one."""
@@ -35,11 +32,8 @@ class Inbox:
         try:
             # The agent's directory is named by root and may be a link of root's; what is in it is
             # the agent's.
-            above = os.open(self._path.parent, _DIRECTORY)
-            try:
-                self._fd = os.open(self._path.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
-            finally:
-                os.close(above)
+            with files.opened(self._path.parent, os.O_DIRECTORY | os.O_CLOEXEC) as above:
+                self._fd = os.open(self._path.name, files.DIRECTORY, dir_fd=above)
         except FileNotFoundError:
             self._fd = None
         except OSError as error:
@@ -113,7 +107,7 @@ class Inbox:
         if self._fd is None:
             return None
         try:
-            fd = os.open(name, _FILE, dir_fd=self._fd)
+            fd = os.open(name, files.READ, dir_fd=self._fd)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -133,10 +127,7 @@ class Inbox:
             return None
         path = self._path / name
         try:
-            with open(fd, "rb") as stream:
-                data = stream.read(limit + 1)
-        except OSError as error:
-            files.fail("read", path, error)
-        if len(data) > limit:
-            raise Corrupt(f"{path} is larger than {limit} bytes")
-        return data
+            with files.attempt("read", path):
+                return files.read_open(fd, path, limit=limit)
+        finally:
+            os.close(fd)

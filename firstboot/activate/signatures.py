@@ -94,13 +94,11 @@ class Key:
         return True
 
 
-def public_key(text: Any, *, kid: str) -> bytes:
+def public_key(text: str, *, kid: str) -> bytes:
     """Return the 32 bytes of an unpadded base64url public key.
 
     ValueError for anything else, and for a point of small order.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"the key {kid} has no public_key")
     public = _base64url(text)
     if len(public) != KEY_BYTES:
         raise ValueError(f"the key {kid} does not have {KEY_BYTES} bytes")

@@ -23,11 +23,11 @@ from typing import Callable
 
 from firstboot.activate import directories
 from firstboot.activate import journal as journals
+from firstboot.activate.admission import Deployment
 from firstboot.activate.gate import Gate, Runtime
-from firstboot.activate.journal import ACTIVATING, RESTORING, SETTLED, Journal
+from firstboot.activate.journal import ACTIVATING, RESTORING, SETTLED, Journal, Target
 from firstboot.base import log
 from firstboot.base.clock import Clock, rfc3339
-from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.exchange import outcomes, verdicts
 from firstboot.exchange.outcomes import Outcome, Report
@@ -52,29 +52,25 @@ class Switch:
         directories.prune(self.layout, previous=verdicts.load(self.layout).previous)
 
     def _step(self, journal: Journal) -> Journal:
-        cut = journal.tries >= MOST_TRIES
-        if journal.phase == ACTIVATING:
-            if cut:
-                why = f"interrupted {MOST_TRIES} times while it was activated"
-                return self._failed(journal, Gate("interrupted", why))
-            return self._activate(self._saved(journal, tries=journal.tries + 1))
-        if not directories.is_usable(self.layout, journal.previous):
+        cut, is_new = journal.tries >= MOST_TRIES, journal.phase == ACTIVATING
+        if not is_new and not directories.is_usable(self.layout, journal.previous):
             directories.withdraw(self.layout)
             return self._saved(journal, phase=SETTLED, verdict=verdicts.FAILED)
-        if cut:
-            return self._given_up(journal)
-        return self._restore(self._saved(journal, tries=journal.tries + 1))
+        if not cut:
+            journal = self._saved(journal, tries=journal.tries + 1)
+        return self._activate(journal, cut) if is_new else self._restore(journal, cut)
 
-    def _activate(self, journal: Journal) -> Journal:
-        directories.point(self.layout, journal.target.directory)
-        gate = self.runtime.activate()
-        if not gate.healthy:
-            return self._failed(journal, gate)
-        return self._saved(journal, phase=SETTLED, verdict=verdicts.ACTIVE, code=gate.note)
+    def _pointed(self, directory: str) -> Gate:
+        directories.point(self.layout, directory)
+        return self.runtime.activate()
 
-    def _failed(self, journal: Journal, gate: Gate) -> Journal:
-        """The new one is not to stay: why is durable, and reported, before anything is undone."""
+    def _activate(self, journal: Journal, cut: bool) -> Journal:
+        """Take the new one; not to stay: why is durable, and reported, before it is undone."""
         named = journal.target.directory
+        why = f"interrupted {MOST_TRIES} times while it was activated"
+        gate = Gate("interrupted", why) if cut else self._pointed(named)
+        if gate.healthy:
+            return self._saved(journal, phase=SETTLED, verdict=verdicts.ACTIVE, code=gate.note)
         log.warning(f"deployment {named} is not healthy: {gate.code}: {gate.reason}")
         journals.use_reserve(self.layout)
         failed = self._saved(journal, phase=RESTORING, tries=0, code=gate.code, reason=gate.reason)
@@ -83,23 +79,17 @@ class Switch:
             self._report_failure(failed, gate.output)
         return failed
 
-    def _restore(self, journal: Journal) -> Journal:
-        directories.point(self.layout, str(journal.previous))
-        gate = self.runtime.activate()
-        if gate.healthy:
-            return self._saved(journal, phase=SETTLED, verdict=verdicts.ROLLED_BACK)
-        why = f"{journal.previous} is not healthy either: {gate.code}: {gate.reason}"
-        return self._not_restored(journal, why)
-
-    def _given_up(self, journal: Journal) -> Journal:
-        try:
-            directories.point(self.layout, str(journal.previous))
-        except LocalFault as error:
-            log.error(str(error))
-        why = f"interrupted {MOST_TRIES} times while {journal.previous} was put back"
-        return self._not_restored(journal, why)
-
-    def _not_restored(self, journal: Journal, why: str) -> Journal:
+    def _restore(self, journal: Journal, cut: bool) -> Journal:
+        previous = str(journal.previous)
+        if cut:
+            with log.warned():
+                directories.point(self.layout, previous)
+            why = f"interrupted {MOST_TRIES} times while {previous} was put back"
+        else:
+            gate = self._pointed(previous)
+            if gate.healthy:
+                return self._saved(journal, phase=SETTLED, verdict=verdicts.ROLLED_BACK)
+            why = f"{previous} is not healthy either: {gate.code}: {gate.reason}"
         named = journal.target.directory
         log.error(f"deployment {named} failed, and so did the way back: {why}")
         return self._saved(journal, phase=SETTLED, verdict=verdicts.FAILED, note=why)
@@ -113,9 +103,16 @@ class Switch:
         if journal.verdict != verdicts.ACTIVE:
             self._report_failure(journal)
         if journal.verdict != verdicts.FAILED:
-            self._report(journal, journal.success_id, str(journal.verdict), code)
+            report(self.layout, self.clock, target, journal.success_id, str(journal.verdict), code)
         elif degraded:
-            self._report(journal, journal.success_id, verdicts.FAILED, ROLLBACK_FAILED)
+            report(
+                self.layout,
+                self.clock,
+                target,
+                journal.success_id,
+                verdicts.FAILED,
+                ROLLBACK_FAILED,
+            )
         row = verdicts.Row(
             verdict=str(journal.verdict),
             at=rfc3339(self.clock.wall()),
@@ -140,17 +137,28 @@ class Switch:
     def _report_failure(self, journal: Journal, output: bytes = b"") -> None:
         gate = Gate(journal.code, journal.reason, output=output)
         text = functools.partial(self.runtime.diagnostic, gate)
-        self._report(journal, journal.failure_id, verdicts.FAILED, gate.code, text=text)
+        report(
+            self.layout,
+            self.clock,
+            journal.target,
+            journal.failure_id,
+            verdicts.FAILED,
+            gate.code,
+            text=text,
+        )
 
-    def _report(
-        self,
-        journal: Journal,
-        report_id: str,
-        status: str,
-        code: str | None,
-        *,
-        text: Callable[[], bytes] | None = None,
-    ) -> None:
-        target, at = journal.target, rfc3339(self.clock.wall())
-        report = Report(report_id, status, target.sequence, target.spec_hash, code, at)
-        outcomes.put(self.layout, Outcome(target.deployment_id, report), text=text)
+
+def report(
+    layout: Layout,
+    clock: Clock,
+    about: Target | Deployment,
+    report_id: str,
+    status: str,
+    code: str | None,
+    *,
+    text: Callable[[], bytes] | None = None,
+) -> None:
+    """Leave a report for the control plane; `text` makes its diagnostic."""
+    at = rfc3339(clock.wall())
+    said = Report(report_id, status, about.sequence, about.spec_hash, code, at)
+    outcomes.put(layout, Outcome(about.deployment_id, said), text=text)

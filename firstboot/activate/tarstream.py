@@ -209,10 +209,8 @@ class _Inflated:
                 malformed("cut off")
 
     def _more(self) -> bytes:
-        try:
+        with files.attempt("read", self._path):
             return self._source.read(PACKED_PIECE)
-        except OSError as error:
-            files.fail("read", self._path, error)
 
     def pieces(self, size: int) -> Iterator[bytes]:
         while size:

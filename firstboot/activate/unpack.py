@@ -166,23 +166,16 @@ _RESERVED = {(_fold(name),) for name in (DEPLOYMENT_MARKER, SIGNING_KEYS)}
 def spec_hash(into: Path) -> str:
     """Return ``sha256:<hex>`` of the ``spec.kv`` in an unpacked directory."""
     path, digest = into / SPEC, hashlib.sha256()
-    with _opened(path) as stream:
-        try:
-            while piece := stream.read(trees.PIECE):
-                digest.update(piece)
-        except OSError as error:
-            files.fail("read", path, error)
+    with _opened(path) as stream, files.attempt("read", path):
+        while piece := stream.read(trees.PIECE):
+            digest.update(piece)
     return f"sha256:{digest.hexdigest()}"
 
 
 def _opened(path: Path) -> BinaryIO:
     """Open a file in a directory of ours for reading; a link is not followed."""
-    try:
-        return os.fdopen(
-            os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
-        )
-    except OSError as error:
-        files.fail("read", path, error)
+    with files.attempt("read", path):
+        return os.fdopen(os.open(path, files.READ), "rb")
 
 
 def read_member(into: Path, name: str, *, limit: int) -> bytes | None:

@@ -203,7 +203,7 @@ def load(body: bytes) -> Any:
         return json.loads(
             body.decode("utf-8"),
             object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
+            parse_constant=_number,
             parse_float=_number,
             parse_int=_integer,
         )
@@ -221,7 +221,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _number(text: str) -> float:
     value = float(text)
-    if math.isinf(value):
+    if not math.isfinite(value):  # NaN and Infinity are not JSON
         raise ValueError("beyond what a float holds")
     return value
 
@@ -230,10 +230,6 @@ def _integer(digits: str) -> int:
     if len(digits) > LONGEST_INTEGER:
         raise ValueError("too many digits")
     return int(digits)
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
 
 
 def base_url(text: str, *, under_systemd: bool) -> str:

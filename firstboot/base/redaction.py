@@ -276,20 +276,19 @@ def _items(data: bytes, begin: int) -> Iterator[tuple[int, int]]:
     """Yield where the texts of a list in brackets stand, up to a list or a nested object."""
     before = _LIST.match(data, begin)
     while before is not None:
-        begin = end = before.end()
-        quote, bare = _QUOTE.match(data, begin), _BARE.match(data, begin)
-        apart = _OBJECT.match(data, begin)
+        begin = before.end()
+        quote, apart = _QUOTE.match(data, begin), _OBJECT.match(data, begin)
+        other = apart or _BARE.match(data, begin)
         if quote is not None:
             begin = quote.end()
             end = _closing(data, begin, quote[0], alone=False)
             before = _NEXT.match(data, end + len(quote[0]))
-        elif bare is not None:
-            end = bare.end()
+        elif other is not None:
+            end = other.end()
             before = _NEXT.match(data, end)
-        elif apart is not None:
-            end = apart.end()
-            before = _NEXT.match(data, end)
-        if before is None or before.end() <= end:
+        else:
+            return
+        if before is None:
             return
         if apart is None and (quote is not None or not _is_plain(data[begin:end])):
             yield begin, end

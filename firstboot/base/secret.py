@@ -62,10 +62,9 @@ def known() -> list[bytes]:
     return [text.encode("utf-8", "surrogatepass") for text in sorted(_known, key=len, reverse=True)]
 
 
-def redacted(text: str, *, keep_length: bool = False) -> str:
-    """Replace every secret that this process has seen by ``<secret>``, or by as many ``x``."""
+def redacted(text: str) -> str:
+    """Replace every secret that this process has seen by ``<secret>``."""
     # Longest first: one may be a part of another.
     for secret in sorted(_known, key=len, reverse=True):
-        if secret in text:
-            text = text.replace(secret, "x" * len(secret) if keep_length else MASK)
+        text = text.replace(secret, MASK)
     return text

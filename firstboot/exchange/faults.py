@@ -43,7 +43,12 @@ def pause_s(layout: Layout, now: float) -> float:
         fault = read(layout)
     except LocalFault:
         return 0.0
-    left = from_rfc3339(fault.due) - now if fault is not None else 0.0
+    return left_s(fault.due, now) if fault is not None else 0.0
+
+
+def left_s(due: str, now: float) -> float:
+    """Return the seconds from `now` until `due`, 0 when that is over."""
+    left = from_rfc3339(due) - now
     return left if 0 < left <= LONGEST_PAUSE_S else 0.0  # longer: the clock was set back
 
 

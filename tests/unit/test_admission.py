@@ -72,7 +72,7 @@ def test_the_golden_envelopes(case: dict[str, Any]) -> None:
     for.
     """
     ring = Ring(PLACE, chain.TLS, version=1, keys=tuple(map(Key.parse, ENVELOPES["keys"])))
-    highest = Highest(ENVELOPES["context"]["highest_sequence"], "0" * 64)
+    highest = Highest(PLACE, ENVELOPES["context"]["highest_sequence"], "0" * 64)
     raw = json.dumps(case["envelope"]).encode()
     if case["verdict"] == "ok":
         assert admit(raw, ring=ring, place=PLACE, highest=highest, now=NOW).name == "dep_golden-7"
@@ -230,17 +230,19 @@ def test_sequences_only_grow_and_never_fork() -> None:
         (8, found.payload_sha256, "rolled_back_sequence"),
         (7, "0" * 64, "equivocation"),
     ]:
-        error = refused(lambda: admitted(envelope(GOOD), highest=Highest(sequence, sha256)))  # noqa: B023
+        error = refused(lambda: admitted(envelope(GOOD), highest=Highest(PLACE, sequence, sha256)))  # noqa: B023
         assert error.code == code
         assert isinstance(error, Inadmissible) and error.deployment == found
-    assert admitted(envelope(GOOD), highest=Highest(7, found.payload_sha256)) == found
-    assert admitted(envelope(GOOD), highest=Highest(6, found.payload_sha256)) == found
+    assert admitted(envelope(GOOD), highest=Highest(PLACE, 7, found.payload_sha256)) == found
+    assert admitted(envelope(GOOD), highest=Highest(PLACE, 6, found.payload_sha256)) == found
 
 
 def test_the_same_claims_in_other_bytes_are_an_equivocation() -> None:
     """What is compared is what was signed, not what a parser makes of it."""
     spaced = json.dumps(GOOD, sort_keys=True, indent=1).encode()
-    error = refused(lambda: admitted(envelope(spaced), highest=Highest(7, made().payload_sha256)))
+    error = refused(
+        lambda: admitted(envelope(spaced), highest=Highest(PLACE, 7, made().payload_sha256))
+    )
     assert error.code == "equivocation"
 
 
@@ -259,7 +261,7 @@ def test_without_a_trusted_clock_a_good_deployment_waits() -> None:
     for code, raw in HOSTILE:
         if code != "expired" and raw != envelope(GOOD, by=ENDED):
             assert refused(lambda: admitted(raw, now=None)).code == code  # noqa: B023
-    error = refused(lambda: admitted(envelope(GOOD), now=None, highest=Highest(8, "")))
+    error = refused(lambda: admitted(envelope(GOOD), now=None, highest=Highest(PLACE, 8, "")))
     assert error.code == "rolled_back_sequence"
 
 
