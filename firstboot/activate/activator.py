@@ -34,7 +34,7 @@ from firstboot.activate.gate import Runtime
 from firstboot.activate.intake import Inbox
 from firstboot.base import files, log, systemd, trees
 from firstboot.base.clock import Clock, monotonic, rfc3339
-from firstboot.base.errors import Corrupt, LocalFault, NoRoom, TryAgain, Untrusted
+from firstboot.base.errors import Corrupt, NoRoom, TryAgain, Untrusted
 from firstboot.base.layout import SPEC, Layout
 from firstboot.exchange import faults, outcomes, verdicts
 from firstboot.exchange.inbox import Request
@@ -58,12 +58,9 @@ def run(layout: Layout, settings: Callable[[], Settings]) -> int:
     if systemd.inside(UNIT):
         _pause(layout, clock)
     with faults.noted(layout, clock):
-        for directory, mode in (
-            (layout.activation, 0o755),
-            (layout.outcomes, 0o750),
-            (layout.deployments, 0o755),
-        ):
-            files.make_directory(directory, mode)
+        files.make_directory(layout.activation, 0o755)
+        files.make_directory(layout.outcomes, 0o750)
+        files.make_directory(layout.deployments, 0o755)
         with locked(layout):
             Activator(layout, settings(), clock).work()
     return 0
@@ -111,7 +108,7 @@ class Activator:
                 continue
             with Inbox(self.layout) as inbox:
                 request = inbox.request()
-                answered = verdicts.load(self.layout).request
+                answered = verdicts.load(self.layout).answered.request
                 if request.request in (None, answered) and again is None:
                     break
                 waits = self._answer(inbox, request, again)
@@ -152,7 +149,10 @@ class Activator:
     ) -> bool:
         """Decide about the envelope that is in the inbox, and record it; True when it waits."""
         place = keyring.place_of(self.settings)
-        known, highest = record.of_envelope(record.envelope_sha256), replay.load(self.layout, place)
+        known, highest = (
+            record.of_envelope(record.answered.envelope_sha256),
+            replay.load(self.layout, place),
+        )
         if (
             known is not None
             and highest is not None
@@ -166,7 +166,7 @@ class Activator:
         row = Row(
             verdicts.REFUSED,
             rfc3339(self.clock.wall()),
-            envelope_sha256=record.envelope_sha256,
+            envelope_sha256=record.answered.envelope_sha256,
             keys_version=ring.version,
         )
         try:
@@ -175,13 +175,10 @@ class Activator:
             return self._not_admitted(record, error, row, again)
         replay.raise_to(self.layout, deployment)
         row = replace(row, **deployment.facts)
-        before = record.of_payload(deployment.payload_sha256)
-        if before is not None and self._is_settled(before, again):
-            # It came in another envelope, signed anew.
-            self._save(record, replace(before, envelope_sha256=row.envelope_sha256, at=row.at))
+        if self._was_settled(record, deployment, row, again):
             return False
         assert now is not None  # else it was not admitted
-        return self._begin(inbox, record, deployment, row, ring=ring, now=now)
+        return self._begin(inbox, record, deployment, row, ring, now)
 
     def _is_settled(self, row: Row, again: str | None) -> bool:
         """Return True when nothing is to be tried any more for the payload of this verdict."""
@@ -193,21 +190,25 @@ class Activator:
             return True
         return trees.free_bytes(self.layout.deployments) < (row.needed or 0)
 
+    def _was_settled(
+        self, record: Record, deployment: Deployment, row: Row, again: str | None
+    ) -> bool:
+        """Record a payload that was dealt with, and came in another envelope, signed anew."""
+        before = record.of_payload(deployment.payload_sha256)
+        if before is None or not self._is_settled(before, again):
+            return False
+        self._save(record, replace(before, envelope_sha256=row.envelope_sha256, at=row.at))
+        return True
+
     def _not_admitted(
         self, record: Record, error: Untimely | Untrusted, row: Row, again: str | None
     ) -> bool:
         deployment: Deployment | None = getattr(error, "deployment", None)
         waits, due = isinstance(error, Untimely), getattr(error, "due", None)
         if deployment is not None:
-            before = record.of_payload(deployment.payload_sha256)
-            if (
-                before is not None
-                and (waits or error.code == EXPIRED)
-                and self._is_settled(before, again)
-            ):
-                # Dealt with when its time was; what is active stays active.
-                row = replace(before, envelope_sha256=row.envelope_sha256, at=row.at)
-                self._save(record, row)
+            is_late = waits or error.code == EXPIRED
+            # Dealt with when its time was; what is active stays active.
+            if is_late and self._was_settled(record, deployment, row, again):
                 return False
             # Without the payload's hash: nothing was tried that would have to be remembered.
             row = replace(row, **{**deployment.facts, "payload_sha256": None})
@@ -220,33 +221,13 @@ class Activator:
         return waits
 
     def _begin(
-        self,
-        inbox: Inbox,
-        record: Record,
-        deployment: Deployment,
-        row: Row,
-        *,
-        ring: Ring,
-        now: float,
+        self, inbox: Inbox, record: Record, deployment: Deployment, row: Row, ring: Ring, now: float
     ) -> bool:
         """Prepare the directory and begin the activation; True when it waits for bundle or room."""
-        here = self.layout.current
-        if trees.is_no_link(here):
-            raise LocalFault(
-                f"{self.layout.shown(here)} is not a symbolic link, and is not replaced",
-                hint=f"move {self.layout.shown(here)} away",
-            )
-        name = directories.chosen(self.layout, deployment, previous=record.previous)
+        trees.require_link(self.layout.current)
+        name = directories.chosen(self.layout, deployment)
         try:
-            if not staging.prepare(
-                self.layout,
-                inbox,
-                deployment,
-                name=name,
-                previous=record.previous,
-                ring=ring,
-                now=now,
-            ):
+            if not staging.prepare(self.layout, inbox, deployment, name=name, ring=ring, now=now):
                 verdicts.save(self.layout, replace(record, wanted=wanted(deployment)))
                 return True
             journal.reserve(self.layout)
@@ -263,7 +244,7 @@ class Activator:
         previous = record.directory if active == name else active
         target = journal.Target(
             **deployment.facts,
-            envelope_sha256=record.envelope_sha256 or "",
+            envelope_sha256=record.answered.envelope_sha256 or "",
             keys_version=ring.version,
             directory=name,
         )

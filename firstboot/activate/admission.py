@@ -122,16 +122,13 @@ def admit(
     found = _parse(payload)
     if found.place != place:
         raise Inadmissible("wrong_environment", "the deployment is for another environment", found)
-    if highest is not None and found.sequence < highest.sequence:
-        why = f"an older deployment is offered again: {found.sequence} after {highest.sequence}"
-        raise Inadmissible("rolled_back_sequence", why, found)
-    if (
-        highest is not None
-        and found.sequence == highest.sequence
-        and found.payload_sha256 != highest.payload_sha256
-    ):
-        why = f"another deployment under sequence {found.sequence}, which is taken"
-        raise Inadmissible("equivocation", why, found)
+    if highest is not None and found.sequence <= highest.sequence:
+        if found.sequence < highest.sequence:
+            why = f"an older deployment is offered again: {found.sequence} after {highest.sequence}"
+            raise Inadmissible("rolled_back_sequence", why, found)
+        if found.payload_sha256 != highest.payload_sha256:
+            why = f"another deployment under sequence {found.sequence}, which is taken"
+            raise Inadmissible("equivocation", why, found)
     if now is None:
         why = "the clock of this host is not trusted yet: the deployment waits"
         raise Untimely("clock_not_trusted", why, found)
@@ -198,9 +195,4 @@ def approve(raw_approval: bytes | None, deployment: Deployment, *, ring: Ring, n
 
 def wanted(deployment: Deployment) -> Wanted:
     """Return what tells the agent to fetch this deployment's bundle."""
-    return Wanted(
-        deployment.deployment_id,
-        deployment.sequence,
-        deployment.bundle.sha256,
-        deployment.bundle.size,
-    )
+    return Wanted(deployment.deployment_id, deployment.sequence, **vars(deployment.bundle))

@@ -182,22 +182,17 @@ def adopt(
         on_its_word = trust == TRUST_TLS or (
             starting and not ring.pins and (ring.source == TLS or ring.envelope is None)
         )
+        lenient = on_its_word and not ring.seeks_pin
         try:
-            ring = _follow(
-                ring,
-                value,
-                lenient=on_its_word and not ring.seeks_pin,
-                now=None if starting else now,
-            )
+            ring = _follow(ring, value, lenient=lenient, now=None if starting else now)
         except Untrusted as error:
+            said = Refusal(error.code, str(error), at)
             # What stands before the first set that a pinned key signed is not ours to judge.
             news = number >= known or error.code == "equivocation"
             if ring.seeks_pin:
-                older = (
-                    Refusal(error.code, str(error), at) if error.code == "rolled_back" else older
-                )
+                older = said if error.code == "rolled_back" else older
             elif refused is None and news:
-                refused = Refusal(error.code, str(error), at)
+                refused = said
     if ring.seeks_pin and envelopes:
         none = f"none of the {len(envelopes)} key sets is signed with a pinned key"
         refused = older or Refusal("broken_chain", none, at)

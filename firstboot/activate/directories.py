@@ -19,6 +19,7 @@ from firstboot.base import documents, files, log, trees
 from firstboot.base.documents import Digest, Identifier, Line, Rule
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import DEPLOYMENT_MARKER, Layout
+from firstboot.exchange import verdicts
 from firstboot.exchange.verdicts import Current
 
 STAGING = ".incoming"
@@ -57,7 +58,7 @@ def read(layout: Layout, name: str | None) -> Marker | None:
         return None
 
 
-def chosen(layout: Layout, deployment: Deployment, *, previous: str | None) -> str:
+def chosen(layout: Layout, deployment: Deployment) -> str:
     """Return the name for a deployment's directory.
 
     Its own, unless another environment's directory of that name is still kept.
@@ -66,7 +67,7 @@ def chosen(layout: Layout, deployment: Deployment, *, previous: str | None) -> s
     taken = os.path.lexists(layout.deployments / name) and (
         made is None or made.payload_sha256 != deployment.payload_sha256
     )
-    kept = name in (named(layout), previous)
+    kept = name in (named(layout), verdicts.load(layout).previous)
     return f"{name}.{deployment.payload_sha256[:12]}" if taken and kept else name
 
 
@@ -82,9 +83,7 @@ def named(layout: Layout) -> str | None:
 
 def is_usable(layout: Layout, name: str | None) -> bool:
     """Return True when there is such a directory of ours."""
-    if name is None or _NAME.match(name) is None:
-        return False
-    return (layout.deployments / name).is_dir()
+    return _NAME.match(name or "") is not None and (layout.deployments / str(name)).is_dir()
 
 
 def point(layout: Layout, name: str) -> None:
@@ -113,8 +112,8 @@ def in_force(layout: Layout, *, state: str) -> Current | None:
     return Current(made.deployment_id, made.sequence, made.spec_hash, state)
 
 
-def prune(layout: Layout, *, previous: str | None, newest: int = KEPT) -> None:
-    """Remove all but the `newest` directories, the active one and `previous`.
+def prune(layout: Layout, *, newest: int = KEPT) -> None:
+    """Remove all but the `newest` directories, the active one and its predecessor.
 
     Half-made ones go too; what is not ours stays. Housekeeping: what cannot be removed is a
     warning.
@@ -125,7 +124,7 @@ def prune(layout: Layout, *, previous: str | None, newest: int = KEPT) -> None:
         log.warning(f"{layout.deployments} cannot be listed: {error.strerror}")
         return
     ours = [name for _, name in sorted(present) if _NAME.match(name)]
-    kept = {*ours[max(0, len(ours) - newest) :], named(layout), previous}
+    kept = {*ours[max(0, len(ours) - newest) :], named(layout), verdicts.load(layout).previous}
     for _, name in present:
         if _HALF_DONE.match(name) or (name in ours and name not in kept):
             with log.warned():

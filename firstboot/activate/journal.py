@@ -13,9 +13,9 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Annotated, Optional
 
-from firstboot.activate.directories import Name
+from firstboot.activate.directories import Marker, Name
 from firstboot.base import documents, files
-from firstboot.base.documents import Digest, Identifier, Line, Malformed, Rule, sentence
+from firstboot.base.documents import Digest, Line, Malformed, Rule, sentence
 from firstboot.base.layout import Layout
 from firstboot.exchange.verdicts import ACTIVE, FAILED, ROLLED_BACK
 
@@ -24,19 +24,14 @@ RESERVED_BYTES = 256 * 1024
 # In order: the new one is switched to and judged; the old one is put back and judged; what is left
 # is to report and to record.
 ACTIVATING, RESTORING, SETTLED = "activating", "restoring", "settled"
-PHASES = (ACTIVATING, RESTORING, SETTLED)
 _Verdict = Annotated[str, Rule(lambda v: v in (ACTIVE, FAILED, ROLLED_BACK), "a verdict")]
-_Phase = Annotated[str, Rule(lambda phase: phase in PHASES, "a phase")]
+_Phase = Annotated[str, Rule(lambda p: p in (ACTIVATING, RESTORING, SETTLED), "a phase")]
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Marker):
     """The deployment that is being activated."""
 
-    deployment_id: Identifier
-    sequence: int
-    spec_hash: Line
-    payload_sha256: Digest
     envelope_sha256: Digest
     keys_version: int
     directory: Name

@@ -16,14 +16,7 @@ from firstboot.base.layout import APPROVAL, DEPLOYMENT_MARKER, SIGNING_KEYS, Lay
 
 
 def prepare(
-    layout: Layout,
-    inbox: Inbox,
-    deployment: Deployment,
-    *,
-    name: str,
-    previous: str | None,
-    ring: Ring,
-    now: float,
+    layout: Layout, inbox: Inbox, deployment: Deployment, *, name: str, ring: Ring, now: float
 ) -> bool:
     """Make the complete directory `name`; False when its bundle is not in the inbox.
 
@@ -42,7 +35,7 @@ def prepare(
         with inbox.bundle(bundle.sha256, bundle.size) as source:
             if source is None:
                 return False
-            _require_room(layout, needed, previous=previous)
+            _require_room(layout, needed)
             # Our own copy: what the agent does to its file from here on changes nothing.
             size, digest = trees.copy(source, layout.wanted_bundle, limit=bundle.size + 1)
         if size != bundle.size:
@@ -51,7 +44,7 @@ def prepare(
             raise Untrusted("bundle_digest", "the bundle is not the one that was signed")
         unpacked = unpack.measure(layout.wanted_bundle, packed_size=size)
         needed += unpacked
-        _require_room(layout, unpacked + RESERVED_BYTES, previous=previous)
+        _require_room(layout, unpacked + RESERVED_BYTES)
         keys = json.dumps(keyring.public(ring), sort_keys=True, indent=1).encode() + b"\n"
         ours = {DEPLOYMENT_MARKER: directories.marking(deployment), SIGNING_KEYS: keys}
         staging = layout.deployments / directories.STAGING
@@ -75,9 +68,9 @@ def clear(layout: Layout) -> None:
         trees.remove(layout.deployments / directories.STAGING)
 
 
-def _require_room(layout: Layout, needed: int, *, previous: str | None) -> None:
+def _require_room(layout: Layout, needed: int) -> None:
     if trees.free_bytes(layout.deployments) < needed:
-        directories.prune(layout, previous=previous, newest=0)
+        directories.prune(layout, newest=0)
     if trees.free_bytes(layout.deployments) < needed:
         raise NoRoom("the disk is too full", hint="free some space on the disk")
 

@@ -49,7 +49,7 @@ class Switch:
         while journal.phase != SETTLED:
             journal = self._step(journal)
         self._settle(journal)
-        directories.prune(self.layout, previous=verdicts.load(self.layout).previous)
+        directories.prune(self.layout)
 
     def _step(self, journal: Journal) -> Journal:
         cut, is_new = journal.tries >= MOST_TRIES, journal.phase == ACTIVATING
@@ -99,24 +99,17 @@ class Switch:
 
     def _settle(self, journal: Journal) -> None:
         """Write the last report and the record, and remove the journal."""
-        target, code, degraded = journal.target, journal.code, journal.note is not None
-        if journal.verdict != verdicts.ACTIVE:
+        target, verdict = journal.target, str(journal.verdict)
+        degraded = journal.note is not None
+        code = ROLLBACK_FAILED if degraded else journal.code
+        if verdict != verdicts.ACTIVE:
             self._report_failure(journal)
-        if journal.verdict != verdicts.FAILED:
-            report(self.layout, self.clock, target, journal.success_id, str(journal.verdict), code)
-        elif degraded:
-            report(
-                self.layout,
-                self.clock,
-                target,
-                journal.success_id,
-                verdicts.FAILED,
-                ROLLBACK_FAILED,
-            )
+        if verdict != verdicts.FAILED or degraded:
+            report(self.layout, self.clock, target, journal.success_id, verdict, code)
         row = verdicts.Row(
-            verdict=str(journal.verdict),
+            verdict=verdict,
             at=rfc3339(self.clock.wall()),
-            code=ROLLBACK_FAILED if degraded else code,
+            code=code,
             reason=journal.note or journal.reason,
             report_id=journal.success_id,
             **{name: value for name, value in vars(target).items() if name != "directory"},
@@ -128,11 +121,11 @@ class Switch:
             wanted=None,
             current=directories.in_force(self.layout, state=state),
             directory=directories.named(self.layout),
-            previous=journal.previous if journal.verdict == verdicts.ACTIVE else known.previous,
+            previous=journal.previous if verdict == verdicts.ACTIVE else known.previous,
         )
         verdicts.save(self.layout, record)
         journals.remove(self.layout)
-        log.notice(f"deployment {target.directory}: {journal.verdict}", code=row.code)
+        log.notice(f"deployment {target.directory}: {verdict}", code=code)
 
     def _report_failure(self, journal: Journal, output: bytes = b"") -> None:
         gate = Gate(journal.code, journal.reason, output=output)

@@ -187,7 +187,7 @@ class Deployments(Work):
             self._asked = self._sha256
             self.inbox.request()
             decided = verdicts.read(self.context.layout)
-        found = decided.envelope_sha256 == self._sha256
+        found = decided.answered.envelope_sha256 == self._sha256
         answered = found and not self.inbox.pending(decided)
         if not self.inbox.pending(decided):
             self._lost = not found and self._sha256 is not None
@@ -209,7 +209,7 @@ class Deployments(Work):
         inbox = self.inbox
         if inbox.pending(decided) or inbox.was_overlooked():
             return inbox.may_repeat()
-        if decided.envelope_sha256 != self._sha256:
+        if decided.answered.envelope_sha256 != self._sha256:
             # Also when nothing is assigned any more: what was awaited is dropped. What was not
             # found is asked about once more after a pause.
             return self._asked != self._sha256 or inbox.may_repeat()

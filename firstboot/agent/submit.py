@@ -168,7 +168,7 @@ class Inbox:
         """Return True while the newest request is unanswered."""
         if not self._looked:
             self._newest, self._looked = newest_request(self.layout), True
-        if self._newest in (None, decided.request):
+        if self._newest in (None, decided.answered.request):
             self._unanswered_since = None
             return False
         if self._unanswered_since is None:

@@ -164,12 +164,10 @@ def redact_text(text: str) -> str:
 def learn(data: bytes) -> None:
     """Make known what `data` gives to BYTEOR_AGENT_API_KEY, to take it from other texts as well."""
     lower = data.lower()
-    at = lower.find(RUNTIME_KEY)
-    while at >= 0:
-        for span in _named(data, lower, at + len(RUNTIME_KEY) - len(b"key")):
+    for name in re.finditer(RUNTIME_KEY, lower):
+        for span in _named(data, lower, name.end() - len(b"key")):
             if not _PLAIN.fullmatch(data, *span):
                 Secret(data[slice(*span)].decode("utf-8", "surrogateescape"))
-        at = lower.find(RUNTIME_KEY, at + 1)
 
 
 def _found(data: bytes) -> Iterator[tuple[str, int, int]]:

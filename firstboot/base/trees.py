@@ -147,6 +147,14 @@ def is_no_link(path: Path) -> bool:
     return os.path.lexists(path) and not path.is_symlink()
 
 
+def require_link(path: Path) -> None:
+    """Raise LocalFault when what is there is no link, and is not to be replaced by one."""
+    if is_no_link(path):
+        raise LocalFault(
+            f"{path} is not a symbolic link, and is not replaced", hint=f"move {path} away"
+        )
+
+
 def point(link: Path, target: str) -> None:
     """Make the symbolic link `link` name `target`, atomically: the old target or the new one.
 
@@ -154,10 +162,7 @@ def point(link: Path, target: str) -> None:
     """
     temporary = link.with_name(f".{link.name}.tmp")
     with files.attempt("point the link", link):
-        if is_no_link(link):
-            raise LocalFault(
-                f"{link} is not a symbolic link, and is not replaced", hint=f"move {link} away"
-            )
+        require_link(link)
         files.remove(temporary)
         os.symlink(target, temporary)
         os.rename(temporary, link)

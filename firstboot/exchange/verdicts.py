@@ -108,16 +108,6 @@ class Record:
     directory: Optional[str] = None
     previous: Optional[str] = None
 
-    @property
-    def request(self) -> str | None:
-        """Return the id of the request that was answered last."""
-        return self.answered.request
-
-    @property
-    def envelope_sha256(self) -> str | None:
-        """Return the digest of the envelope that the answer was about."""
-        return self.answered.envelope_sha256
-
     def of_payload(self, payload_sha256: str) -> Row | None:
         """Return the newest verdict about this payload."""
         rows = (row for row in reversed(self.history) if row.payload_sha256 == payload_sha256)
@@ -278,7 +268,7 @@ def seen(layout: Layout) -> Seen:
             return None
 
     record, keys = unless_damaged(read) or Record(()), unless_damaged(ring)
-    current, last = record.current, record.of_envelope(record.envelope_sha256)
+    current, last = record.current, record.of_envelope(record.answered.envelope_sha256)
     shown_keys = None
     if keys is not None:
         refused = keys.refused and asdict(keys.refused)

@@ -404,7 +404,7 @@ def test_nothing_assigned_drops_what_was_awaited(host: Host) -> None:
     host.request()
     host.run()
     record = verdicts.read(host.layout)
-    assert record.wanted is None and record.envelope_sha256 is None
+    assert record.wanted is None and record.answered.envelope_sha256 is None
     assert verdicts.seen(host.layout).last_verdict is None
     assert host.spec() == "name = good\n"
 
@@ -594,4 +594,4 @@ def test_a_damaged_answer_about_keys_hides_no_envelope(host: Host) -> None:
     os.link(host.inbox / "keysets.json", host.inbox / "again")
     host.request()
     host.run()
-    assert verdicts.read(host.layout).envelope_sha256 is not None
+    assert verdicts.read(host.layout).answered.envelope_sha256 is not None

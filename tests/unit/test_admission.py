@@ -373,7 +373,7 @@ ANYTHING = st.recursive(
     st.binary() | ANYTHING.map(lambda value: json.dumps(value).encode()) | ANYTHING.map(envelope)
     | st.dictionaries(st.sampled_from(sorted(GOOD)), ANYTHING).map(lambda change: envelope({**GOOD, **change})),
     st.none() | st.just(NOW),
-    st.none() | st.builds(Highest, st.integers(0, 9), st.just("")),
+    st.none() | st.builds(Highest, st.just(PLACE), st.integers(0, 9), st.just("")),
 )  # fmt: skip
 def test_any_bytes_are_admitted_or_refused(
     raw: bytes, now: float | None, highest: Highest | None
