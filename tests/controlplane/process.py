@@ -325,12 +325,16 @@ class ControlPlane:
         self.tell("close_idle")
 
     def wait_for(self, predicate: Callable[[], Any], *, limit_s: float = 10.0) -> Any:
-        """Ask until `predicate()` is true, and return it; PlaneError after `limit_s`."""
+        """Ask until `predicate()` is true, and return it; PlaneError after `limit_s`.
+
+        No more than half of the time goes into asking: some ask a process.
+        """
         limit = time.monotonic() + limit_s
         while True:
+            began = time.monotonic()
             found = predicate()
             if found:
                 return found
             if time.monotonic() > limit:
                 raise PlaneError(f"it did not happen within {limit_s} s")
-            time.sleep(0.02)
+            time.sleep(max(0.02, time.monotonic() - began))

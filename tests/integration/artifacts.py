@@ -34,20 +34,20 @@ class Artifacts(Host):
         self.files = root.parent / "files"
         self.files.mkdir()
         self.layout = Layout(root)
-        self.agent: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | None = None
         self.defaults(heartbeat_interval_s=5)
         self.token(self.mint())
         assert self.run().code == 0
 
     def up(self, *, new: bool = False) -> subprocess.Popen[str]:
-        self.agent = self.start("byteor-agent", "run", new=new)
-        return self.agent
+        self.process = self.agent(new=new)
+        return self.process
 
     def down(self, number: int = signal.SIGTERM) -> str:
-        assert self.agent is not None
-        self.agent.send_signal(number)
-        _, err = self.agent.communicate(timeout=20)
-        self.agent = None
+        assert self.process is not None
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=20)
+        self.process = None
         assert "Traceback" not in err and "unexpected" not in err, err
         return err
 
@@ -70,6 +70,13 @@ class Artifacts(Host):
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.call("byteor-agent", "status", "--json").out))
 
+    def trouble(self) -> str | None:
+        """The problem that the agent's page names for uploads."""
+        page = self.layout.agent_status
+        loops = json.loads(page.read_text())["loops"] if page.exists() else {}
+        found: str | None = loops.get("artifacts", {}).get("problem")
+        return found
+
     def waiting(self) -> list[str]:
         return spool.ids(self.layout.spool)
 
@@ -88,5 +95,5 @@ class Artifacts(Host):
 def artifacts_host(tmp_path: Path, control_plane: Any) -> Iterator[Artifacts]:
     host = Artifacts(tmp_path / "root", control_plane)
     yield host
-    if host.agent is not None:
+    if host.process is not None:
         host.down(signal.SIGKILL)

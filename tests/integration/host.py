@@ -7,10 +7,13 @@ from __future__ import annotations
 import json
 import pickle
 import secrets
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from firstboot.base.layout import Layout
+from firstboot.exchange import wake
 from tests.boot.scan import canary
 from tests.integration import spawn
 from tests.schemas import judge_call
@@ -105,6 +108,16 @@ class Host:
             stderr=subprocess.PIPE,
             **keywords,
         )
+
+    def agent(self, *arguments: str, **keywords: Any) -> subprocess.Popen[str]:
+        """Start the agent, and do not wait for the random first pause that spreads a fleet."""
+        process = self.start("byteor-agent", "run", *arguments, **keywords)
+        self.hurry()
+        return process
+
+    def hurry(self) -> None:
+        """End the pauses of the running agent as `systemctl reload` does; Retry-After still holds."""
+        self.plane.wait_for(lambda: wake.wake(Layout(self.root), signal.SIGHUP), limit_s=60)
 
     def call(
         self, *arguments: str, text: str = "", env: dict[str, str] | None = None, **keywords: Any

@@ -53,7 +53,7 @@ def config(tmp_path: Path, container: Host) -> Path:
 def running(
     container: Host, config: Path, given: dict[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
-    process = container.start("byteor-agent", "run", "--config", str(config), env=given)
+    process = container.agent("--config", str(config), env=given)
     yield process
     if process.poll() is None:
         process.kill()
@@ -68,7 +68,7 @@ def test_nothing_is_imported_from_the_working_directory(
     work.mkdir()
     for name in ("json", "yaml", "firstboot", "argparse"):
         (work / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    process = container.start("byteor-agent", "run", "--config", str(config), env=given, cwd=work)
+    process = container.agent("--config", str(config), env=given, cwd=work)
     control_plane.wait_for(lambda: control_plane.requests("heartbeat"), limit_s=20)
     process.terminate()
     process.communicate(timeout=20)
@@ -109,7 +109,7 @@ def test_deployments_come_into_force_in_a_container(
     activation = {"command": ["/bin/sh", "-c", f"env > {seen}"], "window_s": 0}
     config.write_text(json.dumps(container.settings(heartbeat_interval_s=5, activation=activation)))
     made = control_plane.deploy({"spec.kv": b"a = 1\n"})
-    process = container.start("byteor-agent", "run", "--config", str(config), env=given)
+    process = container.agent("--config", str(config), env=given)
     try:
         control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)
     finally:
@@ -188,7 +188,7 @@ def test_a_containers_operator_has_the_commands(
     activation = {"command": ["/bin/sh", "-c", f"test ! -e {flag}"], "window_s": 0}
     config.write_text(json.dumps(container.settings(heartbeat_interval_s=5, activation=activation)))
     made = control_plane.deploy({"spec.kv": b"a = 1\n"})
-    process = container.start("byteor-agent", "run", "--config", str(config), env=given)
+    process = container.agent("--config", str(config), env=given)
     try:
         control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)
         flag.unlink()

@@ -29,10 +29,7 @@ class Edge:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        page = self.host.path("run/byteor-agent/status.json")
-        page.unlink(missing_ok=True)
-        self.process = self.host.start("byteor-agent", "run")
-        self.plane.wait_for(page.exists, limit_s=20)  # before that a signal would end it
+        self.process = self.host.agent()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process is not None:
@@ -194,6 +191,7 @@ def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
         lambda: "<secret>" in edge.host.call("byteor-agent", "status").out, limit_s=30
     )
     beats = len(edge.plane.requests("heartbeat"))
+    edge.host.hurry()
     edge.plane.wait_for(lambda: len(edge.plane.requests("heartbeat")) > beats + 1, limit_s=30)
     assert edge.process is not None
     edge.process.send_signal(signal.SIGTERM)

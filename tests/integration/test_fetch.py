@@ -362,7 +362,7 @@ def test_the_same_bundle_under_another_deployment_goes_on(agent: Fetching) -> No
 
 @contextlib.contextmanager
 def running(host: Host) -> Iterator[subprocess.Popen[str]]:
-    process = host.start("byteor-agent", "run")
+    process = host.agent()
     try:
         yield process
     finally:
@@ -474,10 +474,12 @@ def test_what_the_activator_refuses_is_final_and_the_next_one_comes(
             )
 
         host.plane.wait_for(lambda: verdict() == broken, limit_s=40)
+        host.hurry()
         host.plane.wait_for(told, limit_s=20)
         assert len(host.plane.requests("bundle")) == (0 if broken == "bad_signature" else 2)
         if (
             broken != "bad_signature"
         ):  # the plane's hint names a deployment that no verdict can name: followed once a minute
             made = host.plane.deploy({"spec.kv": b"a = 2\n"})
+            host.hurry()
             host.plane.wait_for(lambda: active(host) == made["deployment_id"], limit_s=30)

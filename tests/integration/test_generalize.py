@@ -334,7 +334,7 @@ def test_artifacts_that_wait_are_not_thrown_away(host: Host, tmp_path: Path) -> 
 
 def test_a_host_in_service_is_asked_for(host: Host) -> None:
     """Without a terminal only ``--yes`` takes it out of service; the agent is stopped."""
-    agent = host.start("byteor-agent", "run")
+    agent = host.agent()
     try:
         assert host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=30)
         done = generalize(host)

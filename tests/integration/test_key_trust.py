@@ -184,7 +184,7 @@ def test_reenrolling_takes_the_new_replys_key_sets(host: Host) -> None:
 @pytest.fixture
 def agent(host: Host) -> Iterator[Any]:
     enroll(host)
-    process = host.start("byteor-agent", "run")
+    process = host.agent()
     yield process
     process.kill()
     process.communicate()

@@ -27,8 +27,8 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
 
 
 @contextlib.contextmanager
-def running(host: Host) -> Iterator[subprocess.Popen[str]]:
-    process = host.start("byteor-agent", "run")
+def running(host: Host, *, hurried: bool = True) -> Iterator[subprocess.Popen[str]]:
+    process = host.agent() if hurried else host.start("byteor-agent", "run")
     try:
         yield process
     finally:
@@ -63,6 +63,7 @@ def test_rotations_are_followed_by_hint_and_after_a_long_sleep(host: Host) -> No
     with running(host):
         wait_for_version(host, 1)
         host.plane.rotate(retire=["old"])
+        host.hurry()
         wait_for_version(host, 2)
     for _ in range(5):
         host.plane.rotate(retire=["old"])
@@ -97,12 +98,14 @@ def test_a_hostile_history_is_refused_and_said(host: Host, broken: str, code: st
         host.plane.wait_for(
             lambda: (ring(host).get("refused") or {}).get("code") == code, limit_s=30
         )
+        host.hurry()
         host.plane.wait_for(lambda: "signing_keys_refused" in codes(host), limit_s=20)
         assert ring(host)["version"] == 2 and ring(host)["keys"] == in_force
         shown = host.call("byteor-agent", "status")
         assert "signing_keys_refused" in shown.out and "trust --reset" in shown.out
         kid = next(key["kid"] for key in in_force if key["status"] == "active")
         host.plane.deploy(kid=kid)
+        host.hurry()
         host.plane.wait_for(lambda: host.plane.reports(), limit_s=30)
 
 
@@ -113,6 +116,7 @@ def test_a_reset_is_followed_when_the_agent_is_told(host: Host) -> None:
     with running(host) as process:
         wait_for_version(host, 1)
         host.plane.rotate(broken="unrelated_signer")
+        host.hurry()
         host.plane.wait_for(lambda: ring(host).get("refused"), limit_s=30)
         assert host.call("byteor-firstboot", "trust", "--reset").code == 0
         assert ring(host).get("version") == 0
@@ -129,7 +133,7 @@ def test_a_deployment_by_an_unknown_key_brings_the_key_sets(host: Host) -> None:
     # It looked a moment ago: only the deployment makes it look again.
     kids = host.plane.rotate()["active"]
     made = host.plane.deploy(kid=kids[-1])
-    with running(host):
+    with running(host, hurried=False):
         host.plane.wait_for(lambda: host.plane.reports(), limit_s=60)
     assert [report["deployment_id"] for report in host.plane.reports()] == [made["deployment_id"]]
     history = json.loads(host.path("var/lib/byteor/activation/deployments.json").read_text())[

@@ -30,7 +30,7 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
 @pytest.fixture
 def agent(host: Host) -> Iterator[subprocess.Popen[str]]:
     """A running agent that has beaten once."""
-    process = host.start("byteor-agent", "run")
+    process = host.agent()
     host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
     yield process
     if process.poll() is None:
@@ -160,7 +160,7 @@ def test_beats_that_were_accepted_are_not_enough_where_no_agent_runs(host: Host)
     for program in ("byteor-firstboot", "byteor-agent"):
         assert host.call(program, "status", "--check").code == 10
         assert host.call(program, "status", "--wait", "0.1").code == 6
-    process = host.start("byteor-agent", "run")
+    process = host.agent()
     try:
         host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
         host.plane.wait_for(lambda: verified(host)[1][1]["result"] == "ok", limit_s=20)
