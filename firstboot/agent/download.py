@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -250,7 +248,7 @@ class Partial:
     def __init__(self, path: Path, *, alive: Callable[[], None]) -> None:
         self._path, self._alive = path, alive
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with self._doing("open"):
+        with files.attempt("open", self._path):
             self._fd = os.open(path, flags, 0o600)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             os.close(self._fd)
@@ -266,7 +264,7 @@ class Partial:
 
     def take_up(self) -> None:
         """Hash what is there, so that writing goes on at its end."""
-        with self._doing("read"):
+        with files.attempt("read", self._path):
             while block := os.pread(self._fd, BLOCK_BYTES, self.size):
                 self.digest.update(block)
                 self.size += len(block)
@@ -275,14 +273,14 @@ class Partial:
 
     def start_over(self) -> None:
         """Forget what is there."""
-        with self._doing("empty"):
+        with files.attempt("empty", self._path):
             os.ftruncate(self._fd, 0)
         self.size, self._synced, self.digest = 0, 0, hashlib.sha256()
 
     def add(self, piece: bytes) -> None:
         """Write at the end."""
         left = memoryview(piece)
-        with self._doing("write"):
+        with files.attempt("write", self._path):
             while left:
                 written = os.pwrite(self._fd, left, self.size)
                 self.digest.update(left[:written])
@@ -295,14 +293,7 @@ class Partial:
 
     def complete(self, target: Path) -> None:
         """Make it durable and rename it to `target`."""
-        with self._doing("complete"):
+        with files.attempt("complete", self._path):
             os.fsync(self._fd)
             os.rename(self._path, target)
             files.sync_directory(target.parent)
-
-    @contextmanager
-    def _doing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            files.fail(what, self._path, error)

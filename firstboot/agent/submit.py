@@ -98,10 +98,8 @@ class Child(Activator):
             self._process, self.exit_code = None, code
             if self._again and not self._ended:
                 self._again = False
-                try:
+                with log.warned():  # the request stays unanswered, and is repeated
                     self._begin()
-                except LocalFault as error:
-                    log.warning(str(error))  # the request stays unanswered, and is repeated
             return True
 
     def end(self) -> None:

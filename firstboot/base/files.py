@@ -234,6 +234,15 @@ def write_into(
         fill(fd, [data], mode=mode, owner=owner, durable=False)
 
 
+def names(directory: Path) -> list[str]:
+    """Return the names in a directory, in no order; none where there is no such directory."""
+    with attempt("look into", directory):
+        try:
+            return os.listdir(directory)
+        except FileNotFoundError:
+            return []
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as fd:

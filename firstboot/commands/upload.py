@@ -162,12 +162,10 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[int, About]]:
     """Yield an open file with what goes into the spool, and what is said of it."""
     name = redact_text(path.resolve().name if path.name in ("", "..") else path.name)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
+    with files.attempt("read", path):
         # Told by its mode before it is opened: opening a device does things.
         _require_file(path, os.lstat(path).st_mode, kind)
         fd = os.open(path, flags)
-    except OSError as error:
-        files.fail("read", path, error)
     held = packing.hold(b"")
     try:
         facts = os.fstat(fd)

@@ -5,7 +5,6 @@ Each is kept until the agent says that it was delivered. The agent cannot write 
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,11 +62,7 @@ def put(layout: Layout, outcome: Outcome, *, text: Callable[[], bytes] | None = 
 
 def numbers(layout: Layout) -> list[int]:
     """Return the numbers of the reports that are kept, in the order in which they happened."""
-    with files.attempt("list", layout.outcomes):
-        try:
-            found = [_NUMBERED.match(name) for name in os.listdir(layout.outcomes)]
-        except FileNotFoundError:
-            return []
+    found = map(_NUMBERED.match, files.names(layout.outcomes))
     return sorted(int(match[1]) for match in found if match is not None)
 
 

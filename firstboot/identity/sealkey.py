@@ -126,10 +126,8 @@ def fetch(layout: Layout, provider: str) -> bytes:
 
 def refuse_link(path: Path) -> None:
     """Raise LocalFault for a symbolic link: it may lead to what is good."""
-    try:
+    with files.attempt("look at", path):
         is_link = path.is_symlink()
-    except OSError as error:
-        files.fail("look at", path, error)
     if is_link:
         raise LocalFault(
             f"{path} is a symbolic link, and is not followed", hint=f"put the file itself at {path}"

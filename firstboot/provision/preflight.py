@@ -46,10 +46,8 @@ def sweep(layout: Layout) -> None:
 
     A key that was being made has two names until then, and is not used.
     """
-    try:
+    with files.attempt("look at", layout.identity):
         made = [path for path in layout.identity.glob(".*") if path.suffix in (".tmp", ".new")]
-    except OSError as error:
-        files.fail("look at", layout.identity, error)
     for path in made:
         files.remove(path)
 
@@ -82,10 +80,8 @@ def check_agent(layout: Layout) -> None:
 
 def warn_without_agent(layout: Layout) -> None:
     """Say what `check_agent` finds: it is no reason not to enroll."""
-    try:
+    with log.warned():
         check_agent(layout)
-    except LocalFault as error:
-        log.warning(str(error), hint=error.hint)
 
 
 def check_plane(api: PlaneApi) -> None:

@@ -61,7 +61,7 @@ def hold(data: bytes) -> int:
 
 def digest(source: int, name: str) -> tuple[int, str]:
     """Return size and hash of an open file; LocalFault when it cannot be an artifact."""
-    try:
+    with files.attempt("read", Path(name)):
         announced = os.fstat(source).st_size
         if announced > LARGEST:
             raise LocalFault(
@@ -75,8 +75,6 @@ def digest(source: int, name: str) -> tuple[int, str]:
                 break
             size += len(piece)
             found.update(piece)
-    except OSError as error:
-        files.fail("read", Path(name), error)
     if size != announced:
         raise changed(name)
     if not size:
@@ -192,7 +190,7 @@ def _parts(top: int, found: Packed) -> Iterator[Part]:
     """Yield path, time and bytes of each regular file below `top`; list others in `left_out`."""
     count, whole = 0, 0
     for path, fd in _files(top, "", 0, found):
-        try:
+        with files.attempt("read", Path(path)):
             before = os.fstat(fd)
             if before.st_size > LARGEST_PART:
                 raise LocalFault(
@@ -202,8 +200,6 @@ def _parts(top: int, found: Packed) -> Iterator[Part]:
             with open(fd, "rb", closefd=False) as stream:
                 data = stream.read(before.st_size + 1)
             after = os.fstat(fd)
-        except OSError as error:
-            files.fail("read", Path(path), error)
         if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (
             after.st_size,
             after.st_mtime_ns,
@@ -226,21 +222,17 @@ def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[tu
         raise LocalFault(
             f"{above} is deeper than {DEEPEST} directories", hint="leave it out, or pack it flatter"
         )
-    try:
+    with files.attempt("read", Path(above or ".")):
         names = sorted(os.listdir(directory))
-    except OSError as error:
-        files.fail("read", Path(above or "."), error)
     for name in names:
         path = f"{above}{name}"
-        try:
+        with files.attempt("read", Path(path)):
             mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 # Told by its mode alone: opening a device does things.
                 found.left_out.append({"part": _name(path, set()), "why": kind_of(mode)})
                 continue
             fd = os.open(name, _DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=directory)
-        except OSError as error:
-            files.fail("read", Path(path), error)
         try:
             if stat.S_ISDIR(mode):
                 yield from _files(fd, f"{path}/", depth + 1, found)

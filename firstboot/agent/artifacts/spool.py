@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -123,16 +123,7 @@ class Refusal:
 
 def ids(directory: Path) -> list[str]:
     """Return the ids of the artifacts in a directory, oldest first; none when it is absent."""
-    return sorted(filter(_NAME.match, _listed(directory)), key=number)
-
-
-def _listed(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        files.fail("look into", directory, error)
+    return sorted(filter(_NAME.match, files.names(directory)), key=number)
 
 
 def number(artifact: str) -> int:
@@ -201,19 +192,13 @@ def prepare(layout: Layout) -> None:
 def recover(layout: Layout) -> None:
     """Remove what a power cut left half done: for the agent's start, since it removes artifacts."""
     prepare(layout)
-    for name in _listed(layout.spool):
+    for name in files.names(layout.spool):
         if name.startswith(".") and not name.endswith(COMING):
-            try:
+            with log.warned():  # it takes room, and nothing else
                 trees.remove(layout.spool / name)
-            except LocalFault as error:
-                log.warning(str(error), hint=error.hint)  # it takes room, and nothing else
-    try:
-        with _alone(layout, wait_s=0.0):
-            _sweep(layout)
-    except TryAgain:
-        pass  # an `upload` is at work, which has swept before
-    except LocalFault as error:
-        log.warning(str(error), hint=error.hint)
+    # TryAgain: an `upload` is at work, which has swept before.
+    with log.warned(), suppress(TryAgain), _alone(layout, wait_s=0.0):
+        _sweep(layout)
 
 
 def add(layout: Layout, source: int, about: About, *, wait_s: float = LOCK_WAIT_S) -> Added:
@@ -289,7 +274,7 @@ def _alone(layout: Layout, *, wait_s: float) -> AbstractContextManager[int]:
 
 def _sweep(layout: Layout) -> None:
     """Remove what is still coming in: with the lock held, it is a dead process's."""
-    for name in _listed(layout.spool):
+    for name in files.names(layout.spool):
         if name.startswith(".") and name.endswith(COMING):
             trees.remove(layout.spool / name)
 
@@ -323,11 +308,7 @@ def _require_room(layout: Layout, size: int) -> None:
             hint="byteor-agent status says why they are not uploaded; what is in quarantine may be "
             "removed by hand",
         )
-    try:
-        facts = os.statvfs(layout.spool)
-    except OSError as error:
-        files.fail("look at", layout.spool, error)
-    if facts.f_bavail * facts.f_frsize < size + BESIDE_BYTES:
+    if trees.free_bytes(layout.spool) < size + BESIDE_BYTES:
         raise Full(
             f"the disk of {layout.spool} has no room for {size} bytes",
             hint="free some space on the disk",

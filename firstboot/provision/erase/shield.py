@@ -264,10 +264,8 @@ def _text(path: Path) -> str | None:
 
 def _run(*command: str) -> None:
     """Run one command; LocalFault with its own last words when it fails."""
-    try:
+    with files.attempt("run", Path(command[0])):
         done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        files.fail("run", Path(command[0]), error)
     if done.returncode != 0:
         said = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
         raise LocalFault(
