@@ -487,6 +487,7 @@ def journals(host: Host, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.minutes)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -506,8 +507,12 @@ def test_no_shape_of_a_damaged_file_breaks_a_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     name: str,
+    share: int,
 ) -> None:
-    """Every member replaced by odd shapes: an answer or an error of ours, never a traceback."""
+    """Every member replaced by odd shapes: an answer or an error of ours, never a traceback.
+
+    `share`: each member gets one in so many of the shapes, the next member the next ones.
+    """
     root = tmp_path / "root"
     spec = root / "var/lib/byteor/current/spec.kv"
     host = Host(root, activation={"health": ["/bin/sh", "-c", f"! grep -q bad {spec}"]})
@@ -537,8 +542,8 @@ def test_no_shape_of_a_damaged_file_breaks_a_command(
     monkeypatch.setattr(switch, "MOST_TRIES", 1)  # no health check has to run for each
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # thousands of runs
     turns, activate = itertools.cycle(READERS), (agent_main, "activate")
-    for member in leaves(json.loads(good)):
-        for number, odd in enumerate(ODD):
+    for nth, member in enumerate(leaves(json.loads(good))):
+        for number, odd in enumerate(ODD[nth % share :: share], nth):
             path.write_text(json.dumps(replaced(json.loads(good), member, odd)))
             for kept, data in before.items():
                 kept.write_bytes(data)

@@ -24,7 +24,7 @@ from firstboot.provision.schema import parse
 from tests.unit import generated
 
 SEEDS = st.integers(0, 2**64)
-QUICK, ALL = 2_000, 100_000
+QUICK, ALL = 1_000, 100_000
 
 
 def load(text: str) -> Any:
