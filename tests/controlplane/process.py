@@ -324,7 +324,7 @@ class ControlPlane:
         """End kept-alive connections."""
         self.tell("close_idle")
 
-    def wait_for(self, predicate: Callable[[], Any], *, limit_s: float = 10.0) -> Any:
+    def wait_for(self, predicate: Callable[[], Any], *, limit_s: float = 60.0) -> Any:
         """Ask until `predicate()` is true, and return it; PlaneError after `limit_s`.
 
         No more than half of the time goes into asking: some ask a process.

@@ -46,7 +46,7 @@ class Artifacts(Host):
     def down(self, number: int = signal.SIGTERM) -> str:
         assert self.process is not None
         self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=20)
+        _, err = self.process.communicate(timeout=60)
         self.process = None
         assert "Traceback" not in err and "unexpected" not in err, err
         return err

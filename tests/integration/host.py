@@ -117,7 +117,7 @@ class Host:
 
     def hurry(self) -> None:
         """End the pauses of the running agent as `systemctl reload` does; Retry-After still holds."""
-        self.plane.wait_for(lambda: wake.wake(Layout(self.root), signal.SIGHUP), limit_s=60)
+        self.plane.wait_for(lambda: wake.wake(Layout(self.root), signal.SIGHUP))
 
     def call(
         self, *arguments: str, text: str = "", env: dict[str, str] | None = None, **keywords: Any

@@ -166,7 +166,7 @@ class Middlebox:
         """End it and its children, at once by default."""
         if self._process is not None:
             os.killpg(self._process.pid, number)
-            self._process.wait(20)
+            self._process.wait(60)
             self._process = None
 
 

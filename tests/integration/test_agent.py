@@ -37,7 +37,7 @@ class Agent:
     def end(self, number: int = signal.SIGTERM) -> tuple[int, float, str]:
         began = time.monotonic()
         self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=20)
+        _, err = self.process.communicate(timeout=60)
         return self.process.returncode, time.monotonic() - began, err
 
 
@@ -72,7 +72,7 @@ def status(host: Host) -> dict[str, Any]:
     return json.loads(done.out)
 
 
-def wait_for_beats(host: Host, count: int, *, limit_s: float = 30.0) -> list[dict[str, Any]]:
+def wait_for_beats(host: Host, count: int, *, limit_s: float = 60.0) -> list[dict[str, Any]]:
     found = host.plane.wait_for(lambda: len(beats(host)) >= count and beats(host), limit_s=limit_s)
     return list(found)
 
@@ -124,10 +124,10 @@ def test_sigterm_ends_it_at_once_even_in_a_request(host: Host, start: Callable[.
     """A plane that hangs does not hold a shutdown; the status survives and says that it stopped."""
     host.plane.fault("heartbeat", "hang", times=None)
     agent = start().hurry()
-    host.plane.wait_for(lambda: any(fault["hits"] for fault in host.plane.faults()), limit_s=20)
+    host.plane.wait_for(lambda: any(fault["hits"] for fault in host.plane.faults()))
     code, took, err = agent.end()
     assert code == 0, err
-    assert took < 2
+    assert took < 8  # the request would take ten
     shown = status(host)
     assert not shown["running"]
     assert host.call("byteor-firstboot", "verify").code == 10
@@ -160,7 +160,7 @@ def test_no_answer_costs_the_identity(
     before = host.sealed()
     host.plane.fault("heartbeat", kind, times=None, **options)
     agent = start().hurry()
-    host.plane.wait_for(lambda: status_of_heartbeat(host) == outcome, limit_s=20)
+    host.plane.wait_for(lambda: status_of_heartbeat(host) == outcome)
     shown = status(host)["loops"]["heartbeat"]
     assert shown["problem"]
     host.plane.clear_faults()
@@ -188,7 +188,7 @@ def test_a_period_from_the_plane_is_followed_within_its_bounds(
         content_type="application/json",
     )
     start().hurry()
-    host.plane.wait_for(lambda: status_of_heartbeat(host) == "done", limit_s=20)
+    host.plane.wait_for(lambda: status_of_heartbeat(host) == "done")
     assert status(host)["loops"]["heartbeat"]["period_s"] == 3600
 
 
@@ -288,7 +288,7 @@ def test_first_boot_waits_for_a_late_token_and_uses_it(tmp_path: Path, control_p
     host.token(host.mint())
     control_plane.fault("enroll", "problem", status=503, code="x", times=2)
     process: subprocess.Popen[str] = host.start("byteor-firstboot", "run")
-    control_plane.wait_for(lambda: host.enrollments(), limit_s=20)
+    control_plane.wait_for(lambda: host.enrollments())
     late = host.mint()
     host.write("run/byteor-firstboot/new", json.dumps({"enrollment_token": late}), 0o600)
     host.path("run/byteor-firstboot/new").rename(host.path("run/byteor-firstboot/settings.yaml"))
@@ -307,7 +307,7 @@ def test_a_refused_key_is_said_in_the_beats_that_still_go_out(
     """
     host.plane.fault("heartbeat", "problem", times=1, status=401, code="key_expired")
     start()
-    wait_for_beats(host, 2, limit_s=60)
+    wait_for_beats(host, 2)
     bodies = [json.loads(request["body"]) for request in host.plane.requests("heartbeat")]
     assert [body["status"] for body in bodies[:3]] == ["ok", "degraded", "ok"]
     assert (
@@ -323,7 +323,7 @@ def test_sighup_reads_the_settings_again(host: Host, start: Callable[..., Agent]
     path = host.path("var/lib/byteor/settings.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "heartbeat_interval_s": 1800}))
     agent.process.send_signal(signal.SIGHUP)
-    host.plane.wait_for(lambda: status(host)["loops"]["heartbeat"]["period_s"] == 1800, limit_s=10)
+    host.plane.wait_for(lambda: status(host)["loops"]["heartbeat"]["period_s"] == 1800)
     before = len(beats(host))
     path.write_text("{")
     agent.process.send_signal(signal.SIGHUP)
@@ -350,9 +350,9 @@ def test_a_clock_that_is_off_is_a_problem(host: Host, start: Callable[..., Agent
     """The plane's Date tells; a beat says it, and status what to do."""
     host.plane.fault("heartbeat", "date", times=None, offset_s=-4000)
     start().hurry()
-    host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
+    host.plane.wait_for(lambda: host.plane.requests("heartbeat"))
     host.hurry()
-    host.plane.wait_for(lambda: len(host.plane.requests("heartbeat")) >= 2, limit_s=20)
+    host.plane.wait_for(lambda: len(host.plane.requests("heartbeat")) >= 2)
     shown = status(host)
     assert 3990 < shown["clock_skew_s"] < 4010 and shown["status"] == "degraded"
     problem = next(problem for problem in shown["problems"] if problem["code"] == "clock_skew")
@@ -376,7 +376,7 @@ def test_signals_at_the_start_neither_end_it_nor_get_lost(
 ) -> None:
     """From the moment on at which it takes signals, which is before it has read who it is."""
     agent = start()
-    host.plane.wait_for(lambda: _catches(agent.process.pid, signal.SIGHUP), limit_s=20)
+    host.plane.wait_for(lambda: _catches(agent.process.pid, signal.SIGHUP))
     assert not host.path("run/byteor-agent/status.json").exists()
     for number in EARLY:
         agent.process.send_signal(number)
@@ -396,11 +396,11 @@ def test_sigterm_at_the_start_ends_it(host: Host, as_init: bool) -> None:
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         if as_init:
-            host.plane.wait_for(children.read_text, limit_s=20)
+            host.plane.wait_for(children.read_text)
         pid = int(children.read_text().split()[0]) if as_init else process.pid
-        host.plane.wait_for(lambda: _catches(pid, signal.SIGTERM), limit_s=20)
+        host.plane.wait_for(lambda: _catches(pid, signal.SIGTERM))
         os.kill(pid, signal.SIGTERM)
-        assert process.wait(3) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

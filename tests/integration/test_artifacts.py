@@ -31,7 +31,7 @@ def test_an_upload_is_durable_without_an_agent_and_goes_when_there_is_one(host: 
     assert done.code == 0 and host.waiting() == [done.out.strip()]
     host.up()
     host.plane.restart()
-    host.plane.wait_for(lambda: not host.waiting(), limit_s=30)
+    host.plane.wait_for(lambda: not host.waiting())
     (row,) = host.plane.artifacts()
     assert list(host.stored().values()) == [data]
     assert row["metadata"]["kind"] == "snapshot" and row["metadata"]["deployment_id"] is None
@@ -80,7 +80,7 @@ def test_verify_uploads_on_request(host: Artifacts) -> None:
     check.
     """
     host.up()
-    host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
+    host.plane.wait_for(lambda: host.plane.requests("heartbeat"))
     done = host.call("byteor-firstboot", "verify", "--upload-test", "--json")
     check = json.loads(done.out)["checks"][3]
     assert check["result"] == "ok" and host.plane.artifacts()[0]["artifact_id"] in check["seen"], (
@@ -104,13 +104,13 @@ def test_a_missing_scope_loses_nothing_and_flows_when_granted(host: Artifacts) -
     waiting = host.start(
         "byteor-agent", "upload", str(host.file("one.bin", b"more")), "--kind", "snapshot", "--wait"
     )
-    host.plane.wait_for(lambda: len(host.waiting()) == 4, limit_s=30)
+    host.plane.wait_for(lambda: len(host.waiting()) == 4)
     host.up()
     out, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 5 and "agent:artifact_upload" in err
     assert "stays in the spool" in err
     names.append(out.strip())
-    host.plane.wait_for(host.trouble, limit_s=30)
+    host.plane.wait_for(host.trouble)
     host.hurry()
 
     def said() -> bool:
@@ -120,7 +120,7 @@ def test_a_missing_scope_loses_nothing_and_flows_when_granted(host: Artifacts) -
         )
         return named and beat["spool"] == {"pending": 4, "quarantined": 0}
 
-    host.plane.wait_for(said, limit_s=30)
+    host.plane.wait_for(said)
     shown = host.status()
     assert (
         "agent:artifact_upload" in shown["loops"]["artifacts"]["problem"]
@@ -157,7 +157,7 @@ def test_an_answer_that_is_lost_is_one_artifact(
     host.put(data)
     host.plane.fault("artifacts", kind, **options)
     host.up()
-    host.plane.wait_for(lambda: not host.waiting(), limit_s=60)
+    host.plane.wait_for(lambda: not host.waiting())
     assert list(host.stored().values()) == [data] and len(host.plane.requests("artifacts")) == 2
     assert spool.ids(host.layout.quarantine) == []
 
@@ -175,11 +175,9 @@ def test_an_answer_that_comes_while_we_send_is_read(
     host.put(os.urandom(30 * MIB))
     host.up()
     host.plane.wait_for(
-        lambda: (host.status()["loops"].get("artifacts") or {}).get("last_attempt_at"), limit_s=30
+        lambda: (host.status()["loops"].get("artifacts") or {}).get("last_attempt_at")
     )
-    host.plane.wait_for(
-        lambda: host.plane.requests("artifacts") and _settled(host, status), limit_s=30
-    )
+    host.plane.wait_for(lambda: host.plane.requests("artifacts") and _settled(host, status))
 
 
 def _settled(host: Artifacts, status: int) -> bool:
@@ -196,7 +194,7 @@ def test_sixty_three_mib_are_not_sent_again_and_again(
     host.plane.fault("artifacts", answer, status=status, times=None)
     host.put(os.urandom(63 * MIB))
     host.up()
-    host.plane.wait_for(lambda: host.plane.requests("artifacts"), limit_s=30)
+    host.plane.wait_for(lambda: host.plane.requests("artifacts"))
     for number in range(20):
         host.put(b"small %d" % number)
         wake.wake(host.layout, signal.SIGUSR2)
@@ -216,7 +214,7 @@ def test_what_is_damaged_on_this_disk_never_reaches_the_plane(host: Artifacts) -
         stream.write(b"b")
     host.put(b"good")
     host.up()
-    host.plane.wait_for(lambda: not host.waiting(), limit_s=30)
+    host.plane.wait_for(lambda: not host.waiting())
     assert list(host.stored().values()) == [b"good"] and spool.ids(host.layout.quarantine) == [name]
     assert (
         json.loads((host.layout.quarantine / name / "reason.json").read_text())["code"] == "damaged"
@@ -237,7 +235,7 @@ def test_the_activators_diagnostics_flow(host: Artifacts) -> None:
         json.dumps({"v": 1, "deployment_id": made["deployment_id"], "report": report})
     )
     host.up()
-    host.plane.wait_for(lambda: host.plane.artifacts(), limit_s=30)
+    host.plane.wait_for(lambda: host.plane.artifacts())
     (row,) = host.plane.artifacts()
     assert list(host.stored().values()) == [b"health check failed\npassword: <secret>\n"]
     assert (row["kind"], row["metadata"]["deployment_id"]) == ("diagnostic", made["deployment_id"])
@@ -253,10 +251,10 @@ def test_memory_does_not_grow_with_the_artifact(host: Artifacts) -> None:
     """64 MiB leave the agent's peak where 1 MiB left it."""
     agent = host.up(new=True)
     host.put(os.urandom(MIB))
-    host.plane.wait_for(lambda: not host.waiting(), limit_s=30)
+    host.plane.wait_for(lambda: not host.waiting())
     before = _peak_kib(agent.pid)
     host.put(os.urandom(64 * MIB))
     wake.wake(host.layout)
-    host.plane.wait_for(lambda: not host.waiting(), limit_s=60)
+    host.plane.wait_for(lambda: not host.waiting())
     assert _peak_kib(agent.pid) - before < 4 * 1024
     assert len(host.stored()) == 2

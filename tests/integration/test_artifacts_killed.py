@@ -43,7 +43,7 @@ def storm(host: Artifacts, *, kills: int, artifacts: int, largest: int) -> None:
             given[hashlib.sha256(data).hexdigest()] = sizes.pop()
             if chance.random() < 0.1:
                 host.put(data)  # once more
-        host.plane.wait_for(lambda: wake.wake(host.layout), limit_s=30)
+        host.plane.wait_for(lambda: wake.wake(host.layout))
         _flow(host, chance.uniform(0.0, 0.2))
         if killed == kills:
             continue

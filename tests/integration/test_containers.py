@@ -69,9 +69,9 @@ def test_nothing_is_imported_from_the_working_directory(
     for name in ("json", "yaml", "firstboot", "argparse"):
         (work / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\n")
     process = container.agent("--config", str(config), env=given, cwd=work)
-    control_plane.wait_for(lambda: control_plane.requests("heartbeat"), limit_s=20)
+    control_plane.wait_for(lambda: control_plane.requests("heartbeat"))
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 0 and not ran.exists()
 
 
@@ -81,7 +81,7 @@ def test_it_beats_and_seals_nothing(
     """Beats arrive under the given id; status names the source; no file of the tree holds the key;
     it ends in order.
     """
-    control_plane.wait_for(lambda: control_plane.requests("heartbeat"), limit_s=20)
+    control_plane.wait_for(lambda: control_plane.requests("heartbeat"))
     done = container.call("byteor-agent", "status", "--json")
     identity = json.loads(done.out)["identity"]
     assert identity["source"] == "environment" and identity["agent_id"] == given[AGENT]
@@ -89,7 +89,7 @@ def test_it_beats_and_seals_nothing(
     assert json.loads(done.out)["loops"]["heartbeat"]["period_s"] == 5
     assert "environment" in container.call("byteor-agent", "status").out
     running.terminate()
-    _, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=60)
     assert running.returncode == 0, err
     files = [path for path in container.root.rglob("*") if path.is_file()]
     assert (
@@ -111,10 +111,10 @@ def test_deployments_come_into_force_in_a_container(
     made = control_plane.deploy({"spec.kv": b"a = 1\n"})
     process = container.agent("--config", str(config), env=given)
     try:
-        control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)
+        control_plane.wait_for(lambda: control_plane.reports())
     finally:
         process.terminate()
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and given[KEY] not in err, err
     (report,) = control_plane.reports()
     assert (report["deployment_id"], report["status"]) == (made["deployment_id"], "active")
@@ -164,10 +164,10 @@ def test_the_image_lets_its_user_activate(
         return failing or control_plane.reports() or process.poll() is not None
 
     try:
-        control_plane.wait_for(told, limit_s=40)
+        control_plane.wait_for(told)
     finally:
         process.terminate()
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     if process.returncode in (99, 126, 127) or "unshare" in err:
         pytest.skip(f"no mount namespaces here, or an interpreter for root alone: {err}")
     if owned:
@@ -190,7 +190,7 @@ def test_a_containers_operator_has_the_commands(
     made = control_plane.deploy({"spec.kv": b"a = 1\n"})
     process = container.agent("--config", str(config), env=given)
     try:
-        control_plane.wait_for(lambda: control_plane.reports(), limit_s=30)
+        control_plane.wait_for(lambda: control_plane.reports())
         flag.unlink()
         assert (
             json.loads(container.call("byteor-firstboot", "status", "--json").out)["state"]
@@ -200,9 +200,7 @@ def test_a_containers_operator_has_the_commands(
             "byteor-agent", "retry", made["deployment_id"], "--config", str(config)
         )
         assert again.code == 0, again
-        control_plane.wait_for(
-            lambda: control_plane.reports()[-1]["status"] == "active", limit_s=15
-        )
+        control_plane.wait_for(lambda: control_plane.reports()[-1]["status"] == "active")
         assert "failed" in container.call("byteor-agent", "deployments").out
         shown = container.call("byteor-firstboot", "trust", "--json", "--config", str(config))
         assert json.loads(shown.out)["version"] == 1
@@ -212,7 +210,7 @@ def test_a_containers_operator_has_the_commands(
         )
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def test_children_inherit_none_of_the_three(tmp_path: Path, given: dict[str, str]) -> None:
@@ -276,9 +274,7 @@ def test_one_agent_a_tree(
     container: Host, running: subprocess.Popen[str], config: Path, given: dict[str, str]
 ) -> None:
     """A second run on the same tree ends with exit 6 and a sentence; the first goes on."""
-    container.plane.wait_for(
-        lambda: container.path("run/byteor-agent/status.json").exists(), limit_s=20
-    )
+    container.plane.wait_for(lambda: container.path("run/byteor-agent/status.json").exists())
     done = container.call("byteor-agent", "run", "--config", str(config), env=given)
     assert done.code == 6 and "another byteor-agent" in done.err, done
     assert running.poll() is None

@@ -106,7 +106,7 @@ def test_watch_shows_who_comes(control_plane: ControlPlane, host: PlainHost) -> 
         host.enrolled("edge-node-07")
         assert any("edge-node-07" in line for line in watch.stdout)
         watch.send_signal(signal.SIGINT)
-        assert watch.wait(10) == 130
+        assert watch.wait(60) == 130
 
 
 def test_serve_from_a_shell_keeps_its_address(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_serve_from_a_shell_keeps_its_address(tmp_path: Path) -> None:
             addresses.append(serving.stderr.readline())
             assert lines(tmp_path, "mint")[0].startswith("bet_")
             serving.send_signal(signal.SIGINT)
-            assert serving.wait(10) == 0
+            assert serving.wait(60) == 0
     assert addresses[0] == addresses[1]
     assert "https://127.0.0.1:" in addresses[0]
     nobody = run(tmp_path, "mint")

@@ -34,7 +34,7 @@ class Edge:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.communicate(timeout=20)
+            self.process.communicate(timeout=60)
             self.process = None
 
     def look(self) -> None:
@@ -51,7 +51,7 @@ class Edge:
         return path.read_text() if path.exists() else None
 
     def wait_for_spec(self, text: str) -> None:
-        assert self.plane.wait_for(lambda: self.spec() == text, limit_s=30), self.spec()
+        assert self.plane.wait_for(lambda: self.spec() == text), self.spec()
 
     def reports(self) -> list[tuple[str, str, str | None]]:
         return [
@@ -60,9 +60,9 @@ class Edge:
 
     def wait_for_report(self, made: Mapping[str, Any], status: str) -> None:
         wanted = (made["deployment_id"], status)
-        assert self.plane.wait_for(
-            lambda: wanted in [row[:2] for row in self.reports()], limit_s=30
-        ), self.reports()
+        assert self.plane.wait_for(lambda: wanted in [row[:2] for row in self.reports()]), (
+            self.reports()
+        )
 
     def verdict(self) -> dict[str, Any]:
         done = self.host.call("byteor-agent", "deployments", "--json")
@@ -73,7 +73,7 @@ class Edge:
         def is_it() -> bool:
             return (self.verdict().get("verdict"), self.verdict().get("code")) == (verdict, code)
 
-        assert self.plane.wait_for(is_it, limit_s=30), self.verdict()
+        assert self.plane.wait_for(is_it), self.verdict()
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_good_one_a_bad_one_and_the_plane_takes_it_back(edge: Edge) -> None:
     edge.wait_for_spec("a = 1\n")
     edge.wait_for_verdict("active", "no_unit")
     assert edge.verdict()["name"] == f"{first['deployment_id']}-{again['sequence']}"
-    edge.plane.wait_for(lambda: _beaten(edge).get("sequence") == again["sequence"], limit_s=30)
+    edge.plane.wait_for(lambda: _beaten(edge).get("sequence") == again["sequence"])
     named = {name: again[name] for name in ("deployment_id", "sequence", "spec_hash")}
     assert _beaten(edge) == {**named, "state": "active"}
 
@@ -137,7 +137,7 @@ def test_what_is_active_stays_active(edge: Edge) -> None:
     rotated = edge.plane.rotate(not_after=end.strftime("%Y-%m-%dT%H:%M:%SZ"))
     newest = rotated["active"][-1]
     edge.wait_for_report(edge.deploy("a = 1\n", kid=newest), "active")
-    edge.plane.wait_for(lambda: datetime.datetime.now(datetime.timezone.utc) > end, limit_s=20)
+    edge.plane.wait_for(lambda: datetime.datetime.now(datetime.timezone.utc) > end)
     edge.deploy("a = 2\n", kid=newest)
     edge.wait_for_verdict("refused", "unknown_key")
     assert edge.spec() == "a = 1\n"
@@ -183,19 +183,15 @@ def test_a_plane_that_echoes_the_key_does_not_publish_it(edge: Edge) -> None:
     report = edge.host.write("report.txt", "words\n")
     edge.host.call("byteor-agent", "upload", str(report), "--kind", "diagnostic")
     quarantine = edge.host.path("var/lib/byteor/agent/quarantine")
-    edge.plane.wait_for(
-        lambda: quarantine.exists() and list(quarantine.glob("*/reason.json")), limit_s=30
-    )
+    edge.plane.wait_for(lambda: quarantine.exists() and list(quarantine.glob("*/reason.json")))
     edge.look()
-    edge.plane.wait_for(
-        lambda: "<secret>" in edge.host.call("byteor-agent", "status").out, limit_s=30
-    )
+    edge.plane.wait_for(lambda: "<secret>" in edge.host.call("byteor-agent", "status").out)
     beats = len(edge.plane.requests("heartbeat"))
     edge.host.hurry()
-    edge.plane.wait_for(lambda: len(edge.plane.requests("heartbeat")) > beats + 1, limit_s=30)
+    edge.plane.wait_for(lambda: len(edge.plane.requests("heartbeat")) > beats + 1)
     assert edge.process is not None
     edge.process.send_signal(signal.SIGTERM)
-    _, err = edge.process.communicate(timeout=20)
+    _, err = edge.process.communicate(timeout=60)
     edge.process = None
     shown = [edge.host.call("byteor-agent", "status", *more).out for more in ((), ("--json",))]
     written = [
@@ -238,9 +234,7 @@ def test_an_operators_word_is_heard_at_once(edge: Edge) -> None:
     frozen = json.loads(settings.read_text())
     settings.write_text(json.dumps({**frozen, "activation": {"window_s": 0}}))
     assert path.exists() and edge.host.call("byteor-agent", "retry", bad["deployment_id"]).code == 0
-    edge.plane.wait_for(
-        lambda: edge.reports()[-1][:2] == (bad["deployment_id"], "active"), limit_s=15
-    )
+    edge.plane.wait_for(lambda: edge.reports()[-1][:2] == (bad["deployment_id"], "active"))
     assert (
         json.loads(edge.host.call("byteor-firstboot", "trust", "--reset", "--json").out)[
             "agent_told"
@@ -248,4 +242,4 @@ def test_an_operators_word_is_heard_at_once(edge: Edge) -> None:
         is True
     )
     ring = edge.host.path("var/lib/byteor/activation/keyring.json")
-    edge.plane.wait_for(lambda: json.loads(ring.read_text())["version"] > 0, limit_s=15)
+    edge.plane.wait_for(lambda: json.loads(ring.read_text())["version"] > 0)

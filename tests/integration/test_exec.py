@@ -113,7 +113,7 @@ def test_exit_code_and_signals_are_the_commands(host: Host) -> None:
         "echo $$",
         root_last=False,
     )
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert int(out) == process.pid
 
 

@@ -336,7 +336,7 @@ def test_a_host_in_service_is_asked_for(host: Host) -> None:
     """Without a terminal only ``--yes`` takes it out of service; the agent is stopped."""
     agent = host.agent()
     try:
-        assert host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=30)
+        assert host.plane.wait_for(lambda: host.plane.requests("heartbeat"))
         done = generalize(host)
         assert done.code == 7 and "--yes" in done.err and host.enrolled()
         assert generalize(host, "--yes").code == 0

@@ -75,11 +75,10 @@ def test_every_member_that_a_command_prints_is_on_the_page(host: Host) -> None:
         for text, status in (("good", "active"), ("broken", "rolled_back")):
             made = plane.deploy({"spec.kv": text.encode()})
             wanted = (made["deployment_id"], status)
-            plane.wait_for(lambda: host.path("run/byteor-agent/status.json").exists(), limit_s=20)
+            plane.wait_for(lambda: host.path("run/byteor-agent/status.json").exists())
             agent.send_signal(signal.SIGUSR1)
             assert plane.wait_for(
                 lambda w=wanted: w in [(r["deployment_id"], r["status"]) for r in plane.reports()],
-                limit_s=30,
             )
         judge("byteor-agent status")
         judge("byteor-agent deployments")
@@ -88,6 +87,6 @@ def test_every_member_that_a_command_prints_is_on_the_page(host: Host) -> None:
         judge("byteor-firstboot verify", "--operator-token", "-", text=plane.operator_token)
     finally:
         agent.terminate()
-        agent.communicate(timeout=20)
+        agent.communicate(timeout=60)
     judge("byteor-firstboot trust", "--reset")
     judge("byteor-firstboot generalize", "--force")

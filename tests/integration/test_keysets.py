@@ -33,7 +33,7 @@ def running(host: Host, *, hurried: bool = True) -> Iterator[subprocess.Popen[st
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 0 and "Traceback" not in err, err
 
 
@@ -43,7 +43,7 @@ def ring(host: Host) -> dict[str, Any]:
 
 
 def wait_for_version(host: Host, version: int) -> None:
-    host.plane.wait_for(lambda: ring(host).get("version") == version, limit_s=30)
+    host.plane.wait_for(lambda: ring(host).get("version") == version)
 
 
 def codes(host: Host) -> list[str]:
@@ -70,7 +70,7 @@ def test_rotations_are_followed_by_hint_and_after_a_long_sleep(host: Host) -> No
     made = host.plane.deploy()
     with running(host):
         wait_for_version(host, 7)
-        host.plane.wait_for(lambda: host.plane.reports(), limit_s=30)
+        host.plane.wait_for(lambda: host.plane.reports())
     assert [report["deployment_id"] for report in host.plane.reports()] == [made["deployment_id"]]
 
 
@@ -95,18 +95,16 @@ def test_a_hostile_history_is_refused_and_said(host: Host, broken: str, code: st
     # it.
     host.path("var/lib/byteor/agent/keysets.json").unlink(missing_ok=True)
     with running(host):
-        host.plane.wait_for(
-            lambda: (ring(host).get("refused") or {}).get("code") == code, limit_s=30
-        )
+        host.plane.wait_for(lambda: (ring(host).get("refused") or {}).get("code") == code)
         host.hurry()
-        host.plane.wait_for(lambda: "signing_keys_refused" in codes(host), limit_s=20)
+        host.plane.wait_for(lambda: "signing_keys_refused" in codes(host))
         assert ring(host)["version"] == 2 and ring(host)["keys"] == in_force
         shown = host.call("byteor-agent", "status")
         assert "signing_keys_refused" in shown.out and "trust --reset" in shown.out
         kid = next(key["kid"] for key in in_force if key["status"] == "active")
         host.plane.deploy(kid=kid)
         host.hurry()
-        host.plane.wait_for(lambda: host.plane.reports(), limit_s=30)
+        host.plane.wait_for(lambda: host.plane.reports())
 
 
 def test_a_reset_is_followed_when_the_agent_is_told(host: Host) -> None:
@@ -117,11 +115,11 @@ def test_a_reset_is_followed_when_the_agent_is_told(host: Host) -> None:
         wait_for_version(host, 1)
         host.plane.rotate(broken="unrelated_signer")
         host.hurry()
-        host.plane.wait_for(lambda: ring(host).get("refused"), limit_s=30)
+        host.plane.wait_for(lambda: ring(host).get("refused"))
         assert host.call("byteor-firstboot", "trust", "--reset").code == 0
         assert ring(host).get("version") == 0
         process.send_signal(signal.SIGUSR1)
-        host.plane.wait_for(lambda: (ring(host).get("version") or 0) >= 1, limit_s=30)
+        host.plane.wait_for(lambda: (ring(host).get("version") or 0) >= 1)
 
 
 def test_a_deployment_by_an_unknown_key_brings_the_key_sets(host: Host) -> None:
@@ -129,12 +127,12 @@ def test_a_deployment_by_an_unknown_key_brings_the_key_sets(host: Host) -> None:
     host.plane.configure(heartbeat_answer=204)
     with running(host):
         wait_for_version(host, 1)
-        host.plane.wait_for(host.path("var/lib/byteor/agent/keysets.json").exists, limit_s=20)
+        host.plane.wait_for(host.path("var/lib/byteor/agent/keysets.json").exists)
     # It looked a moment ago: only the deployment makes it look again.
     kids = host.plane.rotate()["active"]
     made = host.plane.deploy(kid=kids[-1])
     with running(host, hurried=False):
-        host.plane.wait_for(lambda: host.plane.reports(), limit_s=60)
+        host.plane.wait_for(lambda: host.plane.reports())
     assert [report["deployment_id"] for report in host.plane.reports()] == [made["deployment_id"]]
     history = json.loads(host.path("var/lib/byteor/activation/deployments.json").read_text())[
         "history"
@@ -152,5 +150,5 @@ def test_a_plane_that_is_away_takes_no_key_away(host: Host) -> None:
     host.plane.fault("signing-keys", "problem", status=503, code="x", times=None)
     host.path("var/lib/byteor/agent/keysets.json").unlink(missing_ok=True)
     with running(host):
-        host.plane.wait_for(lambda: host.plane.requests("signing-keys")[-1]["faults"], limit_s=30)
+        host.plane.wait_for(lambda: host.plane.requests("signing-keys")[-1]["faults"])
     assert ring(host) == before

@@ -56,7 +56,7 @@ def beating(
                 yield host
             finally:
                 agent.terminate()
-                agent.wait(20)
+                agent.wait(60)
         assert plane.violations() == []
 
 

@@ -31,7 +31,7 @@ def host(tmp_path: Path, control_plane: Any) -> Host:
 def agent(host: Host) -> Iterator[subprocess.Popen[str]]:
     """A running agent that has beaten once."""
     process = host.agent()
-    host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
+    host.plane.wait_for(lambda: host.plane.requests("heartbeat"))
     yield process
     if process.poll() is None:
         process.kill()
@@ -162,8 +162,8 @@ def test_beats_that_were_accepted_are_not_enough_where_no_agent_runs(host: Host)
         assert host.call(program, "status", "--wait", "0.1").code == 6
     process = host.agent()
     try:
-        host.plane.wait_for(lambda: host.plane.requests("heartbeat"), limit_s=20)
-        host.plane.wait_for(lambda: verified(host)[1][1]["result"] == "ok", limit_s=20)
+        host.plane.wait_for(lambda: host.plane.requests("heartbeat"))
+        host.plane.wait_for(lambda: verified(host)[1][1]["result"] == "ok")
     finally:
         process.kill()
         process.communicate()
@@ -220,9 +220,7 @@ def test_a_good_day_in_both_pages(host: Host, agent: subprocess.Popen[str]) -> N
     """The first line says ok; last contact, next attempt and the key's end are there; no hint where
     nothing is to do.
     """
-    host.plane.wait_for(
-        lambda: "ago, next" in host.call("byteor-firstboot", "status").out, limit_s=20
-    )
+    host.plane.wait_for(lambda: "ago, next" in host.call("byteor-firstboot", "status").out)
     page = host.call("byteor-agent", "status").out
     assert (
         page.splitlines()[0].startswith("agent          ok; running; ")

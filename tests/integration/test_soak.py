@@ -147,9 +147,7 @@ def test_random_faults_leave_nothing_behind(
     chance = random.Random(seed)
     control_plane.deploy({"spec.kv": b"n = 0\n", "data.bin": chance.randbytes(BUNDLE_BYTES)})
     with agent(host, log) as process:
-        control_plane.wait_for(
-            lambda: control_plane.reports(), limit_s=30
-        )  # what is used once is loaded
+        control_plane.wait_for(lambda: control_plane.reports())  # what is used once is loaded
         unleash(control_plane, chance)
         time.sleep(WARM_UP_S)
         before = held(process.pid)
@@ -173,7 +171,7 @@ def test_random_faults_leave_nothing_behind(
         # A loop that was refused last pauses for up to an hour, here a minute.
         control_plane.wait_for(lambda: healthy(host), limit_s=90)
         control_plane.wait_for(
-            lambda: control_plane.agents()[0]["heartbeats"] > row["heartbeats"] + 2, limit_s=10
+            lambda: control_plane.agents()[0]["heartbeats"] > row["heartbeats"] + 2
         )
         after = held(process.pid)
         print(f"{hits} faults, {row['heartbeats']} beats, before {before}, after {after}")
@@ -182,7 +180,7 @@ def test_random_faults_leave_nothing_behind(
         assert after["descriptors"] <= before["descriptors"] + after["threads"] - 1
         assert after["rss_kib"] <= before["rss_kib"] * GROWTH
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0, log.read_text()[-2000:]
+        assert process.wait(60) == 0, log.read_text()[-2000:]
     # That no number came twice or late, the plane itself records as a violation, which fails the
     # test.
     sequences = [

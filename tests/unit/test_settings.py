@@ -20,7 +20,7 @@ from firstboot.provision.freezing import refreeze
 from firstboot.provision.schema import CHECKS, load_yaml, parse, require_complete
 from firstboot.provision.sources import Rank, Source, merge
 
-SOON_S = 5.0
+SOON_S = 20.0
 TOKEN = "bet_canary0123456789abcdef"
 PEM = trustme.CA().cert_pem.bytes().decode()
 

@@ -69,7 +69,7 @@ def test_an_agent_can_be_reached_while_it_runs(layout: Layout) -> None:
         with pytest.raises(TryAgain), reachable(layout):
             pass
         assert agent_pid(layout) == process.pid
-        assert wake(layout, signal.SIGTERM) and process.wait(10) == -signal.SIGTERM
+        assert wake(layout, signal.SIGTERM) and process.wait(60) == -signal.SIGTERM
     assert agent_pid(layout) is None
 
 
