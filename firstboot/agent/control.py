@@ -41,10 +41,9 @@ class Control(Worker):
             daily = Schedule(keysets.PERIOD_S)
             keys = KeySets(context, daily, inbox)
             self.add(KEY_SETS, keys, daily, keys.first_delay(crew.chance, splay_s=splay_s))
-            fetch = Deployments(context, inbox, transfer.download, self._want_keys)
+            fetch = Deployments(
+                context, inbox, transfer.download, lambda: self.wake(KEY_SETS, Ask.HINT)
+            )
             self.add(DEPLOYMENTS, fetch, Schedule(deployments.PERIOD_S), splay_s)
         told = Reports(context, lambda: transfer.wake(ARTIFACTS), lambda: self.wake(REPORTS))
         self.add(REPORTS, told, Schedule(reports.PERIOD_S), splay_s)
-
-    def _want_keys(self) -> None:
-        self.wake(KEY_SETS, Ask.HINT)

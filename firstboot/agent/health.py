@@ -134,19 +134,14 @@ class Condition:
         self._said = now
 
     def _shown(self, name: str) -> dict[str, Any]:
-        own = self.jobs[name].work.shown() if name != ARTIFACTS else {}
-        job = self._job(name)
+        job, download = self.jobs[name], self.jobs.get(DOWNLOAD)
+        own = job.work.shown() if name != ARTIFACTS else {}
+        if name == DEPLOYMENTS and job.problem is None and download and download.problem:
+            job = download  # a failing download is its deployment's
         now = self._clock.monotonic()
         left = self.agenda.when(job.task, now) - now
         at = rfc3339(self._clock.wall() + left) if abs(left) != float("inf") else None
         return {**own, **job.shown(at)}
-
-    def _job(self, name: str) -> Job:
-        """Return the job shown as `name`; a failing download is its deployment's."""
-        download = self.jobs.get(DOWNLOAD)
-        if name == DEPLOYMENTS and download is not None and download.problem is not None:
-            return self.jobs[name] if self.jobs[name].problem is not None else download
-        return self.jobs[name]
 
     def _look(self) -> tuple[verdicts.Seen, dict[str, Any], list[Problem]]:
         """Return what the activator left, what is in the spool, and all present problems."""
