@@ -246,7 +246,7 @@ def _cuts(data: bytes, at: int, end: int, *, undone: bool) -> bool:
     many as it has itself there, and one that ends the scalar. A yes too many costs nothing: what no
     escape explains is found as it stands.
     """
-    if data[at - 1 : at] == b"\\" or data[end - 1 : end] in (b"\\", b"="):
+    if b"\\" in (data[at - 1 : at], data[end - 1 : end]) or b"=" in data[end - 2 : end]:
         return True
     token = data[at:end]
     own = len(token) - len(token.rstrip(b"'"))
