@@ -20,15 +20,16 @@ Without pins that price is paid once, for the reply that the ring starts from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from firstboot.activate import signatures
 from firstboot.activate.signatures import Envelope, Key, KeySet
+from firstboot.base.documents import Rule
 from firstboot.base.errors import Invalid, Untrusted
 from firstboot.exchange.settings import Settings
-from firstboot.exchange.verdicts import ACTIVE, ED25519, RETIRED
+from firstboot.exchange.verdicts import ACTIVE, ED25519, RETIRED, RingFile
 from firstboot.exchange.verdicts import Place as Place
 from firstboot.exchange.verdicts import Refusal as Refusal
 
@@ -39,8 +40,11 @@ LARGEST_SET = 1 << 18  # bytes of its envelope, which is kept
 MOST_KEYS_KEPT = 256  # in a ring, retired ones included; the newest stay
 
 
+_Source = Annotated[str, Rule(lambda s: s in (PINNED, ENROLLMENT, TLS, CLOSED), "a source")]
+
+
 @dataclass(frozen=True)
-class Ring:
+class Ring(RingFile):
     """The keys that judge one environment's signatures.
 
     Version 0 and no `envelope` (of the newest set, as received): no key set yet. `keys` are the
@@ -49,15 +53,9 @@ class Ring:
     `passed_over`: the time (ns, in digits) of the answer here when the environment changed.
     """
 
-    place: Place
-    source: str
-    version: int = 0
-    envelope: Mapping[str, Any] | None = None
-    keys: tuple[Key, ...] = ()
-    pins: tuple[Key, ...] = ()
-    refused: Refusal | None = None
-    floor: int = 0
-    passed_over: str | None = None
+    source: _Source
+    keys: tuple[Key, ...]
+    pins: tuple[Key, ...]
 
     def for_deployments(self, now: float | None) -> tuple[Key, ...]:
         """Return the keys that may sign something new; without `now`, whatever their end."""
@@ -106,7 +104,7 @@ def anchor(settings: Settings, place: Place, *, at: str) -> Ring:
 def unanchored(settings: Settings, place: Place) -> Ring:
     """Return the ring that `trust --reset` starts over with: the pins, else the next TLS reply."""
     pins = pins_of(settings)
-    return Ring(place, PINNED if pins else TLS, keys=pins, pins=pins)
+    return Ring(place, PINNED if pins else TLS, 0, None, pins, pins, None)
 
 
 def lost(settings: Settings, place: Place, *, at: str) -> Ring:
@@ -118,7 +116,7 @@ def lost(settings: Settings, place: Place, *, at: str) -> Ring:
     if start.source != TLS:
         return start
     detail = "the key ring was lost: no signature is trusted until a reset"
-    return Ring(place, CLOSED, refused=Refusal("damaged", detail, at))
+    return Ring(place, CLOSED, 0, None, (), (), Refusal("damaged", detail, at))
 
 
 def repinned(former: Ring, settings: Settings, place: Place, *, at: str) -> Ring:

@@ -14,16 +14,13 @@ from typing import Any
 
 from firstboot.activate import chain
 from firstboot.activate.chain import Place, Refusal, Ring
-from firstboot.activate.signatures import Key
 from firstboot.base import documents, files, log
 from firstboot.base.clock import Clock, rfc3339
 from firstboot.base.errors import Corrupt, Invalid
 from firstboot.base.layout import Layout
-from firstboot.exchange import verdicts
 from firstboot.exchange.settings import Settings
 
 VERSION = 1
-SOURCES = (chain.PINNED, chain.ENROLLMENT, chain.TLS, chain.CLOSED)
 RESET = "if the control plane confirms its keys: byteor-firstboot trust --reset"
 # Why the file is not the ring in use. Those that WHY explains are labels of what is set aside.
 ABSENT, PINS_ADDED = "absent", "pins added"
@@ -44,7 +41,7 @@ def look(layout: Layout, settings: Settings) -> tuple[Ring, str | None]:
     """
     place, pins, at = place_of(settings), chain.pins_of(settings), _now()
     try:
-        ring = _stored(layout)
+        ring = documents.read(layout.keyring, Ring)
     except Corrupt as error:
         log.warning(str(error))
         return chain.lost(settings, place, at=at), CORRUPT
@@ -63,21 +60,6 @@ def look(layout: Layout, settings: Settings) -> tuple[Ring, str | None]:
         start = chain.lost(settings, place, at=at)
         return (ring, None) if start.source == chain.CLOSED else (start, REPLACED)
     return ring, None
-
-
-def _stored(layout: Layout) -> Ring | None:
-    """Read what `save` wrote; Corrupt when a key is none. Its keys were verified before."""
-    stored = verdicts.ring(layout)
-    if stored is None:
-        return None
-    try:
-        if stored.source not in SOURCES:
-            raise ValueError("no such source")
-        keys, pins = tuple(map(Key.of, stored.keys)), tuple(map(Key.of, stored.pins))
-    except ValueError as error:
-        raise Corrupt(f"{layout.keyring} is damaged: {error}") from error
-    values = {name: getattr(stored, name) for name in vars(stored) if name not in ("keys", "pins")}
-    return Ring(**values, keys=keys, pins=pins)
 
 
 def place_of(settings: Settings) -> Place:
@@ -165,9 +147,7 @@ def public(ring: Ring) -> dict[str, Any]:
 def save(layout: Layout, ring: Ring) -> None:
     """Replace the file durably."""
     lists = {name: [key.to_json() for key in getattr(ring, name)] for name in ("keys", "pins")}
-    document = {"v": VERSION, **vars(ring), **lists, "place": asdict(ring.place)}
-    document["refused"] = asdict(ring.refused) if ring.refused is not None else None
-    files.write_json(layout.keyring, document, mode=0o644)
+    files.write_json(layout.keyring, {"v": VERSION, **asdict(ring), **lists}, mode=0o644)
 
 
 def _now() -> str:

@@ -15,10 +15,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from firstboot.base import documents, files
 from firstboot.base.clock import from_rfc3339
+from firstboot.base.documents import Rule
 from firstboot.base.errors import LocalFault, Untrusted
 from firstboot.exchange.verdicts import ACTIVE, ED25519, Date, ListedKey
 
@@ -42,31 +43,37 @@ SMALL_ORDER = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Key:
-    """One public key of the control plane's."""
+def _is_weak(public: bytes) -> bool:
+    return public[:-1] + bytes([public[-1] & 0x7F]) in SMALL_ORDER
 
-    kid: str
-    public: bytes
-    status: str = ACTIVE
-    not_after: str | None = None  # RFC 3339
+
+# The length first: a key of none has no last byte.
+_PublicKey = Annotated[
+    str,
+    Rule(lambda t: len(_base64url(t)) == KEY_BYTES, f"unpadded base64url of {KEY_BYTES} bytes"),
+    Rule(lambda t: not _is_weak(_base64url(t)), "a key with which only its owner can sign"),
+]
+
+
+@dataclass(frozen=True)
+class Key(ListedKey):
+    """One public key of the control plane's that can verify."""
+
+    public_key: _PublicKey
 
     @classmethod
     def parse(cls, value: object) -> Key:
         """Return the key that a mapping describes; ValueError with what is wrong."""
-        return cls.of(documents.parse(ListedKey, value))
+        return documents.parse(cls, value)
 
-    @classmethod
-    def of(cls, listed: ListedKey) -> Key:
-        """Decode a key of a key set; ValueError with what is wrong."""
-        public = public_key(listed.public_key, kid=listed.kid)
-        return cls(listed.kid, public, listed.status, listed.not_after)
+    @property
+    def public(self) -> bytes:
+        """Return its bytes."""
+        return _base64url(self.public_key)
 
     def to_json(self) -> dict[str, Any]:
         """Return the key as a key set lists it."""
-        public = base64.urlsafe_b64encode(self.public).rstrip(b"=").decode("ascii")
-        entry = {"kid": self.kid, "alg": ED25519, "public_key": public, "status": self.status}
-        return entry if self.not_after is None else {**entry, "not_after": self.not_after}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def signs(self, now: float | None) -> bool:
         """Return True when this key may sign something new: active and not ended.
@@ -94,25 +101,6 @@ class Key:
         return True
 
 
-def public_key(text: str, *, kid: str) -> bytes:
-    """Return the 32 bytes of an unpadded base64url public key.
-
-    ValueError for anything else, and for a point of small order.
-    """
-    public = _base64url(text)
-    if len(public) != KEY_BYTES:
-        raise ValueError(f"the key {kid} does not have {KEY_BYTES} bytes")
-    if public[:-1] + bytes([public[-1] & 0x7F]) in SMALL_ORDER:
-        raise ValueError(f"the key {kid} is one with which anybody can sign")
-    return public
-
-
-@dataclass(frozen=True)
-class _KeySetPayload:
-    version: int
-    keys: tuple[ListedKey, ...]
-
-
 @dataclass(frozen=True)
 class KeySet:
     """The payload of a key set (contract 2.5). Every kid is there once, and one key is active."""
@@ -123,16 +111,15 @@ class KeySet:
     @classmethod
     def parse(cls, payload: bytes) -> KeySet:
         """Return the key set; ValueError with what is wrong. Unknown members are ignored."""
-        found = documents.parse(_KeySetPayload, documents.load(payload))
+        found = documents.parse(cls, documents.load(payload))
         if not 0 < len(found.keys) <= MOST_KEYS:
             raise ValueError(f"it does not list 1 to {MOST_KEYS} keys")
-        keys = tuple(map(Key.of, found.keys))
-        if len({key.kid for key in keys}) != len(keys):
+        if len({key.kid for key in found.keys}) != len(found.keys):
             raise ValueError("it lists a kid twice")
         # Nothing could ever follow it: no key would be left to sign its successor.
-        if not any(key.status == ACTIVE for key in keys):
+        if not any(key.status == ACTIVE for key in found.keys):
             raise ValueError("it leaves no key active")
-        return cls(found.version, keys)
+        return found
 
 
 @dataclass(frozen=True)
@@ -218,13 +205,11 @@ def _base64(value: Any, what: str) -> bytes:
 
 
 def _base64url(text: str) -> bytes:
-    """Decode unpadded base64url, canonical as well."""
+    """Decode unpadded base64url, canonical as well; empty for anything else."""
     data = b""
     if _BASE64URL.match(text) and len(text) % 4 != 1:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    if not data or base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") != text:
-        raise ValueError("not unpadded base64url")
-    return data
+    return data if base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") == text else b""
 
 
 @dataclass(frozen=True)
@@ -276,6 +261,8 @@ def _split(raw: bytes) -> tuple[str, bytes, Mapping[str, Any]]:
     if not dot:
         raise ValueError("it is not two parts with a dot between")
     payload, signature = _base64url(part), _base64url(signed)
+    if not payload or not signature:
+        raise ValueError("not unpadded base64url")
     claims = documents.load(payload)
     if not isinstance(claims, dict):
         raise ValueError("it is not a mapping")

@@ -30,7 +30,7 @@ def vectors(name: str) -> dict[str, Any]:
 
 
 KEYS = tuple(signatures.Key.parse(key) for key in vectors("envelopes")["keys"])
-RING = chain.Ring(PLACE, chain.PINNED, version=1, keys=KEYS)
+RING = chain.Ring(PLACE, chain.PINNED, 1, None, KEYS, (), None)
 
 
 def envelope(data: bytes) -> None:

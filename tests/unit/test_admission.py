@@ -33,14 +33,15 @@ SIGNER, RETIRED, ENDED, OTHER = (
     SigningKey.from_seed(f"kid-{n}", bytes([n]) * 32) for n in (1, 2, 3, 4)
 )
 RING = Ring(
-    PLACE, chain.TLS, version=1,
-    keys=tuple(
+    PLACE, chain.TLS, 1, None,
+    tuple(
         Key.parse(entry)
         for entry in (
             signing.key_entry(SIGNER), signing.key_entry(RETIRED, status="retired"),
             signing.key_entry(ENDED, not_after="2026-06-01T12:00:00Z"),
         )
     ),
+    (), None,
 )  # fmt: skip
 GOOD: dict[str, Any] = json.loads(base64.b64decode(ENVELOPES["cases"][0]["envelope"]["payload"]))
 
@@ -71,7 +72,7 @@ def test_the_golden_envelopes(case: dict[str, Any]) -> None:
     """What the plane's own signer wrote is admitted, or refused with the code that it was broken
     for.
     """
-    ring = Ring(PLACE, chain.TLS, version=1, keys=tuple(map(Key.parse, ENVELOPES["keys"])))
+    ring = Ring(PLACE, chain.TLS, 1, None, tuple(map(Key.parse, ENVELOPES["keys"])), (), None)
     highest = Highest(PLACE, ENVELOPES["context"]["highest_sequence"], "0" * 64)
     raw = json.dumps(case["envelope"]).encode()
     if case["verdict"] == "ok":
@@ -289,7 +290,7 @@ def approval(by: SigningKey = SIGNER, **change: Any) -> bytes:
 @pytest.mark.parametrize("case", APPROVALS["cases"], ids=lambda case: case["name"])
 def test_the_golden_approvals(case: dict[str, Any]) -> None:
     """The seven refusals, and what is in order."""
-    ring = Ring(PLACE, chain.TLS, version=1, keys=tuple(map(Key.parse, APPROVALS["keys"])))
+    ring = Ring(PLACE, chain.TLS, 1, None, tuple(map(Key.parse, APPROVALS["keys"])), (), None)
     raw = case["credential"].encode()
     if case["verdict"] == "ok":
         approve(raw, PROD, ring=ring, now=NOW)

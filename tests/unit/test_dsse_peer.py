@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from firstboot.activate.signatures import DEPLOYMENT, KEY_SET, Key, read_envelope
 from firstboot.base.errors import Untrusted
+from tests.controlplane import signing
 
 dsse = pytest.importorskip("securesystemslib.dsse")
 signers = pytest.importorskip("securesystemslib.signer")
@@ -19,8 +20,8 @@ ONE, OTHER = (signers.CryptoSigner.generate_ed25519() for _ in range(2))
 
 
 def ours(signer: Any) -> Key:
-    public = bytes.fromhex(signer.public_key.keyval["public"])
-    return Key(signer.public_key.keyid, public)
+    public = signing.b64url(bytes.fromhex(signer.public_key.keyval["public"]))
+    return Key(signer.public_key.keyid, "Ed25519", public, "active")
 
 
 def signed(payload: bytes, kind: str, *by: Any) -> dict[str, Any]:

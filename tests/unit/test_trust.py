@@ -23,7 +23,7 @@ VECTORS = json.loads((Path(__file__).resolve().parents[1] / "vectors" / "keysets
 PLACE = Place("org_1", "prj_1", "env_1")
 AT, LATER = "2026-06-01T12:00:00Z", "2026-06-02T12:00:00Z"
 NOW = from_rfc3339(AT)
-NOTHING = Ring(PLACE, chain.TLS)
+NOTHING = Ring(PLACE, chain.TLS, 0, None, (), (), None)
 
 
 def key(number: int) -> SigningKey:
