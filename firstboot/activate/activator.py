@@ -149,10 +149,8 @@ class Activator:
     ) -> bool:
         """Decide about the envelope that is in the inbox, and record it; True when it waits."""
         place = keyring.place_of(self.settings)
-        known, highest = (
-            record.of_envelope(record.answered.envelope_sha256),
-            replay.load(self.layout, place),
-        )
+        known = record.of_envelope(record.answered.envelope_sha256)
+        highest = replay.load(self.layout, place)
         if (
             known is not None
             and highest is not None
@@ -215,9 +213,8 @@ class Activator:
         if not waits:
             log.warning(f"a deployment is refused: {error.code}: {error}")
         verdict = verdicts.WAITING if waits else verdicts.REFUSED
-        self._save(
-            record, replace(row, verdict=verdict, code=error.code, reason=str(error), due=due)
-        )
+        row = replace(row, verdict=verdict, code=error.code, reason=str(error), due=due)
+        self._save(record, row)
         return waits
 
     def _begin(

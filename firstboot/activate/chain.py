@@ -40,7 +40,7 @@ LARGEST_SET = 1 << 18  # bytes of its envelope, which is kept
 MOST_KEYS_KEPT = 256  # in a ring, retired ones included; the newest stay
 
 
-_Source = Annotated[str, Rule(lambda s: s in (PINNED, ENROLLMENT, TLS, CLOSED), "a source")]
+_Source = Annotated[str, Rule(lambda s: s in (PINNED, ENROLLMENT, TLS, CLOSED), "known")]
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,7 @@ def use_reserve(layout: Layout) -> None:
 
 def save(layout: Layout, journal: Journal) -> Journal:
     """Make it durable and return it."""
-    said = {
-        name: None if text is None else sentence(text)
-        for name, text in (("reason", journal.reason), ("note", journal.note))
-    }
+    said = {"reason": sentence(journal.reason), "note": sentence(journal.note)}
     files.write_json(layout.journal, {"v": VERSION, **asdict(journal), **said})
     return journal
 

@@ -89,10 +89,7 @@ def entries(source: BinaryIO, path: Path, *, limit: int) -> Iterator[tuple[Entry
         tar.padding(entry.size)
     if extension is not None:
         malformed("an extended header at the end")
-    while True:
-        piece = tar.read(PIECE)
-        if not piece:
-            return
+    while piece := tar.read(PIECE):
         if piece.count(0) != len(piece):
             malformed("something after the end of the archive")
 
@@ -190,10 +187,8 @@ class _Inflated:
                 if not self._packed:
                     return b""
                 self._member = zlib.decompressobj(wbits=31)
+            self._packed = self._packed or self._more()
             over = not self._packed
-            if over:
-                self._packed = self._more()
-                over = not self._packed
             try:
                 piece = self._member.decompress(self._packed, size)
             except zlib.error as error:

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 from urllib.parse import urlsplit
 
 from firstboot.base import files, log
@@ -45,6 +45,7 @@ LONGEST_SENTENCE = 1000  # of what we write for people ourselves
 LONGEST_INTEGER = 1000  # digits: reading more takes quadratic time on Pythons that allow it
 
 T = TypeVar("T")
+S = TypeVar("S", str, Optional[str])
 
 
 class Malformed(ValueError):
@@ -76,8 +77,10 @@ Time = typing.Annotated[str, Rule(_is_time, "an RFC 3339 time")]
 Line = typing.Annotated[str, Rule(lambda t: bool(t) and t.isprintable(), "one printable line")]
 
 
-def sentence(text: str) -> str:
-    """Return `text` as one printable line that every reader of ours takes."""
+def sentence(text: S) -> S:
+    """Return `text` as one printable line that every reader of ours takes; None stays None."""
+    if text is None:
+        return text
     return "".join(c if c.isprintable() else " " for c in text)[:LONGEST_SENTENCE]
 
 

@@ -79,7 +79,6 @@ def _note(layout: Layout, error: ByteorError, now: float) -> None:
     except LocalFault:
         before = None
     tries = before.tries + 1 if before is not None else 1
-    hint = sentence(error.hint) if error.hint is not None else None
     due = rfc3339(now + next_pause(tries))
-    fault = Fault(sentence(str(error)), hint, rfc3339(now), due, tries)
+    fault = Fault(sentence(str(error)), sentence(error.hint), rfc3339(now), due, tries)
     files.write_json(layout.fault, {"v": VERSION, **asdict(fault)}, mode=0o644)

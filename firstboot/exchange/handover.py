@@ -102,14 +102,6 @@ def take(layout: Layout) -> Handover | None:
     if data is None:
         return None
     try:
-        return _parse(data, layout)
-    finally:
-        # After it was read whole, and also when it is damaged: the next start gets a fresh one.
-        files.remove(layout.handover)
-
-
-def _parse(data: bytes, layout: Layout) -> Handover:
-    try:
         document = documents.load(data)
         found = documents.parse(Handover, document)
         if document.get("v") != VERSION or found.source != SEALED:
@@ -122,3 +114,6 @@ def _parse(data: bytes, layout: Layout) -> Handover:
         raise Corrupt(
             f"{layout.handover} is damaged", hint="systemctl restart byteor-agent makes a fresh one"
         ) from None
+    finally:
+        # After it was read whole, and also when it is damaged: the next start gets a fresh one.
+        files.remove(layout.handover)

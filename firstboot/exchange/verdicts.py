@@ -120,7 +120,7 @@ class Record:
 
     def with_row(self, row: Row) -> Record:
         """Return the record with one more verdict, unless the newest says just that."""
-        row = replace(row, reason=None if row.reason is None else documents.sentence(row.reason))
+        row = replace(row, reason=documents.sentence(row.reason))
         rows = [*self.history, row]
         if self.history and self.history[-1]._said() == row._said():
             # When it is due again, and how often it was tried, stands in the newest.
