@@ -393,7 +393,7 @@ def active(host: Host) -> str | None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_agent_that_is_stopped_in_the_middle_goes_on_there(host: Host, number: int) -> None:
-    """SIGTERM ends it in under two seconds; the next one shows the progress, asks for the rest, and
+    """SIGTERM ends it at once; the next one shows the progress, asks for the rest, and
     it is activated.
     """
     data = os.urandom(16 * MIB)
@@ -420,7 +420,7 @@ def test_an_agent_that_is_stopped_in_the_middle_goes_on_there(host: Host, number
 def test_a_stop_in_the_middle_of_an_activation_is_finished_by_the_next_start(
     host: Host, tmp_path: Path
 ) -> None:
-    """Agent and child are gone in under two seconds; the next agent has the activation finished,
+    """Agent and child are gone at once; the next agent has the activation finished,
     and reports it.
     """
     began, go = tmp_path / "began", tmp_path / "go"
