@@ -14,6 +14,7 @@ import pytest
 
 from firstboot.agent.schedule import Schedule
 from tests.fleet import figures, host
+from tests.fleet.__main__ import row
 from tests.fleet.scenarios import AFTER_S, BEGINS, TROUBLES
 
 AGENTS = 3000
@@ -21,6 +22,7 @@ AGENTS = 3000
 # thousand agents.
 PEAK_1S, PEAK_100MS = 1.65, 3.2
 TOP = Path(__file__).resolve().parents[2]
+PAGES = TOP / ".github/reference"
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,50 @@ def test_the_command_prints_the_table_and_draws_the_picture(tmp_path: Path) -> N
     )
     assert all(name in done.stdout for name in TROUBLES)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def cells(page: str, first: str) -> list[str]:
+    """The row of a page's table that begins with `first`, without that cell."""
+    (line,) = [line for line in (PAGES / page).read_text().splitlines() if f"| {first} |" in line]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+@pytest.mark.minutes
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("mass boot", ["boot"]),
+        ("after 10 minutes, refused or 503", ["outage: refused or 503"]),
+        ("after 10 minutes, timed out", ["outage: timed out"]),
+        ("after 10 minutes, 429", [name for name in TROUBLES if name.startswith("outage: 429")]),
+    ],
+)
+def test_the_page_says_what_ten_thousand_do(words: str, names: list[str]) -> None:
+    """The multiples rounded to a tenth; of several troubles the worst, or from the best to it."""
+    found = [row(TROUBLES[name], TROUBLES[name].run(agents=10_000, seed=1)) for name in names]
+    second, tenth, load, _, _, _, _, nearly, back = zip(*(line[1:] for line in found))
+    *peaks, said_load, said_nearly, said_back = cells("performance.md", words)
+    for said, peak in zip(peaks, (second, tenth)):
+        assert float(said) == pytest.approx(max(map(float, peak)), abs=0.051)
+    assert [said_load, said_nearly, said_back] == [
+        "–".join(sorted({min(load), max(load)})),
+        "–".join(sorted({min(nearly), max(nearly)})).replace(" s–", "–"),
+        max(back),
+    ]
+
+
+def test_the_page_of_scale_multiplies_them() -> None:
+    """Each figure is the mean of its fleet times the multiple that the other page has."""
+    boot, gone = (
+        cells("performance.md", words)
+        for words in ("mass boot", "after 10 minutes, refused or 503")
+    )
+    for words, times in (
+        ("all hosts boot at once", boot[0]),
+        ("after an outage of ten minutes", gone[0]),
+        ("while it lasts", gone[2]),
+    ):
+        assert cells("scale.md", words) == [
+            f"{float(cells('scale.md', hosts)[1].replace(',', '')) * float(times):,.0f}/s"
+            for hosts in ("10,000", "100,000", "1,000,000")
+        ]
