@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from firstboot.api.connection import Unreachable
 from firstboot.base.secret import Secret
 
 # Where clouds serve metadata: a proxy would hand user data, token included, to whoever runs it.
@@ -34,12 +35,22 @@ def proxy_for(
     no_proxy: Sequence[str],
     environ: Mapping[str, str],
 ) -> Secret | None:
-    """Return the proxy for ``host:port``, or None for a direct connection."""
+    """Return the proxy for ``host:port``, or None for a direct connection.
+
+    Unreachable when it is no usable URL.
+    """
     named, excepted = from_environment(environ)
     chosen = proxy or named
     if chosen is None or is_link_local(host):
         return None
-    return None if any(_matches(e, host, port) for e in no_proxy or excepted) else chosen
+    if any(_matches(entry, host, port) for entry in no_proxy or excepted):
+        return None
+    if not usable(chosen):
+        raise Unreachable(
+            "the proxy is not a usable URL",
+            hint="give proxy or HTTPS_PROXY like http://proxy.example:3128",
+        )
+    return chosen
 
 
 def usable(proxy: Secret) -> bool:

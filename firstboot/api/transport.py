@@ -19,6 +19,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -31,7 +32,7 @@ from firstboot.api.connection import (
     connect,
     current,
 )
-from firstboot.api.proxies import place, proxy_for, usable
+from firstboot.api.proxies import place, proxy_for
 from firstboot.api.stream import BLOCK_BYTES, Body, NoAnswer, Reply, Stream
 from firstboot.api.tls import NamedContext, tls_context
 from firstboot.base.clock import monotonic
@@ -164,7 +165,7 @@ class Transport:
         no_proxy: Sequence[str] = (),
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._proxy, self._no_proxy, self._environ = proxy, tuple(no_proxy), environ
+        self._proxy_for = partial(proxy_for, proxy=proxy, no_proxy=tuple(no_proxy), environ=environ)
         self._adapter = _Adapter(tls_context(ca_certificates))
 
     def request(
@@ -232,17 +233,6 @@ class Transport:
             # Python 3.9 leaves a refusing proxy's, which holds the socket open.
             if current.response is not None:
                 current.response.close()
-
-    def _proxy_for(self, host: str, port: int) -> Secret | None:
-        proxy = proxy_for(
-            host, port, proxy=self._proxy, no_proxy=self._no_proxy, environ=self._environ
-        )
-        if proxy is not None and not usable(proxy):
-            raise Unreachable(
-                "the proxy is not a usable URL",
-                hint="give proxy or HTTPS_PROXY like http://proxy.example:3128",
-            )
-        return proxy
 
     def close(self) -> None:
         """Close the kept-alive connection."""
