@@ -8,7 +8,7 @@ from typing import Any
 
 from firstboot.agent.artifacts import spool
 from firstboot.agent.artifacts.spool import Census
-from firstboot.base.clock import from_rfc3339
+from firstboot.base.clock import instant
 from firstboot.exchange.handover import REENROLL, key_ends
 from firstboot.exchange.verdicts import FAILED, REFUSED, ROLLED_BACK, Seen
 
@@ -100,18 +100,15 @@ def of_the_activation(seen: Seen, now: float) -> Iterable[Problem]:
         detail = f"a signing key set was rejected: {refused.get('code')}: {refused.get('detail')}"
         hint = "if the control plane confirms its keys: byteor-firstboot trust --reset"
         yield Problem("signing_keys_refused", detail, hint)
-    try:
-        left = from_rfc3339(seen.keys_end or "") - now
-    except (ValueError, OverflowError):
-        left = KEYS_END_S
-    if left < KEYS_END_S:
-        word = "end" if left > 0 else "ended"
+    end = instant(seen.keys_end)
+    if end is not None and end - now < KEYS_END_S:
+        word = "end" if end > now else "ended"
         detail = (
             f"the signing keys {word} at {seen.keys_end}: nothing new is activated after that,"
             " what is active stays"
         )
         hint = "rotate the signing keys at the control plane"
-        if left <= 0:
+        if end <= now:
             hint += ", then byteor-firstboot trust --reset here"
         yield Problem(f"signing_keys_{word}", detail, hint)
     if seen.shadowed:

@@ -63,6 +63,14 @@ def from_rfc3339(text: str) -> float:
     return moment.timestamp() + float(fraction or 0)
 
 
+def instant(value: object) -> float | None:
+    """Return the seconds since the epoch of an RFC 3339 date, None for anything else."""
+    try:
+        return from_rfc3339(value) if isinstance(value, str) else None
+    except (ValueError, OverflowError):
+        return None
+
+
 def from_http_date(text: str) -> float:
     """Parse an HTTP date, in any of its three forms (RFC 9110), into seconds since the epoch.
 

@@ -29,7 +29,7 @@ from typing import Any, Callable, Optional, TypeVar
 from urllib.parse import urlsplit
 
 from firstboot.base import files, log
-from firstboot.base.clock import from_rfc3339
+from firstboot.base.clock import instant
 from firstboot.base.errors import Corrupt
 from firstboot.base.secret import Secret
 
@@ -60,19 +60,11 @@ class Rule:
     noun: str
 
 
-def _is_time(text: str) -> bool:
-    try:
-        from_rfc3339(text)
-    except (ValueError, OverflowError):
-        return False
-    return True
-
-
 Identifier = typing.Annotated[str, Rule(lambda t: bool(IDENTIFIER.match(t)), "an identifier")]
 Digest = typing.Annotated[
     str, Rule(lambda t: bool(re.fullmatch("[0-9a-f]{64}", t)), "a SHA-256 digest in hex")
 ]
-Time = typing.Annotated[str, Rule(_is_time, "an RFC 3339 time")]
+Time = typing.Annotated[str, Rule(lambda t: instant(t) is not None, "an RFC 3339 time")]
 # May stand in a header or on a line that a person reads.
 Line = typing.Annotated[str, Rule(lambda t: bool(t) and t.isprintable(), "one printable line")]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
-from firstboot.base.clock import from_rfc3339
+from firstboot.base.clock import instant
 
 LONGEST_WORD = 300
 COLUMNS, NEVER = 100, "never"
@@ -61,7 +61,7 @@ def summary(document: Mapping[str, Any], *, now: float) -> list[str]:
     lines = [_headline(document)]
     loop = (document.get("loops") or {}).get("heartbeat")
     if loop:
-        due = seconds(loop.get("next_attempt_at"))
+        due = instant(loop.get("next_attempt_at"))
         coming = f", next {until(due - now)}" if document.get("running") and due is not None else ""
         lines.append(fact("last contact", _ago(loop.get("last_success_at"), now) + coming))
     return [*lines, *_facts(document, now=now), *_problems(document)]
@@ -131,9 +131,9 @@ def _identity(identity: Mapping[str, Any], now: float) -> str:
     if identity.get("source") == "environment":
         return "from the environment: nothing is sealed here"
     enrolled, expires = identity.get("enrolled_at"), identity.get("expires_at")
-    since = f" ({_ago(enrolled, now)})" if seconds(enrolled) is not None else ""
+    since = f" ({_ago(enrolled, now)})" if instant(enrolled) is not None else ""
     said = f"enrolled {word(enrolled)}{since}; its key "
-    end = seconds(expires)
+    end = instant(expires)
     if not expires:
         return f"{said}has no end"
     if end is None:
@@ -145,7 +145,7 @@ def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:
     last, tried = (_ago(loop.get(key), now) for key in ("last_success_at", "last_attempt_at"))
     if last == NEVER:  # of this run of the agent; what has nothing to send asks nobody
         last = "nothing to send" if loop.get("outcome") == "done" else "not since start"
-    due = seconds(loop.get("next_attempt_at"))
+    due = instant(loop.get("next_attempt_at"))
     coming = until(due - now) if due is not None else "-"
     return f"{word(name):<14} {last:<15} {tried:<15} {coming:<12} {word(loop['failures'] or 0)}"
 
@@ -169,16 +169,8 @@ def word(value: object, limit: int = LONGEST_WORD) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:limit]
 
 
-def seconds(value: object) -> float | None:
-    """Return the seconds since the epoch of a date, None for anything else."""
-    try:
-        return from_rfc3339(value) if isinstance(value, str) else None
-    except (ValueError, OverflowError):
-        return None
-
-
 def _ago(value: object, now: float) -> str:
-    at = seconds(value)
+    at = instant(value)
     return f"{span(now - at)} ago" if at is not None else NEVER
 
 

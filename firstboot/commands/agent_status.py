@@ -22,10 +22,10 @@ from typing import Any
 from firstboot.agent.artifacts import memory
 from firstboot.agent.problems import Problem, of_the_activation, of_the_expiry, unique
 from firstboot.base import documents, files
-from firstboot.base.clock import Clock
+from firstboot.base.clock import Clock, instant
 from firstboot.base.errors import ByteorError, LocalFault, NoToken, Refused
 from firstboot.base.layout import Layout
-from firstboot.commands.agent_page import page, seconds, word
+from firstboot.commands.agent_page import page, word
 from firstboot.commands.agent_stored import Stored, loops
 from firstboot.commands.watching import Seen, watch, watch_arguments
 from firstboot.exchange import verdicts
@@ -102,7 +102,7 @@ def is_online(document: Mapping[str, Any], clock: Clock) -> bool:
 def last_beat(document: Mapping[str, Any], now: float) -> tuple[float | None, float]:
     """Return the age of the last accepted heartbeat, and their period, in seconds."""
     loop = document["loops"].get(FIRST) or {}
-    period, last = loop.get("period_s") or 0.0, seconds(loop.get("last_success_at"))
+    period, last = loop.get("period_s") or 0.0, instant(loop.get("last_success_at"))
     return now - last if last is not None else None, period if period > 0 else DEFAULT_PERIOD_S
 
 
@@ -129,7 +129,7 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     except LocalFault as error:
         stored, fault = {}, str(error)
     shown = documents.parse(Stored, stored)
-    written = seconds(shown.written_at)
+    written = instant(shown.written_at)
     age = max(0, int(now - written)) if written is not None else None
     state = _state(layout, shown, age) if stored else NEVER_RAN
     if fault is not None:

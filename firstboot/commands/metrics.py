@@ -14,9 +14,9 @@ from typing import Any, Optional
 
 from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
 from firstboot.base import files
-from firstboot.base.clock import Clock
+from firstboot.base.clock import Clock, instant
 from firstboot.commands import agent_status
-from firstboot.commands.agent_page import seconds, word
+from firstboot.commands.agent_page import word
 
 Labels = Mapping[str, object]
 Sample = tuple[Labels, Optional[float]]
@@ -81,7 +81,7 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
     identity, spool = document["identity"] or {}, document["spool"] or {}
     deployment, keys = document["deployment"] or {}, document["signing_keys"] or {}
     loops: dict[str, Any] = document["loops"]
-    beat = seconds((loops.get("heartbeat") or {}).get("last_success_at"))
+    beat = instant((loops.get("heartbeat") or {}).get("last_success_at"))
     named = {name: identity.get(name) for name in ("agent_id", "name", "environment_id")}
     yield "info", [({"version": document.get("agent_version"), **named}, 1)]
     yield "up", [({}, document["running"])]
@@ -94,7 +94,7 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
     yield "heartbeat_age_seconds", [({}, max(0.0, now - beat) if beat is not None else None)]
     yield "crashes", [({}, document.get("crashes"))]
     for when in ("last_success", "last_attempt", "next_attempt"):
-        values = {task: seconds(loop.get(f"{when}_at")) for task, loop in loops.items()}
+        values = {task: instant(loop.get(f"{when}_at")) for task, loop in loops.items()}
         yield f"task_{when}_timestamp_seconds", _by_task(values)
     for name, member in (("task_failures", "failures"), ("task_period_seconds", "period_s")):
         yield name, _by_task({task: loop.get(member) for task, loop in loops.items()})
@@ -106,7 +106,7 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
     about = {name: deployment.get(name) for name in ("deployment_id", "state", "spec_hash")}
     yield "deployment_info", [(about, 1 if deployment else None)]
     yield "deployment_sequence", [({}, deployment.get("sequence"))]
-    yield "runtime_key_expires_timestamp_seconds", [({}, seconds(identity.get("expires_at")))]
+    yield "runtime_key_expires_timestamp_seconds", [({}, instant(identity.get("expires_at")))]
     yield "signing_keys_version", [({}, keys.get("version"))]
     yield "clock_skew_seconds", [({}, document["clock_skew_s"])]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from firstboot.base import documents, systemd
-from firstboot.base.clock import Clock
+from firstboot.base.clock import Clock, instant
 from firstboot.base.errors import (
     ByteorError,
     Foreign,
@@ -26,7 +26,7 @@ from firstboot.base.errors import (
 )
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_page, agent_status
-from firstboot.commands.agent_page import fact, seconds, span, until, word
+from firstboot.commands.agent_page import fact, span, until, word
 from firstboot.commands.enroll import inputs
 from firstboot.commands.watching import Seen, watch, watch_arguments
 from firstboot.exchange import settings
@@ -230,9 +230,9 @@ def _under_way(layout: Layout, step: Step, met: Progress | None, *, now: float) 
     works, found = at_work(layout), dict[str, Any]()
     if met is not None:
         problem = word(met.problem, LONGEST)
-        since, last = (seconds(at) or now for at in (met.since, met.last_attempt_at))
+        since, last = (instant(at) or now for at in (met.since, met.last_attempt_at))
         often = f"attempt {met.attempts} in {span(now - since)}, {span(now - last)} ago"
-        due = seconds(met.next_attempt_at)
+        due = instant(met.next_attempt_at)
         if due is not None and works:
             often += f", next {until(due - now)}"
         found = {"problem": problem, "hint": met.hint}

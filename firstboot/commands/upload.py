@@ -161,11 +161,10 @@ def enter(layout: Layout, account: pwd.struct_passwd | None) -> None:
 def _opened(path: Path, kind: str) -> Iterator[tuple[int, About]]:
     """Yield an open file with what goes into the spool, and what is said of it."""
     name = redact_text(path.resolve().name if path.name in ("", "..") else path.name)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with files.attempt("read", path):
         # Told by its mode before it is opened: opening a device does things.
         _require_file(path, os.lstat(path).st_mode, kind)
-        fd = os.open(path, flags)
+        fd = os.open(path, files.READ)
     held = packing.hold(b"")
     try:
         facts = os.fstat(fd)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Optional
 
 from firstboot.base import documents, files
-from firstboot.base.clock import from_rfc3339
+from firstboot.base.clock import instant
 from firstboot.base.documents import Rule
 from firstboot.base.errors import Corrupt
 from firstboot.base.layout import Layout
@@ -39,13 +39,10 @@ Text = Annotated[str, Rule(bool, "a text that is not empty")]
 
 def key_ends(expires_at: str | None, now: float) -> str | None:
     """Return a sentence on the runtime key's end, from 14 days before it; else None."""
-    try:
-        left = from_rfc3339(expires_at or "") - now
-    except (ValueError, OverflowError):
+    end = instant(expires_at)
+    if end is None or end - now > EXPIRY_WARNING_S:
         return None
-    if left > EXPIRY_WARNING_S:
-        return None
-    return f"the runtime key {'expires' if left > 0 else 'expired'} at {expires_at}"
+    return f"the runtime key {'expires' if end > now else 'expired'} at {expires_at}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from firstboot.base.layout import Layout
 from firstboot.provision import cleanup, userdata
 from firstboot.provision.erase import grants, places, systemjournal
 from firstboot.provision.erase.copies import erase
-from firstboot.provision.erase.receipt import Copy, Receipt
+from firstboot.provision.erase.receipt import Copy, Receipt, save
 from firstboot.provision.erase.scrub import Scrubber
 from firstboot.provision.erase.search import SANDBOX
 from tests.boot.scan import canary, scan_tree
@@ -156,3 +156,16 @@ def test_the_units_may_write_every_place_that_is_searched() -> None:
         ]
         for place in (*places.TREES, *places.FILES, places.LOGS, places.STATUS):
             assert any(f"{place}/".startswith(f"{word}/") for word in words), (name, place)
+
+
+def test_a_damaged_receipt_is_set_aside_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As every record of ours: nothing is overwritten that somebody may want to read."""
+    layout = Layout(tmp_path)
+    layout.identity.mkdir(parents=True)
+    layout.erasure.write_text("{")
+    save(layout, Receipt(1.7e9, "b", 1, ()))
+    assert layout.erasure.with_name("erasure.json.corrupt-1").read_text() == "{"
+    said = capsys.readouterr().err
+    assert "erasure.json is damaged" in said and "corrupt-1" in said

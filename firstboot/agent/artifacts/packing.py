@@ -41,9 +41,6 @@ VERBATIM = (SPEC, SIGNING_KEYS)
 MOST_PARTS, DEEPEST = 4096, 16
 LARGEST_PART, LARGEST_WHOLE = 64 << 20, 512 << 20  # bytes before packing
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
 
 def hold(data: bytes) -> int:
     """Return an open file without a name that holds `data`; the caller closes it."""
@@ -232,7 +229,8 @@ def _files(directory: int, above: str, depth: int, found: Packed) -> Iterator[tu
                 # Told by its mode alone: opening a device does things.
                 found.left_out.append({"part": _name(path, set()), "why": kind_of(mode)})
                 continue
-            fd = os.open(name, _DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=directory)
+            flags = files.DIRECTORY if stat.S_ISDIR(mode) else files.READ
+            fd = os.open(name, flags, dir_fd=directory)
         try:
             if stat.S_ISDIR(mode):
                 yield from _files(fd, f"{path}/", depth + 1, found)

@@ -21,7 +21,7 @@ from firstboot.agent.problems import Problem
 from firstboot.agent.worker import Context, Work
 from firstboot.api.answers import NotThePlane, RequestRefused, check
 from firstboot.api.multipart import WrongContent
-from firstboot.base import log
+from firstboot.base import files, log
 from firstboot.base.clock import Chance, rng
 from firstboot.base.errors import ByteorError, Corrupt, LocalFault, Refused, TryAgain
 from firstboot.base.secret import Secret
@@ -303,7 +303,7 @@ class Sender(Work):
 
 def _open(entry: Entry) -> int:
     try:
-        fd = os.open(entry.data, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(entry.data, files.READ)
     except OSError as error:
         raise WrongContent(
             f"{entry.data} cannot be read: {os.strerror(error.errno or 0).lower()}"

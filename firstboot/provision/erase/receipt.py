@@ -23,7 +23,7 @@ from typing import Any, Optional
 
 from firstboot.base import documents, files
 from firstboot.base.clock import rfc3339
-from firstboot.base.errors import Corrupt, LocalFault
+from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 
 VERSION = 2
@@ -143,11 +143,7 @@ def save(layout: Layout, receipt: Receipt) -> Receipt:
 
     A damaged receipt is set aside first.
     """
-    try:
-        before = documents.read(layout.erasure, Stored) or Stored()
-    except Corrupt:
-        files.set_aside(layout.erasure)
-        before = Stored()
+    before = documents.read_or_set_aside(layout.erasure, Stored) or Stored()
     when = rfc3339(receipt.at)
     rows = [
         replace(row, at=row.at or when, boot_id=row.boot_id or receipt.boot_id)
