@@ -129,6 +129,7 @@ def holds(seed: int) -> None:
 @settings(max_examples=QUICK, deadline=None)
 @given(SEEDS)
 @example(95476)  # a token that ends in two quotes, one of them doubled, one an escape
+@example(7175064)  # one that ends in =', doubled
 @example(388432)  # one that ends in the half of an escape of quoted-printable
 @example(24366271)  # one that ends in a quote, and a soft line break between it and its double
 def test_whatever_the_reader_reads_is_erased_and_nothing_else(seed: int) -> None:

@@ -27,6 +27,7 @@ TOO_LARGE = "it unpacks to too much to be searched whole"
 _TEXT = bytes(16)  # the shortest token (contract 4.1), as `_PRINTABLE` shows it
 _WORD = re.compile(rb"[!-~]{16,}")
 _SOFT_BREAK = re.compile(rb"=\r?\n")  # of quoted-printable
+_HALF_ESCAPE = re.compile(rb"(?:\\|=[0-9A-Fa-f]?)\Z")
 TRIES = 2 << 20  # stretches of one file that are compared with the marks: some six seconds
 VIEW_LIMIT = 64 << 20  # bytes that one file may unpack to for that
 VIEW_COST = 100  # bytes that a small text counts more than it has
@@ -246,9 +247,9 @@ def _cuts(data: bytes, at: int, end: int, *, undone: bool) -> bool:
     many as it has itself there, and one that ends the scalar. A yes too many costs nothing: what no
     escape explains is found as it stands.
     """
-    if b"\\" in (data[at - 1 : at], data[end - 1 : end]) or b"=" in data[end - 2 : end]:
-        return True
     token = data[at:end]
+    if data[at - 1 : at] == b"\\" or _HALF_ESCAPE.search(token):
+        return True
     own = len(token) - len(token.rstrip(b"'"))
     after = _SOFT_BREAK.sub(b"", data[end : end + len(token)])
     first = len(token) - len(token.lstrip(b"'"))
