@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Optional
 
 from firstboot.agent.artifacts import spool
 from firstboot.agent.artifacts.spool import Census
 from firstboot.base.clock import instant
+from firstboot.base.documents import lenient
 from firstboot.exchange.handover import REENROLL, key_ends
 from firstboot.exchange.verdicts import FAILED, REFUSED, ROLLED_BACK, Seen
 
@@ -47,7 +48,7 @@ class Problem:
 
     code: str
     detail: str
-    hint: str | None = None
+    hint: Optional[str] = lenient()
 
     def shown(self) -> dict[str, str | None]:
         return asdict(self)

@@ -5,43 +5,51 @@ It says ages and not dates, since nobody subtracts at night.
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
 from firstboot.base.clock import instant
+from firstboot.exchange.handover import ENVIRONMENT
 
 LONGEST_WORD = 300
 COLUMNS, NEVER = 100, "never"
-# State of the agent -> its word
-STATES = {
-    "running": "running",
-    "stopped": "stopped",
-    "gone": "NOT RUNNING",
-    "silent": "SILENT",
-    "never_ran": "not running: it has not run since boot",
-    "unreadable": "unknown: status.json is damaged",
+RUNNING, STOPPED, GONE = "running", "stopped", "gone"
+SILENT, NEVER_RAN, UNREADABLE = "silent", "never_ran", "unreadable"
+# State of the agent -> its word, the sentence of its problem
+STATES: dict[str, tuple[str, str | None]] = {
+    RUNNING: ("running", None),
+    STOPPED: ("stopped", "the agent is stopped"),
+    GONE: ("NOT RUNNING", "the agent ended without an orderly stop, and is not running"),
+    SILENT: ("SILENT", "the agent has written nothing for hours"),
+    NEVER_RAN: ("not running: it has not run since boot", "the agent has not run since boot"),
+    UNREADABLE: ("unknown: status.json is damaged", "status.json is damaged"),
 }
+
+
+def show(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print a document for programs, or its lines for people."""
+    for line in [json.dumps(document, indent=1, sort_keys=True)] if as_json else lines:
+        print(line)
 
 
 def page(document: Mapping[str, Any], *, now: float) -> list[str]:
     """Return the whole page: the verdict first, then facts, then what to do."""
     lines = [_headline(document)]
-    identity = document.get("identity")
+    identity, loops = document["identity"], document["loops"]
     if identity:
-        environment = word(identity.get("environment_id") or "unknown")
-        where = f"{word(identity.get('api_base_url'))}, environment {environment}"
+        environment = word(identity["environment_id"] or None)
+        where = f"{word(identity['api_base_url'])}, environment {environment}"
         lines += [fact("control plane", where), fact("identity", _identity(identity, now))]
     lines += _facts(document, now=now)
-    if document.get("age_s") is not None:
+    if document["age_s"] is not None:
         lines.append(fact("written", f"{span(document['age_s'])} ago"))
-    loops = document.get("loops") or {}
-    download = (loops.get("deployments") or {}).get("download")
+    download, upload = loops.get("deployments", {}).get("download"), document["upload"]
     if download is not None:
         said = _so_far(download["deployment_id"], download["bytes"], download["size"])
         lines.append(fact("downloading", said))
-    upload = document.get("upload")
     if upload is not None:
         lines.append(fact("uploading", _so_far(upload["id"], upload["sent"], upload["size"])))
     if loops:
@@ -59,43 +67,39 @@ def _so_far(name: str, here: int, size: int) -> str:
 def summary(document: Mapping[str, Any], *, now: float) -> list[str]:
     """Return a few lines of the page, for ``byteor-firstboot status``."""
     lines = [_headline(document)]
-    loop = (document.get("loops") or {}).get("heartbeat")
+    loop = document["loops"].get("heartbeat")
     if loop:
-        due = instant(loop.get("next_attempt_at"))
-        coming = f", next {until(due - now)}" if document.get("running") and due is not None else ""
-        lines.append(fact("last contact", _ago(loop.get("last_success_at"), now) + coming))
+        due = until(loop["next_attempt_at"], now) if document["running"] else None
+        coming = f", next {due}" if due is not None else ""
+        lines.append(fact("last contact", _ago(loop["last_success_at"], now) + coming))
     return [*lines, *_facts(document, now=now), *_problems(document)]
 
 
 def _headline(document: Mapping[str, Any]) -> str:
-    count = len(document.get("problems") or [])
+    count, identity, who = len(document["problems"]), document["identity"], "no identity"
     verdict = "ok" if not count else f"DEGRADED, {count} problem{'s' if count > 1 else ''}"
-    identity = document.get("identity") or {}
-    name = word(identity.get("name") or "no name")
-    named = f"{word(identity.get('agent_id'))} ({name})" if identity else "no identity"
-    return fact("agent", f"{verdict}; {STATES[document['state']]}; {named}")
+    if identity:
+        who = f"{word(identity['agent_id'])} ({word(identity['name'] or 'no name')})"
+    return fact("agent", f"{verdict}; {STATES[document['state']][0]}; {who}")
 
 
 def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
     """Return deployment, keys, spool and clock; nothing for what there is none of."""
     lines = []
-    deployment, verdict = document.get("deployment") or {}, document.get("last_verdict") or {}
-    named = word(deployment.get("deployment_id"))
+    deployment, verdict = document["deployment"] or {}, document["last_verdict"]
     if deployment:
-        said = f"{named}, sequence {word(deployment.get('sequence'))}"
-        lines.append(fact("deployment", f"{said}, {word(deployment.get('state'))}"))
-    if verdict and verdict.get("deployment_id") != deployment.get("deployment_id", ""):
-        of = word(verdict.get("deployment_id") or "an unverified envelope,")
-        at = f" ({_ago(verdict.get('at'), now)})" if verdict.get("at") else ""
-        code = f": {word(verdict['code'])}" if verdict.get("code") else ""
-        lines.append(fact("last verdict", f"{of} {word(verdict.get('verdict'))}{code}{at}"))
-    keys = document.get("signing_keys")
+        lines.append(fact("deployment", f"{named(deployment)}, {word(deployment['state'])}"))
+    if verdict and verdict["deployment_id"] != deployment.get("deployment_id", ""):
+        of = verdict["deployment_id"] or "an unverified envelope,"
+        code = f": {word(verdict['code'])}" if verdict["code"] else ""
+        said = f"{of} {word(verdict['verdict'])}{code} ({_ago(verdict['at'], now)})"
+        lines.append(fact("last verdict", said))
+    keys, spool, skew = (document[name] for name in ("signing_keys", "spool", "clock_skew_s"))
     if keys:
-        said = f"version {word(keys.get('version'))}, from {word(keys.get('source'))}"
-        if keys.get("source") == "closed":
+        said = f"version {keys['version']}, from {word(keys['source'])}"
+        if keys["source"] == "closed":
             said = "none trusted: the key ring was damaged"
         lines.append(fact("signing keys", said))
-    spool = document.get("spool")
     if spool:
         most = f"{_size(MOST_BYTES)} and {MOST_ENTRIES} artifacts"
         kept = f", {_size(spool['bytes'])} of {most}" if spool["bytes"] is not None else ""
@@ -103,13 +107,18 @@ def _facts(document: Mapping[str, Any], *, now: float) -> list[str]:
         lines.append(fact("spool", f"{counts[0]} waiting, {counts[1]} quarantined{kept}"))
         for row in spool["quarantine"]:
             said = f"{word(row['id'])}, {word(row['kind'])}, refused: {reason(row)}"
-            lines.append(fact("", said))
-            lines.append(fact("", f"  byteor-agent retry {word(row['id'])}"))
-    skew = document.get("clock_skew_s")
+            lines += [fact("", said), fact("", f"  byteor-agent retry {word(row['id'])}")]
     if skew is not None and abs(skew) >= 1:
         side = "ahead of" if skew > 0 else "behind"
         lines.append(fact("clock", f"{span(abs(skew))} {side} the control plane's"))
     return lines
+
+
+def named(deployment: Mapping[str, Any]) -> str:
+    """Return a deployment's name for people; one that nobody signed has none."""
+    if deployment["deployment_id"] is None:
+        return "an unverified envelope"
+    return f"{deployment['deployment_id']}, sequence {deployment['sequence']}"
 
 
 def reason(row: Mapping[str, Any]) -> str:
@@ -119,34 +128,31 @@ def reason(row: Mapping[str, Any]) -> str:
 
 
 def _problems(document: Mapping[str, Any]) -> list[str]:
-    lines = [] if document.get("problems") else [fact("problems", "none")]
-    for problem in document.get("problems") or ():
+    lines = [] if document["problems"] else [fact("problems", "none")]
+    for problem in document["problems"]:
         lines.append(wrapped(f"! {word(problem['code'])}: {word(problem['detail'])}", 4))
-        if problem.get("hint"):
+        if problem["hint"]:
             lines.append(wrapped(f"    {word(problem['hint'])}", 4))
     return lines
 
 
 def _identity(identity: Mapping[str, Any], now: float) -> str:
-    if identity.get("source") == "environment":
+    if identity["source"] == ENVIRONMENT:
         return "from the environment: nothing is sealed here"
-    enrolled, expires = identity.get("enrolled_at"), identity.get("expires_at")
+    enrolled, expires = identity["enrolled_at"], identity["expires_at"]
     since = f" ({_ago(enrolled, now)})" if instant(enrolled) is not None else ""
-    said = f"enrolled {word(enrolled)}{since}; its key "
-    end = instant(expires)
-    if not expires:
-        return f"{said}has no end"
-    if end is None:
-        return f"{said}ends {word(expires)}"
-    return f"{said}ends {word(expires)} ({until(end - now) if end > now else _ago(expires, now)})"
+    end, at = instant(expires), ""
+    if end is not None:
+        at = f" ({until(expires, now) if end > now else _ago(expires, now)})"
+    ends = f"ends {word(expires)}{at}" if expires else "has no end"
+    return f"enrolled {word(enrolled)}{since}; its key {ends}"
 
 
 def _loop(name: str, loop: Mapping[str, Any], now: float) -> str:
-    last, tried = (_ago(loop.get(key), now) for key in ("last_success_at", "last_attempt_at"))
+    last, tried = (_ago(loop[key], now) for key in ("last_success_at", "last_attempt_at"))
     if last == NEVER:  # of this run of the agent; what has nothing to send asks nobody
-        last = "nothing to send" if loop.get("outcome") == "done" else "not since start"
-    due = instant(loop.get("next_attempt_at"))
-    coming = until(due - now) if due is not None else "-"
+        last = "nothing to send" if loop["outcome"] == "done" else "not since start"
+    coming = until(loop["next_attempt_at"], now) or "-"
     return f"{word(name):<14} {last:<15} {tried:<15} {coming:<12} {word(loop['failures'] or 0)}"
 
 
@@ -157,9 +163,9 @@ def fact(name: str, said: str) -> str:
 
 def wrapped(text: str, indent: int) -> str:
     """Break a line at 100 columns; what cannot be broken, as a path, stays whole."""
-    width, more = COLUMNS, " " * indent
+    more = " " * indent
     return textwrap.fill(
-        text, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
+        text, COLUMNS, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -174,9 +180,12 @@ def _ago(value: object, now: float) -> str:
     return f"{span(now - at)} ago" if at is not None else NEVER
 
 
-def until(left: float) -> str:
-    """Return when something is due, in words."""
-    return "now" if left < 1 else f"in {span(left)}"
+def until(value: object, now: float) -> str | None:
+    """Return when a date is due, in words; None for what is no date."""
+    at = instant(value)
+    if at is None:
+        return None
+    return "now" if at - now < 1 else f"in {span(at - now)}"
 
 
 def span(length: float) -> str:

@@ -13,9 +13,9 @@ anybody's. Only a user who may not look at the lock is told by the pid.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -25,33 +25,19 @@ from firstboot.base import documents, files
 from firstboot.base.clock import Clock, instant
 from firstboot.base.errors import ByteorError, LocalFault, NoToken, Refused
 from firstboot.base.layout import Layout
-from firstboot.commands.agent_page import page, word
+from firstboot.commands import agent_page
+from firstboot.commands.agent_page import word
 from firstboot.commands.agent_stored import Stored, loops
 from firstboot.commands.watching import Seen, watch, watch_arguments
 from firstboot.exchange import verdicts
 from firstboot.exchange.wake import is_running
 
-RUNNING, STOPPED, GONE = "running", "stopped", "gone"
-SILENT, NEVER_RAN, UNREADABLE = "silent", "never_ran", "unreadable"
 # The loops write at every attempt, and no healthy period or pause is longer than this.
 SILENT_S = 2 * 3600.0 + 300.0
 LIMIT = 100  # problems: more were never ours
 DEFAULT_PERIOD_S = 30.0
 FIRST, NO_BEAT = "heartbeat", "no heartbeat was accepted yet"
-# State -> the sentence of its problem
-STATES = {
-    RUNNING: None,
-    STOPPED: "the agent is stopped",
-    GONE: "the agent ended without an orderly stop, and is not running",
-    SILENT: "the agent has written nothing for hours",
-    NEVER_RAN: "the agent has not run since boot",
-    UNREADABLE: "status.json is damaged",
-}
-
-
-def status_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``status``."""
-    watch_arguments(parser)
+status_arguments = watch_arguments
 
 
 def status_command(arguments: argparse.Namespace) -> int:
@@ -61,16 +47,15 @@ def status_command(arguments: argparse.Namespace) -> int:
     """
     clock, layout = Clock(), arguments.layout
 
-    def show(seen: Seen) -> None:
-        if arguments.json:
-            print(json.dumps(seen.document, sort_keys=True, indent=1))
-        elif not isinstance(seen.stop, NoToken):
-            print("\n".join(page(seen.document, now=clock.wall())))
+    def page(seen: Seen) -> list[str]:
+        if isinstance(seen.stop, NoToken):
+            return []
+        return agent_page.page(seen.document, now=clock.wall())
 
-    seen = watch(arguments, lambda: _seen(layout, clock), show)
+    seen = watch(arguments, lambda: _seen(layout, clock), page)
     if isinstance(seen.stop, NoToken):
         raise seen.stop
-    if seen.document["state"] == NEVER_RAN:
+    if seen.document["state"] == agent_page.NEVER_RAN:
         raise LocalFault(seen.problem, hint=seen.hint)
     return 0
 
@@ -78,19 +63,26 @@ def status_command(arguments: argparse.Namespace) -> int:
 def _seen(layout: Layout, clock: Clock) -> Seen:
     document = look(layout, clock)
     stop: ByteorError | None = key_refused(document)
-    if document["state"] == NEVER_RAN and not layout.settings.exists():
+    if document["state"] == agent_page.NEVER_RAN and not layout.settings.exists():
         stop = NoToken("this host is not enrolled", hint="byteor-firstboot status")
     online = is_online(document, clock)
-    first: dict[str, Any] = next(iter(document["problems"]), {})
+    problem, hint = first_problem(document) if stop is None else (str(stop), stop.hint)
     return Seen(
         document=document,
         online=online,
-        well=online and not first,
+        well=online and not document["problems"],
         stop=stop,
         final=isinstance(stop, Refused),
-        problem=str(stop or first.get("detail", NO_BEAT)),
-        hint=stop.hint if stop is not None else first.get("hint"),
+        problem=problem,
+        hint=hint,
     )
+
+
+def first_problem(document: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the sentence and the hint to say when an agent is not well, or not online."""
+    for problem in document["problems"]:
+        return problem["detail"], problem["hint"]
+    return NO_BEAT, None
 
 
 def is_online(document: Mapping[str, Any], clock: Clock) -> bool:
@@ -101,7 +93,7 @@ def is_online(document: Mapping[str, Any], clock: Clock) -> bool:
 
 def last_beat(document: Mapping[str, Any], now: float) -> tuple[float | None, float]:
     """Return the age of the last accepted heartbeat, and their period, in seconds."""
-    loop = document["loops"].get(FIRST) or {}
+    loop = document["loops"].get(FIRST, {})
     period, last = loop.get("period_s") or 0.0, instant(loop.get("last_success_at"))
     return now - last if last is not None else None, period if period > 0 else DEFAULT_PERIOD_S
 
@@ -111,11 +103,10 @@ def key_refused(document: Mapping[str, Any]) -> Refused | None:
 
     What a stopped agent wrote does not count: its key may have been replaced since.
     """
-    loop = document["loops"].get(FIRST) or {}
-    if not document["running"] or loop.get("outcome") != "refused":
+    loop = document["loops"].get(FIRST)
+    if loop is None or not document["running"] or loop["outcome"] != "refused":
         return None
-    hint = loop.get("hint")
-    return Refused(word(loop.get("problem")), hint=word(hint) if hint else None)
+    return Refused(word(loop["problem"]), hint=loop["hint"] and word(loop["hint"]))
 
 
 # -- the document
@@ -131,56 +122,52 @@ def look(layout: Layout, clock: Clock) -> dict[str, Any]:
     shown = documents.parse(Stored, stored)
     written = instant(shown.written_at)
     age = max(0, int(now - written)) if written is not None else None
-    state = _state(layout, shown, age) if stored else NEVER_RAN
+    state = _state(layout, shown, age) if stored else agent_page.NEVER_RAN
     if fault is not None:
-        state = UNREADABLE
-    seen = verdicts.seen(layout)
-    document: dict[str, Any] = {
+        state = agent_page.UNREADABLE
+    seen, told = verdicts.seen(layout), _told(stored.get("problems"))
+    codes = {problem.code for problem in told}
+    expires = shown.identity.expires_at if shown.identity is not None else None
+    # What can be told without the agent, which may be down; it knows best what it says itself.
+    ours = [*of_the_expiry(expires, now), *of_the_activation(seen, now)]
+    ours = [problem for problem in ours if problem.code not in codes]
+    said = fault or agent_page.STATES[state][1]
+    down = [Problem(f"agent_{state}", said, start_hint(layout, state))] if said is not None else []
+    problems = unique([*down, *told, *ours])
+    sending = memory.progress(layout) if state == agent_page.RUNNING else None
+    return {
         **asdict(shown),
         "v": 1,
         "state": state,
-        "running": state == RUNNING,
+        "running": state == agent_page.RUNNING,
         "age_s": age,
         # The activator's own files are newer than what an agent wrote that is down.
         "deployment": seen.deployment,
         "signing_keys": seen.signing_keys,
         "last_verdict": seen.last_verdict,
         "loops": loops(stored.get("loops")),
+        "upload": sending and asdict(sending),
+        "problems": [problem.shown() for problem in problems],
+        "status": "degraded" if problems else "ok",
     }
-    told = _told(stored.get("problems"))
-    codes = {problem.code for problem in told}
-    expires = shown.identity.expires_at if shown.identity is not None else None
-    # What can be told without the agent, which may be down; it knows best what it says itself.
-    ours = [*of_the_expiry(expires, now), *of_the_activation(seen, now)]
-    ours = [problem for problem in ours if problem.code not in codes]
-    said = fault or STATES[state]
-    down = [Problem(f"agent_{state}", said, start_hint(layout, state))] if said is not None else []
-    problems = unique([*down, *told, *ours])
-    sending = memory.progress(layout) if state == RUNNING else None
-    document["upload"] = asdict(sending) if sending is not None else None
-    document["problems"] = [problem.shown() for problem in problems]
-    document["status"] = "degraded" if problems else "ok"
-    return document
 
 
 def _state(layout: Layout, shown: Stored, age: int | None) -> str:
     if shown.running is not True:  # also until the next agent has written
-        return STOPPED
+        return agent_page.STOPPED
     held = is_running(layout)
     if not (_alive(shown.pid) if held is None else held):
-        return GONE
-    return RUNNING if age is not None and age <= SILENT_S else SILENT
+        return agent_page.GONE
+    return agent_page.RUNNING if age is not None and age <= SILENT_S else agent_page.SILENT
 
 
 def _alive(pid: int | None) -> bool:
-    if pid is None or not 0 < pid < 1 << 31:
+    if not pid or pid >= 1 << 31:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # it is there, and another user's
+    except OSError as error:  # else it is there, and another user's
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -188,9 +175,9 @@ def start_hint(layout: Layout, state: str) -> str:
     """Return what to do about an agent that does not run."""
     if not layout.is_host:
         return f"byteor-agent run --root {layout.root}"
-    if state == STOPPED:
+    if state == agent_page.STOPPED:
         return "systemctl start byteor-agent"
-    if state == NEVER_RAN:
+    if state == agent_page.NEVER_RAN:
         return "byteor-firstboot status; if that is well: systemctl status byteor-agent"
     return "systemctl status byteor-agent, or journalctl -u byteor-agent"
 
@@ -199,10 +186,6 @@ def _told(rows: object) -> list[Problem]:
     """Return the agent's own problems, as far as they are of their shape."""
     found = []
     for row in rows[:LIMIT] if isinstance(rows, list) else ():
-        code, detail, hint = (
-            value if isinstance(row, dict) and isinstance(value := row.get(name), str) else None
-            for name in ("code", "detail", "hint")
-        )
-        if code is not None and detail is not None:
-            found.append(Problem(code, detail, hint))
+        with suppress(documents.Malformed):
+            found.append(documents.parse(Problem, row))
     return found

@@ -81,7 +81,7 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
     identity, spool = document["identity"] or {}, document["spool"] or {}
     deployment, keys = document["deployment"] or {}, document["signing_keys"] or {}
     loops: dict[str, Any] = document["loops"]
-    beat = instant((loops.get("heartbeat") or {}).get("last_success_at"))
+    beat, _ = agent_status.last_beat(document, now)
     named = {name: identity.get(name) for name in ("agent_id", "name", "environment_id")}
     yield "info", [({"version": document.get("agent_version"), **named}, 1)]
     yield "up", [({}, document["running"])]
@@ -91,13 +91,13 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
         [({"code": code}, 1) for code in sorted({row["code"] for row in document["problems"]})],
     )
     yield "status_age_seconds", [({}, document["age_s"])]
-    yield "heartbeat_age_seconds", [({}, max(0.0, now - beat) if beat is not None else None)]
+    yield "heartbeat_age_seconds", [({}, max(0.0, beat) if beat is not None else None)]
     yield "crashes", [({}, document.get("crashes"))]
     for when in ("last_success", "last_attempt", "next_attempt"):
-        values = {task: instant(loop.get(f"{when}_at")) for task, loop in loops.items()}
+        values = {task: instant(loop[f"{when}_at"]) for task, loop in loops.items()}
         yield f"task_{when}_timestamp_seconds", _by_task(values)
     for name, member in (("task_failures", "failures"), ("task_period_seconds", "period_s")):
-        yield name, _by_task({task: loop.get(member) for task, loop in loops.items()})
+        yield name, _by_task({task: loop[member] for task, loop in loops.items()})
     states = ("pending", "quarantined")
     yield "spool_artifacts", [({"state": one}, spool.get(one)) for one in states]
     yield "spool_artifacts_limit", [({}, MOST_ENTRIES)]

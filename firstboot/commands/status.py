@@ -7,7 +7,6 @@ root: what only root can read is said to be unknown.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,14 +15,7 @@ from typing import Any
 
 from firstboot.base import documents, systemd
 from firstboot.base.clock import Clock, instant
-from firstboot.base.errors import (
-    ByteorError,
-    Foreign,
-    Invalid,
-    LocalFault,
-    NotErased,
-    Refused,
-)
+from firstboot.base.errors import ByteorError, Foreign, Invalid, LocalFault, NotErased, Refused
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_page, agent_status
 from firstboot.commands.agent_page import fact, span, until, word
@@ -70,8 +62,10 @@ UNDER_WAY = (Step.REACH, Step.PREPARE, Step.ENROLL)
 AS_ROOT = "run as root"
 LONGEST = 2000  # characters of a line; an error is shown in full
 PENDING = "pending: the token is erased once cloud-init has finished (byteor-erase.service)"
-WHO = ("identity", "agent_id", "name", "plane", "enrolled_at", "expires_at")
-SHOWN = (*WHO, "token", "erasure", "problem", "hint")
+SHOWN = (
+    *("identity", "agent_id", "name", "plane", "enrolled_at", "expires_at"),
+    *("token", "erasure", "problem", "hint"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,22 +77,17 @@ class Erased:
     still_served: tuple[str, ...] = ()
 
 
-def status_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``status``."""
-    watch_arguments(parser)
+status_arguments = watch_arguments
 
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Print the state, then the agent's; 0 when it could be said, but for ``--check``."""
     clock, layout, given = Clock(), arguments.layout, inputs(arguments)
 
-    def show(seen: Seen) -> None:
-        if arguments.json:
-            print(json.dumps(seen.document, indent=1, sort_keys=True))
-        else:
-            print("\n".join(_page(seen.document, now=clock.wall())))
+    def page(seen: Seen) -> list[str]:
+        return _page(seen.document, now=clock.wall())
 
-    watch(arguments, lambda: _seen(layout, given, clock), show)
+    watch(arguments, lambda: _seen(layout, given, clock), page)
     return 0
 
 
@@ -120,21 +109,17 @@ def _seen(layout: Layout, given: Inputs, clock: Clock) -> Seen:
     online = has_identity and agent_status.is_online(agent, clock)
     if document["state"] == "enrolled" and stop is None:
         stop = agent_status.key_refused(agent)
-    first: dict[str, Any] = next(
-        iter(agent["problems"]), {"detail": agent_status.NO_BEAT, "hint": None}
-    )
-    if not has_identity:
-        first = {"detail": document["summary"], "hint": None}
-    if document["problem"]:
-        first = {"detail": document["problem"], "hint": document["hint"]}
+    problem, hint = document["problem"], document["hint"]
+    if problem is None and has_identity:
+        problem, hint = agent_status.first_problem(agent)
     return Seen(
         document=document,
         online=online,
         well=online and document["problem"] is None and not agent["problems"],
         stop=stop,
         final=isinstance(stop, (Refused, Invalid, Foreign)) or document["hint"] == AS_ROOT,
-        problem=first["detail"],
-        hint=first["hint"],
+        problem=problem or document["summary"],
+        hint=hint,
     )
 
 
@@ -147,7 +132,7 @@ def _page(document: Mapping[str, Any], *, now: float) -> list[str]:
         if said[key]:
             lines.append(fact(key.replace("plane", "control plane"), word(said[key], LONGEST)))
     lines += [fact("notice", word(notice)) for notice in document["notices"]]
-    if document["identity"] == State.HERE.value or agent["state"] != agent_status.NEVER_RAN:
+    if document["identity"] == State.HERE.value or agent["state"] != agent_page.NEVER_RAN:
         lines += agent_page.summary(agent, now=now)
     return lines
 
@@ -232,9 +217,9 @@ def _under_way(layout: Layout, step: Step, met: Progress | None, *, now: float) 
         problem = word(met.problem, LONGEST)
         since, last = (instant(at) or now for at in (met.since, met.last_attempt_at))
         often = f"attempt {met.attempts} in {span(now - since)}, {span(now - last)} ago"
-        due = instant(met.next_attempt_at)
+        due = until(met.next_attempt_at, now)
         if due is not None and works:
-            often += f", next {until(due - now)}"
+            often += f", next {due}"
         found = {"problem": problem, "hint": met.hint}
         if step in UNDER_WAY:
             # What ended a run is this host's own fault: nothing is waited for.

@@ -29,8 +29,8 @@ from firstboot.base.errors import ByteorError, LocalFault, Refused, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.base.redaction import redact_text
 from firstboot.base.secret import Secret
-from firstboot.commands.agent_page import reason
-from firstboot.commands.agent_status import GONE, NEVER_RAN, STOPPED, look
+from firstboot.commands.agent_page import GONE, NEVER_RAN, STOPPED, reason
+from firstboot.commands.agent_status import look
 from firstboot.commands.watching import Line
 from firstboot.exchange import verdicts, wake
 from firstboot.identity import store

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, Callable
 
 from firstboot.base.clock import monotonic
 from firstboot.base.errors import ByteorError, CheckFailed, TryAgain
+from firstboot.commands.agent_page import show
 
 WAIT_S = 600.0
 POLL_S = 1.0
@@ -78,14 +80,14 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def watch(
-    arguments: argparse.Namespace, look: Callable[[], Seen], show: Callable[[Seen], None]
+    arguments: argparse.Namespace, look: Callable[[], Seen], page: Callable[[Seen], Iterable[str]]
 ) -> Seen:
     """Look, wait if that is asked for, show, and raise what the flags ask for.
 
     The page or document is printed in every case, once, before the error; a terminal shows what is
-    waited for. With both flags the host
-    must be online in time and then be well; without any, nothing is raised here. An error that
-    names a time is TryAgain (6); one that a longer wait would not change is raised at once.
+    waited for. With both flags the host must be online in time and then be well; without any,
+    nothing is raised here. An error that names a time is TryAgain (6); one that a longer wait would
+    not change is raised at once.
     """
     seen, pause, line = look(), Event(), Line()
     limit = monotonic() + (arguments.wait or 0.0)
@@ -97,7 +99,7 @@ def watch(
         pause.wait(min(POLL_S, left))
         seen = look()
     line.clear()
-    show(seen)
+    show(seen.document, page(seen), as_json=arguments.json)
     if arguments.wait is not None and not seen.online:
         if seen.final and seen.stop is not None:
             raise seen.stop

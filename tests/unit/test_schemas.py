@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from firstboot.cli import PROGRAMS
-from firstboot.commands import agent_status, status, verify
+from firstboot.commands import agent_page, status, verify
 from firstboot.exchange import verdicts
 from firstboot.identity.store import State
 from firstboot.provision.erase.receipt import RESULTS
@@ -64,7 +64,7 @@ def test_the_words_are_those_of_the_code() -> None:
     assert set(first["properties"]["identity"]["enum"]) == {one.value for one in State} | {None}
     assert tuple(first["$defs"]["erasure"]["properties"]["copies"]["properties"]) == RESULTS
     agent = schemas.load()["byteor-agent-status"]["properties"]
-    assert set(agent["state"]["enum"]) == set(agent_status.STATES)
+    assert set(agent["state"]["enum"]) == set(agent_page.STATES)
     rows = schemas.load()["byteor-agent-deployments"]["properties"]["deployments"]["items"]
     known = {verdicts.ACTIVE, verdicts.REFUSED, verdicts.FAILED, verdicts.ROLLED_BACK}
     assert set(rows["properties"]["verdict"]["enum"]) == known | {verdicts.WAITING}

@@ -7,7 +7,7 @@ from typing import Callable
 import pytest
 
 from firstboot.base.errors import ByteorError, LocalFault, Refused, TryAgain
-from firstboot.commands.verify import FAILED, NOT_CHECKED, OK, uploaded
+from firstboot.commands.verify import FAILED, NOT_CHECKED, OK, judge, uploaded
 
 
 def raising(error: ByteorError) -> Callable[[], str]:
@@ -45,9 +45,9 @@ def test_each_outcome_of_the_test_upload(
     upload: Callable[[], str], result: str, seen: str, advice: str | None
 ) -> None:
     """Stored is ok; refused, not sent and too late are failures, each with what to do."""
-    got, said, hint = uploaded(upload)
-    assert got == result and seen in said
-    assert hint is None if advice is None else advice in str(hint)
+    check = judge("artifact upload", lambda: uploaded(upload))
+    assert check.result == result and seen in check.seen
+    assert check.advice is None if advice is None else advice in str(check.advice)
 
 
 def test_nobody_uploads_unasked() -> None:
