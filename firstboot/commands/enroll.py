@@ -60,10 +60,7 @@ def reenroll_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Do all of first boot."""
-    from firstboot.provision.run import Options, run
-
-    options = Options(again=arguments.again, give_up_after=arguments.give_up_after)
-    return run(arguments.layout, inputs(arguments), options)
+    return _run(arguments, again=arguments.again)
 
 
 def reenroll_command(arguments: argparse.Namespace) -> int:
@@ -72,10 +69,14 @@ def reenroll_command(arguments: argparse.Namespace) -> int:
     With a bare token (``--token-file``) the routing is that of the identity: no source, which
     others than the operator may have written since, can send the token elsewhere.
     """
+    log.audit(arguments.layout, "reenroll")
+    return _run(arguments, reenroll=True)
+
+
+def _run(arguments: argparse.Namespace, *, again: bool = False, reenroll: bool = False) -> int:
     from firstboot.provision.run import Options, run
 
-    log.audit(arguments.layout, "reenroll")
-    options = Options(reenroll=True, give_up_after=arguments.give_up_after)
+    options = Options(again, reenroll, arguments.give_up_after)
     return run(arguments.layout, inputs(arguments), options)
 
 

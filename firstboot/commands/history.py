@@ -7,21 +7,19 @@ root's, which the agent cannot write; one of an artifact takes it out of the qua
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from firstboot.activate import directories, journal, replay
+from firstboot.agent.problems import ENDS
 from firstboot.base import log, systemd
 from firstboot.base.errors import Invalid, NoToken
 from firstboot.base.layout import ENVELOPE, Layout
-from firstboot.commands.agent_page import word
+from firstboot.commands.agent_page import show, word
 from firstboot.exchange import verdicts
 from firstboot.exchange.wake import wake
-
-UNFORTUNATE = (verdicts.FAILED, verdicts.ROLLED_BACK, verdicts.REFUSED)
 
 
 def deployments_command(arguments: argparse.Namespace) -> int:
@@ -30,10 +28,7 @@ def deployments_command(arguments: argparse.Namespace) -> int:
     if not layout.settings.exists() and not layout.activation.exists():
         raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
     document = look(layout)
-    if arguments.json:
-        print(json.dumps(document, sort_keys=True, indent=1))
-    else:
-        print("\n".join(page(document)))
+    show(document, page(document), as_json=arguments.json)
     return 0
 
 
@@ -42,15 +37,9 @@ def look(layout: Layout) -> dict[str, Any]:
     known, current = verdicts.read(layout), directories.named(layout)
     rows: list[dict[str, Any]] = []
     for row in known.history:
-        name = row.name
-        rows.append(
-            {
-                **asdict(row),
-                "name": name,
-                "on_disk": name is not None and (layout.deployments / name).is_dir(),
-                "current": name is not None and name == current,
-            }
-        )
+        on_disk = row.name is not None and (layout.deployments / row.name).is_dir()
+        is_current = row.name is not None and row.name == current
+        rows.append({**asdict(row), "name": row.name, "on_disk": on_disk, "current": is_current})
     return {
         "v": 1,
         "current": current,
@@ -78,7 +67,7 @@ def page(document: Mapping[str, Any]) -> list[str]:
         lines.append(f"{mark} {word(row['at'])}  {verdict}{'  ' + said if said else ''}")
     # Not what was refused before its bundle was asked for: no retry changes that.
     last = rows[-1] if rows else {"verdict": None}
-    if last["verdict"] in UNFORTUNATE and last["payload_sha256"] and last["name"]:
+    if last["verdict"] in ENDS and last["payload_sha256"] and last["name"]:
         lines.append(f"to retry it: byteor-agent retry {word(last['name'])}")
     return lines
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from typing import Callable
@@ -13,6 +12,7 @@ from firstboot.base.clock import Clock
 from firstboot.base.errors import ByteorError, Invalid, LocalFault, NoToken
 from firstboot.base.layout import Layout
 from firstboot.commands import enroll
+from firstboot.commands.agent_page import show
 from firstboot.provision import leaks, userdata
 from firstboot.provision.schema import PLACE, parse
 from firstboot.provision.sources import USER_DATA_LIMIT
@@ -52,19 +52,15 @@ def check_userdata(data: bytes, *, as_json: bool = False) -> int:
     try:
         form, missing, warnings = _judge(data)
     except ByteorError as error:
-        if as_json:
-            verdict = {"would_enroll": False, "problem": str(error), "hint": error.hint}
-            print(json.dumps({"v": 1, **verdict}, indent=1))
+        verdict = {"v": 1, "would_enroll": False, "problem": str(error), "hint": error.hint}
+        show(verdict, (), as_json=as_json)
         raise
-    if as_json:
-        said = {"form": form, "left_to_the_image": missing, "warnings": warnings}
-        print(json.dumps({"v": 1, "would_enroll": True, **said}, indent=1))
-        return 0
-    if missing:
-        log.warning(f"left to the image's /etc/byteor/firstboot.yaml: {', '.join(missing)}")
-    for warning in warnings:
+    said = [f"left to the image's /etc/byteor/firstboot.yaml: {', '.join(missing)}"] * bool(missing)
+    for warning in [] if as_json else [*said, *warnings]:
         log.warning(warning)
-    print(f"would enroll a host: {form} form")
+    found = {"form": form, "left_to_the_image": missing, "warnings": warnings}
+    document = {"v": 1, "would_enroll": True, **found}
+    show(document, [f"would enroll a host: {form} form"], as_json=as_json)
     return 0
 
 
@@ -138,12 +134,10 @@ def preflight_command(arguments: argparse.Namespace) -> int:
             row.update(result="failed", problem=str(error), hint=error.hint)
             failed = failed or error
         rows.append(row)
-    if arguments.json:
-        print(json.dumps({"v": 1, "checks": rows, "token": found.token is not None}, indent=1))
-    else:
-        for row in rows:
-            print(f"{'!' if row['problem'] else '+'} {row['check']}: {row['problem'] or 'ok'}")
-        print(TOKENS[marks.classify(found.token).value if found.token is not None else None])
+    lines = [f"{'!' if r['problem'] else '+'} {r['check']}: {r['problem'] or 'ok'}" for r in rows]
+    lines.append(TOKENS[marks.classify(found.token).value if found.token is not None else None])
+    document = {"v": 1, "checks": rows, "token": found.token is not None}
+    show(document, lines, as_json=arguments.json)
     if failed is not None:
         raise failed
     return 0

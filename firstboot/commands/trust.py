@@ -8,7 +8,6 @@ enrollment reply, which leads into the same chain again. What is active stays ac
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 from typing import Any
@@ -17,9 +16,10 @@ from firstboot.activate import chain, keyring
 from firstboot.activate.chain import Ring
 from firstboot.activate.signatures import Key
 from firstboot.base import files, log
-from firstboot.base.clock import Clock, from_rfc3339
+from firstboot.base.clock import Clock
 from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
+from firstboot.commands import agent_page
 from firstboot.commands.agent_page import word
 from firstboot.exchange.inbox import drop_key_sets
 from firstboot.exchange.settings import Settings
@@ -54,9 +54,6 @@ def trust_command(arguments: argparse.Namespace) -> int:
 def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     """Print the ring that is trusted now."""
     ring, why = keyring.look(layout, settings)
-    if as_json:
-        print(json.dumps(_document(ring), indent=1, sort_keys=True))
-        return 0
     found = f" ({keyring.said(ring, why)})" if why in keyring.WHY else ""
     version = f"version {ring.version}" if ring.envelope is not None else "none yet"
     rows = [("key set", version + found), ("source", SOURCES[ring.source])]
@@ -67,17 +64,17 @@ def show(layout: Layout, settings: Settings, *, as_json: bool) -> int:
     if ring.refused is not None:
         rows.append(("refused", f"{ring.refused.code} at {ring.refused.at}: {ring.refused.detail}"))
         rows.append(("hint", keyring.RESET))
-    for name, said in rows:
-        print(f"{name:<14} {word(said)}")
+    lines = [f"{name:<14} {word(said)}" for name, said in rows]
+    agent_page.show(_document(ring), lines, as_json=as_json)
     return 0
 
 
 def _state(key: Key, now: float) -> str:
     if key.status != ACTIVE or key.not_after is None:
         return key.status
-    if from_rfc3339(key.not_after) <= now:
-        return f"{key.status}, ended {key.not_after}: nothing new is accepted"
-    return f"{key.status} until {key.not_after}"
+    if key.signs(now):
+        return f"{key.status} until {key.not_after}"
+    return f"{key.status}, ended {key.not_after}: nothing new is accepted"
 
 
 def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
@@ -95,17 +92,17 @@ def reset(layout: Layout, settings: Settings, *, as_json: bool) -> int:
         drop_key_sets(layout)  # else one from before becomes the first one after
     told = wake(layout)
     aside = layout.shown(kept_as) if kept_as is not None else None
-    if as_json:
-        document = {**_document(ring), "set_aside": aside, "agent_told": told}
-        print(json.dumps(document, indent=1, sort_keys=True))
-        return 0
-    if aside is not None:
-        print(f"the former key ring is kept as {aside}")
     first = "the key sets of the control plane's next answer over TLS"
     if ring.pins:
         first = "the first key set that a pinned key signed"
-    print(f"trust starts again from {first}; what is active stays active")
-    print(f"the agent asks for it {'now' if told else 'when it looks next: start it, or wait'}")
+    lines = [
+        f"trust starts again from {first}; what is active stays active",
+        f"the agent asks for it {'now' if told else 'when it looks next: start it, or wait'}",
+    ]
+    if aside is not None:
+        lines.insert(0, f"the former key ring is kept as {aside}")
+    document = {**_document(ring), "set_aside": aside, "agent_told": told}
+    agent_page.show(document, lines, as_json=as_json)
     return 0
 
 

@@ -13,12 +13,11 @@ import signal
 import stat
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from firstboot.agent.artifacts import cleaning, memory, packing, spool
 from firstboot.agent.artifacts.spool import About, Added
@@ -65,25 +64,11 @@ def upload_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def upload_command(arguments: argparse.Namespace) -> int:
-    """Upload, with this host's own key known, so that it is found by its value."""
-    know_own_key(arguments.layout)
-    path = Path(arguments.file)
-    return upload(arguments.layout, path, kind=arguments.kind, wait=arguments.wait)
-
-
-def know_own_key(layout: Layout) -> None:
-    """Make this host's runtime key known to `redaction`, as far as this user may open it."""
-    Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))
-    try:
-        store.required(layout)  # opening it makes its key known
-    except ByteorError:
-        pass  # this user may not, or there is none
-
-
-def upload(layout: Layout, path: Path, *, kind: str, wait: bool) -> int:
-    """Spool `path` durably, tell the agent, print its id; with `wait` stay until it is stored."""
+    """Spool the file durably, tell the agent, print its id; with ``--wait`` stay until stored."""
+    layout: Layout = arguments.layout
+    know_own_key(layout)
     account = writer(layout)
-    with _opened(path, kind) as (source, about):
+    with _opened(Path(arguments.file), arguments.kind) as (source, about):
         added, before = hand_in(layout, account, source, about)
     print(added.id, flush=True)
     for row in about.replaced[: spool.MOST_REPLACED]:
@@ -95,9 +80,19 @@ def upload(layout: Layout, path: Path, *, kind: str, wait: bool) -> int:
     }
     if added.state in said:
         log.notice(f"{added.id} is {said[added.state]}")
-    if added.state != spool.UPLOADED and (wait or added.state == spool.QUARANTINED):
+    if added.state != spool.UPLOADED and (arguments.wait or added.state == spool.QUARANTINED):
         log.notice(f"uploaded as {wait_for(layout, added, before=before)}")
     return 0
+
+
+def know_own_key(layout: Layout) -> None:
+    """Make this host's runtime key known to `redaction`, as far as this user may open it.
+
+    So it is found by its value. Opening the identity makes it known.
+    """
+    Secret(os.environ.get("BYTEOR_AGENT_API_KEY", ""))
+    with suppress(ByteorError):  # this user may not, or there is none
+        store.required(layout)
 
 
 def hand_in(
@@ -231,7 +226,7 @@ def _in_force(layout: Layout, about: About) -> About:
 
 def failures(layout: Layout) -> object:
     """Return the agent's count of failed uploads; to be taken before it is told of a new one."""
-    return (look(layout, Clock())["loops"].get("artifacts") or {}).get("failures")
+    return look(layout, Clock())["loops"].get("artifacts", {}).get("failures")
 
 
 def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | None = None) -> str:
@@ -248,7 +243,11 @@ def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | N
             if added.id in spool.ids(layout.spool):
                 missed = 0
                 document = look(layout, Clock())
-                _raise_refusal(document, before)
+                loop = document["loops"].get("artifacts", {})
+                if loop.get("outcome") == "refused" and loop["failures"] != before:
+                    # Once more since then: that stays until a person acts.
+                    said = f"{loop['problem']}; it stays in the spool"
+                    raise Refused(said, hint=loop["hint"])
                 if document["state"] not in (STOPPED, GONE, NEVER_RAN):
                     seen_alive = monotonic()
                 line.show()
@@ -280,17 +279,6 @@ def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | N
         raise
     finally:
         line.clear()
-
-
-def _raise_refusal(document: Mapping[str, Any], before: object) -> None:
-    """Raise Refused where uploads were refused once more since: that stays until a person acts."""
-    loop = document["loops"].get("artifacts") or {}
-    if loop.get("outcome") == "refused" and loop.get("failures") != before:
-        hint = loop.get("hint")
-        raise Refused(
-            f"{loop.get('problem')}; it stays in the spool",
-            hint=hint if isinstance(hint, str) else None,
-        )
 
 
 class _Bar(Line):
