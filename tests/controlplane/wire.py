@@ -26,6 +26,7 @@ class Wire:
         self._pause_s: float | None = None
         self._step = 1
         self._queue: deque[bytes] = deque()
+        self._held: list[bytes] = []
         self._drip: asyncio.Task[None] | None = None
         self._severed = False
         self._closing = False
@@ -42,15 +43,25 @@ class Wire:
         if self._cut_after is not None:
             data, self._cut_after = data[: self._cut_after], self._cut_after - len(data)
         if self._pause_s is not None:
+            self._flush()
             self._queue.extend(data[at : at + self._step] for at in range(0, len(data), self._step))
             if self._drip is None:
                 self._drip = asyncio.get_running_loop().create_task(self._dripping())
         elif data:
-            self._real.write(data)
+            # With what else is written in this turn: servers send a short reply in one piece.
+            if not self._held:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._held.append(data)
         if self._cut_after is not None and self._cut_after <= 0:
             self._sever()
 
+    def _flush(self) -> None:
+        held, self._held = b"".join(self._held), []
+        if held:
+            self._real.write(held)
+
     def close(self) -> None:
+        self._flush()
         self._closing = True
         if self._drip is None:
             self._real.close()
@@ -67,6 +78,7 @@ class Wire:
 
     def say(self, data: bytes) -> None:
         """Send `data` as it is and close: no HTTP is added."""
+        self._flush()
         self._real.write(data)
         self._severed = True
         self._real.close()
@@ -77,6 +89,7 @@ class Wire:
         self._sever()
 
     def _sever(self) -> None:
+        self._flush()
         self._severed = True
         if not self._cut_by_reset:
             self._real.close()
