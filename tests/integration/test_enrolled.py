@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -183,6 +184,8 @@ def test_no_damage_to_a_state_file_keeps_an_enrolled_host_from_its_agent(
     for command in (["status"], ["run"], ["erase"], ["status", "--json"]):
         done = host.call("byteor-firstboot", *command)
         assert done.code == 0, (command, done)
+        assert command != ["run"] or "handed off" in done.err, done
+    assert json.loads(done.out)["state"] == "enrolled", done
 
 
 def test_what_was_sealed_before_the_machine_id_was_committed_is_bound_later(
@@ -219,8 +222,17 @@ def spoiled(path: Path, how: str) -> None:
         path.symlink_to("elsewhere") if how == "link" else path.mkdir()
 
 
-@pytest.mark.parametrize("name", ["marks.json", "lock", "run.lock", "erasure.json", "intent.json"])
-@pytest.mark.parametrize("how", ["mode", "owner", "hard link", "link", "directory"])
+LOCKS, HELD = ("lock", "run.lock"), ("marks.json", "erasure.json", "intent.json")
+
+
+# Links and directories in place of the latter are damage, above.
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *itertools.product((*LOCKS, *HELD), ("mode", "owner", "hard link")),
+        *itertools.product(LOCKS, ("link", "directory")),
+    ],
+)
 def test_a_neighbour_of_the_identity_never_keeps_a_host_from_its_agent(
     host: Host, name: str, how: str
 ) -> None:

@@ -90,6 +90,13 @@ def test_no_page_knows_the_machine_that_it_was_written_on(path: Path) -> None:
     assert not re.search(r"(?<![\w.])/(?:work|tmp|root|home)/|²", path.read_text())
 
 
+def test_the_tests_that_a_page_names_are_there() -> None:
+    """With their folder or without, as a reader of CONTRIBUTING looks for them."""
+    for page in PAGES:
+        for name in re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", page.read_text()):
+            assert [*(TOP / "tests").rglob(name)], (page, name)
+
+
 # -- what the code cites
 
 
