@@ -16,6 +16,8 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +25,7 @@ from typing import Any, Callable, NamedTuple, NoReturn
 
 from firstboot import __version__
 from firstboot.base import files, log, systemd
-from firstboot.base.errors import ByteorError, LocalFault, NotLaunched, NoToken, Usage
+from firstboot.base.errors import ByteorError, NotLaunched, NoToken, Usage
 from firstboot.base.layout import Layout
 
 INTERRUPTED = 130
@@ -109,9 +111,8 @@ def agent_main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # What follows -- is the command of `exec`: argparse must not look at its options.
     at = argv.index("--") if "--" in argv else len(argv)
-    if "exec" in argv[:at]:
-        return _main("byteor-agent", argv[:at], argv[at + 1 :])
-    return _main("byteor-agent", argv, None)
+    words = argv[at + 1 :] if "exec" in argv[:at] else None
+    return _main("byteor-agent", argv if words is None else argv[:at], words)
 
 
 def _open_standard_files() -> None:
@@ -132,18 +133,21 @@ def _main(program: str, argv: list[str], words: list[str] | None) -> int:
     log.set_up(program, verbose=False)
     sys.excepthook = _unexpected
     try:
-        arguments, extra = parser(program).parse_known_args(argv)
-        if extra:
-            _refuse(f"{program} {arguments.command}", arguments, extra[0])
-        arguments.words = words
-        log.set_up(program, verbose=arguments.verbose)
-        return int(arguments.handler(arguments))
+        with _translated():
+            arguments, extra = parser(program).parse_known_args(argv)
+            if extra:
+                _refuse(f"{program} {arguments.command}", arguments, extra[0])
+            arguments.words = words
+            log.set_up(program, verbose=arguments.verbose)
+            return int(arguments.handler(arguments))
     except ByteorError as error:
         if isinstance(error, NoToken) and systemd.under_systemd():
             # A host that is to have no token is not broken: one line, and it is no error.
             log.notice(f"{error}; {error.hint}")
             return error.exit_code
-        _say(error)
+        log.error(str(error))
+        if error.hint:
+            log.hint(error.hint)
         # `exec` answers as env and docker do: 2 would be taken for its command's own.
         is_usage_of_exec = isinstance(error, Usage) and words is not None
         return NotLaunched.exit_code if is_usage_of_exec else error.exit_code
@@ -152,25 +156,17 @@ def _main(program: str, argv: list[str], words: list[str] | None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Make a file that the system refuses a fault of this host, where no branch expected it."""
+    try:
+        yield
     except OSError as error:
-        # A file that the system refuses is a fault of this host, also where no branch expected it.
         if not isinstance(error.filename, str):
             raise
-        return _local_fault(error)
-
-
-def _say(error: ByteorError) -> None:
-    log.error(str(error))
-    if error.hint:
-        log.hint(error.hint)
-
-
-def _local_fault(error: OSError) -> int:
-    try:
         files.fail("use", Path(error.filename), error)
-    except LocalFault as fault:
-        _say(fault)
-        return fault.exit_code
 
 
 def _unexpected(

@@ -28,6 +28,7 @@ from firstboot.base.errors import ByteorError, LocalFault
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_status, history, status, upload, verify
 from firstboot.commands.enroll import inputs
+from firstboot.commands.flags import flag
 
 DIAGNOSTIC = "diagnostic"
 LIBRARIES = ("requests", "urllib3", "PyYAML", "cryptography")
@@ -49,9 +50,7 @@ def diagnose_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="default: byteor-diagnose-TIME.tar.gz, here"
     )
-    parser.add_argument(
-        "--upload", action="store_true", help="also queue it for upload, or only that without -o"
-    )
+    flag(parser, "--upload", "also queue it for upload, or only that without -o")
 
 
 def diagnose_command(arguments: argparse.Namespace) -> int:

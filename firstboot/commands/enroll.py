@@ -10,6 +10,7 @@ import os
 import sys
 
 from firstboot.base import log, systemd
+from firstboot.commands.flags import flag
 from firstboot.provision.sources import Inputs
 
 LONGEST_STDIN = 65537  # bytes; one more than any source may hold, so that too much is noticed
@@ -40,11 +41,7 @@ def token_file(parser: argparse.ArgumentParser) -> None:
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``run``."""
     reenroll_arguments(parser)
-    parser.add_argument(
-        "--again",
-        action="store_true",
-        help="present a refused token at once, not only in the next boot",
-    )
+    flag(parser, "--again", "present a refused token at once, not only in the next boot")
 
 
 def reenroll_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,13 +79,9 @@ def _run(arguments: argparse.Namespace, *, again: bool = False, reenroll: bool =
 
 def erase_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``erase``."""
-    parser.add_argument("--refused", action="store_true", help="erase refused tokens too")
-    parser.add_argument(
-        "--journal",
-        action="store_true",
-        help="if this boot's journal holds a token, remove all of this host's log",
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask before removing the log")
+    flag(parser, "--refused", "erase refused tokens too")
+    flag(parser, "--journal", "if this boot's journal holds a token, remove all of this host's log")
+    flag(parser, "--yes", "do not ask before removing the log")
 
 
 def erase_command(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,6 @@ import pwd
 import resource
 import signal
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -67,12 +66,10 @@ def exec_command(arguments: argparse.Namespace) -> NoReturn:
     """Become the command after ``--``."""
     if not arguments.words:
         raise NotLaunched("exec needs a command", hint="byteor-agent exec --user USER -- COMMAND")
-    launch(arguments.layout, arguments.words, user=arguments.user, environ=os.environ)
+    launch(arguments.layout, arguments.words, user=arguments.user)
 
 
-def launch(
-    layout: Layout, command: list[str], *, user: str | None, environ: Mapping[str, str]
-) -> NoReturn:
+def launch(layout: Layout, command: list[str], *, user: str | None) -> NoReturn:
     """Become `command` with the identity in its environment; NotLaunched if that fails.
 
     Without `user` the command runs as the caller. PATH is searched as that user.
@@ -86,7 +83,7 @@ def launch(
     # Both before privileges are dropped: only root reads the identity.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        variables = environment(environ, store.required(layout), account=account)
+        variables = environment(store.required(layout), account)
         if account is not None:
             accounts.become(account)
     except ByteorError as error:
@@ -126,11 +123,9 @@ def _close_inherited() -> None:
             os.set_inheritable(fd, fd < FIRST_INHERITED)
 
 
-def environment(
-    environ: Mapping[str, str], here: Identity, *, account: pwd.struct_passwd | None
-) -> dict[str, str]:
-    """Return `environ` with our three variables, and with HOME and the like of a new user."""
-    found = {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
+def environment(here: Identity, account: pwd.struct_passwd | None) -> dict[str, str]:
+    """Return ours with the three variables, and with HOME and the like of a new user."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     if account is not None:
         found.update(
             HOME=account.pw_dir,

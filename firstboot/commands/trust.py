@@ -21,6 +21,7 @@ from firstboot.base.errors import LocalFault, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_page
 from firstboot.commands.agent_page import word
+from firstboot.commands.flags import flag
 from firstboot.exchange.inbox import drop_key_sets
 from firstboot.exchange.settings import Settings
 from firstboot.exchange.verdicts import ACTIVE
@@ -37,10 +38,8 @@ SOURCES = {
 
 def trust_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flag of ``trust``."""
-    parser.add_argument(
-        "--reset",
-        action="store_true",
-        help="start over: from the pinned keys, else from the control plane over TLS",
+    flag(
+        parser, "--reset", "start over: from the pinned keys, else from the control plane over TLS"
     )
 
 

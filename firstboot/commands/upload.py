@@ -30,6 +30,7 @@ from firstboot.base.redaction import redact_text
 from firstboot.base.secret import Secret
 from firstboot.commands.agent_page import GONE, NEVER_RAN, STOPPED, reason
 from firstboot.commands.agent_status import look
+from firstboot.commands.flags import flag
 from firstboot.commands.watching import Line
 from firstboot.exchange import verdicts, wake
 from firstboot.identity import store
@@ -58,9 +59,7 @@ def upload_arguments(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", type="path", help="a regular file, or the directory of an incident"
     )
     parser.add_argument("--kind", required=True, choices=(BUNDLE, "snapshot", DIAGNOSTIC))
-    parser.add_argument(
-        "--wait", action="store_true", help="wait until the control plane stores or refuses it"
-    )
+    flag(parser, "--wait", "wait until the control plane stores or refuses it")
 
 
 def upload_command(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -23,10 +24,13 @@ from firstboot.base.layout import Layout
 from firstboot.base.secret import Secret
 from firstboot.commands import agent_status as agent
 from firstboot.commands.agent_page import NEVER_RAN, named, show, span, word
+from firstboot.commands.flags import flag
+from firstboot.commands.upload import upload_test
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.identity import store
 from firstboot.provision import preflight
+from firstboot.provision.schema import PLACE, ROUTING
 from firstboot.provision.sources import in_force
 
 OK, FAILED, NOT_CHECKED = "ok", "failed", "not checked"
@@ -38,7 +42,6 @@ CHECKS = (
     "artifact upload",
 )
 LONGEST_TOKEN = 8192  # characters
-PLACE = ("api_base_url", "org_id", "project_id", "environment_id")
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,14 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="-",
         help="read an operator token from stdin for the agent-list check",
     )
-    parser.add_argument(
-        "--upload-test",
-        action="store_true",
-        help="upload a small diagnostic artifact, for the fourth check",
-    )
+    flag(parser, "--upload-test", "upload a small diagnostic artifact, for the fourth check")
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Make the checks and print them, one line each; CheckFailed (exit 10) when one failed."""
     layout = arguments.layout
     token = Secret(sys.stdin.read(LONGEST_TOKEN).strip()) if arguments.operator_token else None
-    upload = _upload(layout) if arguments.upload_test else None
+    upload = partial(upload_test, layout) if arguments.upload_test else None
     made = checks(layout, token=token, config=arguments.config, upload=upload)
     lines = []
     for check in made:
@@ -130,12 +129,6 @@ def shown(made: list[Check]) -> dict[str, Any]:
     return {"v": 1, "checks": [asdict(check) for check in made]}
 
 
-def _upload(layout: Layout) -> Callable[[], str]:
-    from firstboot.commands.upload import upload_test
-
-    return lambda: upload_test(layout)
-
-
 def _listed(
     layout: Layout, token: Secret | None, document: Mapping[str, Any], *, config: Path | None
 ) -> Seen:
@@ -171,21 +164,18 @@ def _place(
     """
     try:
         here = store.required(layout)
-    except Foreign:
-        raise
     except ByteorError as error:
         agent_id = (document["identity"] or {}).get("agent_id")
         try:
             settings = in_force(layout, config=config)
         except LocalFault:
             raise error from None
-        if not isinstance(agent_id, str):
+        if agent_id is None or isinstance(error, Foreign):
             raise
     else:
-        agent_id, names = here.agent_id, (*PLACE, "proxy", "ca_certificates", "no_proxy")
+        agent_id, names = here.agent_id, ROUTING if here.routed else PLACE
         settings = Settings() if here.routed else frozen.load(layout)
-        found = {name: getattr(here, name) for name in names if here.routed or name in PLACE}
-        settings = replace(settings, **found)
+        settings = replace(settings, **{name: getattr(here, name) for name in names})
     missing = [name for name in PLACE if getattr(settings, name) is None]
     if missing:
         raise Unknown(f"this host does not know {', '.join(missing)}", hint="byteor-firstboot run")
@@ -203,14 +193,11 @@ def _beating(layout: Layout, document: Mapping[str, Any], *, now: float) -> Seen
     if age is not None:
         seen = f"the last one was accepted {span(age)} ago"
         if age <= 2 * period and not document["running"]:
-            return (
-                FAILED,
-                f"the agent does not run; {seen}",
-                agent.start_hint(layout, document["state"]),
-            )
+            advice = agent.start_hint(layout, document["state"])
+            return FAILED, f"the agent does not run; {seen}", advice
         if age <= 2 * period:
             return OK, f"{seen}, one every {period:g} s", None
-    loop = document["loops"].get(agent.FIRST) or {}
+    loop = document["loops"].get(agent.FIRST, {})
     broken = [row for row in document["problems"] if row["code"].startswith("agent_")]
     cause = broken[0] if broken else {"detail": loop.get("problem"), "hint": loop.get("hint")}
     return FAILED, f"{seen}: {cause['detail']}" if cause["detail"] else seen, cause["hint"]
@@ -241,9 +228,9 @@ def deployed(document: Mapping[str, Any]) -> Seen:
     loop = document["loops"].get("deployments")
     if loop is None:
         return NOT_CHECKED, "the agent has not looked for deployments", "byteor-agent status"
-    if loop.get("problem"):
-        return FAILED, str(loop["problem"]), loop.get("hint")
-    if not loop.get("last_success_at"):
+    if loop["problem"]:
+        return FAILED, loop["problem"], loop["hint"]
+    if not loop["last_success_at"]:
         seen = "the control plane was not asked yet"
         return NOT_CHECKED, seen, "wait a minute, then verify again"
     if verdict.get("verdict") == "waiting":

@@ -17,6 +17,7 @@ from typing import Any, Callable
 from firstboot.base.clock import monotonic
 from firstboot.base.errors import ByteorError, CheckFailed, TryAgain
 from firstboot.commands.agent_page import show
+from firstboot.commands.flags import flag
 
 WAIT_S = 600.0
 POLL_S = 1.0
@@ -72,11 +73,7 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"wait until this host is online; exit 6 after SECONDS (default {WAIT_S:.0f})",
     )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="exit 0 when all is well, 10 when not, or as `run` would",
-    )
+    flag(parser, "--check", "exit 0 when all is well, 10 when not, or as `run` would")
 
 
 def watch(
