@@ -146,8 +146,7 @@ def _main(program: str, argv: list[str], words: list[str] | None) -> int:
             log.notice(f"{error}; {error.hint}")
             return error.exit_code
         log.error(str(error))
-        if error.hint:
-            log.hint(error.hint)
+        log.hint(error.hint)
         # `exec` answers as env and docker do: 2 would be taken for its command's own.
         is_usage_of_exec = isinstance(error, Usage) and words is not None
         return NotLaunched.exit_code if is_usage_of_exec else error.exit_code

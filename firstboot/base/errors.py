@@ -17,7 +17,7 @@ class ByteorError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.hint: str | None = hint or self.advice
+        self.hint: str = hint or self.advice
 
 
 class Usage(ByteorError):

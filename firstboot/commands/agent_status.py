@@ -36,7 +36,7 @@ from firstboot.exchange.wake import is_running
 SILENT_S = 2 * 3600.0 + 300.0
 LIMIT = 100  # problems: more were never ours
 DEFAULT_PERIOD_S = 30.0
-FIRST, NO_BEAT = "heartbeat", "no heartbeat was accepted yet"
+FIRST = "heartbeat"
 status_arguments = watch_arguments
 
 
@@ -56,7 +56,7 @@ def status_command(arguments: argparse.Namespace) -> int:
     if isinstance(seen.stop, NoToken):
         raise seen.stop
     if seen.document["state"] == agent_page.NEVER_RAN:
-        raise LocalFault(seen.problem, hint=seen.hint)
+        raise LocalFault(seen.said[0], hint=seen.said[1])
     return 0
 
 
@@ -65,24 +65,18 @@ def _seen(layout: Layout, clock: Clock) -> Seen:
     stop: ByteorError | None = key_refused(document)
     if document["state"] == agent_page.NEVER_RAN and not layout.settings.exists():
         stop = NoToken("this host is not enrolled", hint="byteor-firstboot status")
-    online = is_online(document, clock)
-    problem, hint = first_problem(document) if stop is None else (str(stop), stop.hint)
     return Seen(
         document=document,
-        online=online,
-        well=online and not document["problems"],
+        online=is_online(document, clock),
+        trouble=first_problem(document) if stop is None else (str(stop), stop.hint),
         stop=stop,
         final=isinstance(stop, Refused),
-        problem=problem,
-        hint=hint,
     )
 
 
-def first_problem(document: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the sentence and the hint to say when an agent is not well, or not online."""
-    for problem in document["problems"]:
-        return problem["detail"], problem["hint"]
-    return NO_BEAT, None
+def first_problem(document: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """Return the sentence and the hint of the first problem."""
+    return next(((row["detail"], row["hint"]) for row in document["problems"]), None)
 
 
 def is_online(document: Mapping[str, Any], clock: Clock) -> bool:

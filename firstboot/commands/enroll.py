@@ -31,10 +31,7 @@ def inputs(arguments: argparse.Namespace) -> Inputs:
 def token_file(parser: argparse.ArgumentParser) -> None:
     """Add ``--token-file``."""
     parser.add_argument(
-        "--token-file",
-        type="path",
-        metavar="PATH|-",
-        help="read the bare token from PATH or stdin",
+        "--token-file", type="path", metavar="PATH|-", help="read the bare token from PATH or stdin"
     )
 
 

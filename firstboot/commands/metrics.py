@@ -86,10 +86,8 @@ def _families(document: Mapping[str, Any], now: float) -> Iterable[tuple[str, li
     yield "info", [({"version": document.get("agent_version"), **named}, 1)]
     yield "up", [({}, document["running"])]
     yield "degraded", [({}, document["status"] != "ok")]
-    yield (
-        "problem",
-        [({"code": code}, 1) for code in sorted({row["code"] for row in document["problems"]})],
-    )
+    codes = sorted({row["code"] for row in document["problems"]})
+    yield "problem", [({"code": code}, 1) for code in codes]
     yield "status_age_seconds", [({}, document["age_s"])]
     yield "heartbeat_age_seconds", [({}, max(0.0, beat) if beat is not None else None)]
     yield "crashes", [({}, document.get("crashes"))]

@@ -13,9 +13,11 @@ from firstboot.base.errors import ByteorError, Invalid, LocalFault, NoToken
 from firstboot.base.layout import Layout
 from firstboot.commands import enroll
 from firstboot.commands.agent_page import show
-from firstboot.provision import leaks, userdata
-from firstboot.provision.schema import PLACE, parse
-from firstboot.provision.sources import USER_DATA_LIMIT
+from firstboot.identity import store
+from firstboot.provision import leaks, preflight, progress, userdata
+from firstboot.provision.schema import PLACE, parse, require_complete
+from firstboot.provision.sources import USER_DATA_LIMIT, gather
+from firstboot.provision.tokens import Marks
 
 # The class of the token that counts -> the line about it
 TOKENS = {
@@ -101,11 +103,6 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
 
 def preflight_command(arguments: argparse.Namespace) -> int:
     """Make every check, one line each; the first failure decides the exit code."""
-    from firstboot.provision import preflight
-    from firstboot.provision.schema import require_complete
-    from firstboot.provision.sources import gather
-    from firstboot.provision.tokens import Marks
-
     layout = arguments.layout
     marks = Marks.load(layout, repair=False)
     found = gather(layout, enroll.inputs(arguments), classify=marks.classify)
@@ -148,9 +145,6 @@ def _seals(layout: Layout, seal: str) -> None:
 
     An image that was checked must not give all its hosts one key.
     """
-    from firstboot.identity import store
-    from firstboot.provision import preflight, progress
-
     busy = LocalFault(
         "identity/lock is held by another process", hint="rerun preflight when it has ended"
     )

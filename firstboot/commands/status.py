@@ -106,20 +106,17 @@ def _seen(layout: Layout, given: Inputs, clock: Clock) -> Seen:
         stop = None
     document["agent"] = agent
     has_identity = document["state"] in ("enrolled", ENVIRONMENT)
-    online = has_identity and agent_status.is_online(agent, clock)
     if document["state"] == "enrolled" and stop is None:
         stop = agent_status.key_refused(agent)
-    problem, hint = document["problem"], document["hint"]
-    if problem is None and has_identity:
-        problem, hint = agent_status.first_problem(agent)
+    trouble = agent_status.first_problem(agent) if has_identity else (document["summary"], None)
+    if document["problem"] is not None:
+        trouble = (document["problem"], document["hint"])
     return Seen(
         document=document,
-        online=online,
-        well=online and document["problem"] is None and not agent["problems"],
+        online=has_identity and agent_status.is_online(agent, clock),
+        trouble=trouble,
         stop=stop,
         final=isinstance(stop, (Refused, Invalid, Foreign)) or document["hint"] == AS_ROOT,
-        problem=problem or document["summary"],
-        hint=hint,
     )
 
 
@@ -169,7 +166,7 @@ def describe(
     for fault in view.faults[:1]:
         document.update(_problem(fault))
     met = _met(view, step)
-    document["progress"] = met.shown() if met is not None else None
+    document["progress"] = met and met.shown()
     document.update(_under_way(layout, step, met, now=clock.wall()))
     stop: ByteorError | None = None
     if step.name.startswith("STOP_"):
@@ -197,10 +194,8 @@ def _met(view: View, step: Step) -> Progress | None:
     that is enrolled: they are history.
     """
     met = view.progress
-    if met is None or met.doing not in DOING:
+    if met is None or met.doing not in DOING or (met.was_refused and view.refusal is None):
         return None
-    if met.was_refused and view.refusal is None:
-        return None  # that was another token
     enrolling = (*UNDER_WAY, Step.STOP_REFUSED)
     is_here = view.seen.identity is not None
     same = is_here if Step(met.doing) not in UNDER_WAY else step in enrolling

@@ -236,7 +236,7 @@ def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | N
     quarantine the artifact stays in the spool, also after an interrupt.
     """
     began = seen_alive = monotonic()
-    missed, line, pause = 0, _Bar(layout, added.id), Event()
+    missed, line, is_said, pause = 0, Line(), False, Event()
     try:
         while True:
             if added.id in spool.ids(layout.spool):
@@ -249,7 +249,11 @@ def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | N
                     raise Refused(said, hint=loop["hint"])
                 if document["state"] not in (STOPPED, GONE, NEVER_RAN):
                     seen_alive = monotonic()
-                line.show()
+                if sys.stderr.isatty():
+                    line.say(_bar(layout, added.id))
+                elif not is_said:
+                    log.notice("waiting until it is uploaded")
+                is_said = True
             elif added.id in spool.ids(layout.quarantine):
                 why = reason(spool.refusal(layout.quarantine / added.id))
                 raise Refused(
@@ -280,26 +284,12 @@ def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | N
         line.clear()
 
 
-class _Bar(Line):
-    """A bar that moves on a terminal, else a sentence."""
-
-    def __init__(self, layout: Layout, artifact: str) -> None:
-        super().__init__()
-        self._layout, self._artifact, self._is_said = layout, artifact, False
-
-    def show(self) -> None:
-        """Show how far the artifact is."""
-        if not sys.stderr.isatty():
-            if not self._is_said:
-                log.notice("waiting until it is uploaded")
-            self._is_said = True
-            return
-        said = memory.progress(self._layout)
-        if said is not None and said.id == self._artifact:
-            bar = "#" * (BAR * said.sent // said.size)
-            line = f"[{bar:<{BAR}}] {said.sent / 2**20:.1f} of {said.size / 2**20:.1f} MiB"
-        else:
-            own = spool.number(self._artifact)
-            before = sum(spool.number(other) < own for other in spool.ids(self._layout.spool))
-            line = f"waiting, {before} before it" if before else "waiting"
-        self.say(line)
+def _bar(layout: Layout, artifact: str) -> str:
+    """Return how far the artifact is, in one line."""
+    said = memory.progress(layout)
+    if said is not None and said.id == artifact:
+        bar = "#" * (BAR * said.sent // said.size)
+        return f"[{bar:<{BAR}}] {said.sent / 2**20:.1f} of {said.size / 2**20:.1f} MiB"
+    own = spool.number(artifact)
+    before = sum(spool.number(other) < own for other in spool.ids(layout.spool))
+    return f"waiting, {before} before it" if before else "waiting"

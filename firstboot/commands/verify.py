@@ -26,6 +26,7 @@ from firstboot.commands import agent_status as agent
 from firstboot.commands.agent_page import NEVER_RAN, named, show, span, word
 from firstboot.commands.flags import flag
 from firstboot.commands.upload import upload_test
+from firstboot.commands.watching import NO_BEAT
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.identity import store
@@ -189,7 +190,7 @@ def _place(
 def _beating(layout: Layout, document: Mapping[str, Any], *, now: float) -> Seen:
     """Judge by the agent that runs, then by what it wrote: two periods at most."""
     age, period = agent.last_beat(document, now)
-    seen = agent.NO_BEAT
+    seen = NO_BEAT
     if age is not None:
         seen = f"the last one was accepted {span(age)} ago"
         if age <= 2 * period and not document["running"]:

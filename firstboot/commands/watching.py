@@ -21,24 +21,28 @@ from firstboot.commands.flags import flag
 
 WAIT_S = 600.0
 POLL_S = 1.0
+NO_BEAT = "no heartbeat was accepted yet"
 
 
 @dataclass(frozen=True)
 class Seen:
     """One look at a host.
 
-    `online`: enrolled, and the control plane accepts the agent's heartbeats. `well`: online, and
-    nothing needs a person. `stop`: the error that `run` ends with, or has ended with; `final` when
-    waiting would not change it.
+    `online`: enrolled, and the control plane accepts the agent's heartbeats. `trouble`: a sentence
+    on what needs a person, and its hint. `stop`: the error that `run` ends with, or has ended with;
+    `final` when waiting would not change it.
     """
 
     document: dict[str, Any]
     online: bool
-    well: bool
+    trouble: tuple[str, str | None] | None
     stop: ByteorError | None
     final: bool
-    problem: str  # the first one, for the last line
-    hint: str | None
+
+    @property
+    def said(self) -> tuple[str, str | None]:
+        """Return what to say of a host that is not online, or not well."""
+        return self.trouble or (NO_BEAT, None)
 
 
 class Line:
@@ -92,17 +96,18 @@ def watch(
         left = limit - monotonic()
         if left <= 0:
             break
-        line.say(f"waiting: {seen.problem}")
+        line.say(f"waiting: {seen.said[0]}")
         pause.wait(min(POLL_S, left))
         seen = look()
     line.clear()
     show(seen.document, page(seen), as_json=arguments.json)
+    said, hint = seen.said
     if arguments.wait is not None and not seen.online:
         if seen.final and seen.stop is not None:
             raise seen.stop
-        raise TryAgain(f"not online after {arguments.wait:.0f} s: {seen.problem}", hint=seen.hint)
+        raise TryAgain(f"not online after {arguments.wait:.0f} s: {said}", hint=hint)
     if arguments.check and seen.stop is not None:
         raise seen.stop
-    if arguments.check and not seen.well:
-        raise CheckFailed(f"this host is not well: {seen.problem}", hint=seen.hint)
+    if arguments.check and not (seen.online and seen.trouble is None):
+        raise CheckFailed(f"this host is not well: {said}", hint=hint)
     return seen

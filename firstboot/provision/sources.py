@@ -339,8 +339,7 @@ def main() -> int:
         settings = settings_of(Layout(arguments.root), config=arguments.config)
     except ByteorError as error:
         log.error(str(error))
-        if error.hint:
-            log.hint(error.hint)
+        log.hint(error.hint)
         return error.exit_code
     print(json.dumps(frozen.freeze(settings)))
     return 0
