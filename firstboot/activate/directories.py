@@ -58,15 +58,19 @@ def read(layout: Layout, name: str | None) -> Marker | None:
         return None
 
 
+def holds(layout: Layout, name: str, deployment: Deployment) -> bool:
+    """Return True when a complete directory was made from this payload."""
+    made = read(layout, name)
+    return made is not None and made.payload_sha256 == deployment.payload_sha256
+
+
 def chosen(layout: Layout, deployment: Deployment) -> str:
     """Return the name for a deployment's directory.
 
     Its own, unless another environment's directory of that name is still kept.
     """
-    name, made = deployment.name, read(layout, deployment.name)
-    taken = os.path.lexists(layout.deployments / name) and (
-        made is None or made.payload_sha256 != deployment.payload_sha256
-    )
+    name = deployment.name
+    taken = os.path.lexists(layout.deployments / name) and not holds(layout, name, deployment)
     kept = name in (named(layout), verdicts.load(layout).previous)
     return f"{name}.{deployment.payload_sha256[:12]}" if taken and kept else name
 
@@ -118,11 +122,9 @@ def prune(layout: Layout, *, newest: int = KEPT) -> None:
     Half-made ones go too; what is not ours stays. Housekeeping: what cannot be removed is a
     warning.
     """
-    try:
-        present = [(path.lstat().st_mtime_ns, path.name) for path in layout.deployments.iterdir()]
-    except OSError as error:
-        log.warning(f"{layout.deployments} cannot be listed: {error.strerror}")
-        return
+    present: list[tuple[int, str]] = []
+    with log.warned(), files.attempt("look into", layout.deployments):
+        present += [(path.lstat().st_mtime_ns, path.name) for path in layout.deployments.iterdir()]
     ours = [name for _, name in sorted(present) if _NAME.match(name)]
     kept = {*ours[max(0, len(ours) - newest) :], named(layout), verdicts.load(layout).previous}
     for _, name in present:

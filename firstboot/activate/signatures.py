@@ -238,16 +238,13 @@ def read_approval(raw: bytes, keys: Iterable[Key]) -> tuple[Approval, Key]:
         part, signature, unverified = _split(raw)
         if type(unverified.get("kid")) is not str:
             raise ValueError("it names no kid")
-    except ValueError as error:
-        raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None
-    key = next((key for key in keys if key.kid == unverified["kid"]), None)
-    if key is None or not key.verifies(signature, part.encode("ascii")):
-        why = "the approval is not signed with a key of this environment"
-        raise Untrusted("approval_signature", why)
-    if type(unverified.get("v")) is not int or unverified["v"] != 1:
-        why = "the approval is of a version that this host does not know"
-        raise Untrusted("approval_version", why)
-    try:
+        key = next((key for key in keys if key.kid == unverified["kid"]), None)
+        if key is None or not key.verifies(signature, part.encode("ascii")):
+            why = "the approval is not signed with a key of this environment"
+            raise Untrusted("approval_signature", why)
+        if type(unverified.get("v")) is not int or unverified["v"] != 1:
+            why = "the approval is of a version that this host does not know"
+            raise Untrusted("approval_version", why)
         return documents.parse(Approval, unverified), key
     except ValueError as error:
         raise Untrusted("approval_undecodable", f"the approval cannot be read: {error}") from None

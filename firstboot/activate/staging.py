@@ -25,8 +25,7 @@ def prepare(
     replaced: it is another environment's, or nobody vouches for it.
     """
     final = layout.deployments / name
-    made = directories.read(layout, name)
-    if made is not None and made.payload_sha256 == deployment.payload_sha256:
+    if directories.holds(layout, name, deployment):
         approve(_approval(layout, name), deployment, ring=ring, now=now)
         return True
     bundle = deployment.bundle
