@@ -102,9 +102,9 @@ def test_what_is_written_while_a_run_waits_is_used_at_once(host: Host) -> None:
         content_type="application/json",
     )
     with at_work(host) as process:
-        time.sleep(2.0)
+        host.plane.wait_for(host.enrollments)
         host.defaults()
-        time.sleep(3.0)
+        time.sleep(3.0)  # several looks at its sources
         assert len(host.enrollments()) == 1
         host.plane.clear_faults()
         host.defaults(name="edge-8")
@@ -119,9 +119,9 @@ def test_retry_after_is_kept_whatever_is_written(host: Host) -> None:
     wait = {"Retry-After": "600"}
     host.plane.fault("enroll", "problem", times=9, status=429, code="busy", headers=wait)
     with at_work(host) as process:
-        time.sleep(2.0)
+        host.plane.wait_for(host.enrollments)
         host.defaults(name="edge-8", heartbeat_interval_s=60)
-        time.sleep(4.0)
+        time.sleep(4.0)  # several looks at its sources
         assert len(host.enrollments()) == 1 and process.poll() is None
         host.plane.clear_faults()
         host.defaults(api_base_url=host.plane.base_url.replace("127.0.0.1", "localhost"))
