@@ -63,7 +63,7 @@ def status_command(arguments: argparse.Namespace) -> int:
 def _seen(layout: Layout, clock: Clock) -> Seen:
     document = look(layout, clock)
     stop: ByteorError | None = key_refused(document)
-    if document["state"] == agent_page.NEVER_RAN and not layout.settings.exists():
+    if could_not_run(layout, document):
         stop = NoToken("this host is not enrolled", hint="byteor-firstboot status")
     return Seen(
         document=document,
@@ -72,6 +72,11 @@ def _seen(layout: Layout, clock: Clock) -> Seen:
         stop=stop,
         final=isinstance(stop, Refused),
     )
+
+
+def could_not_run(layout: Layout, document: Mapping[str, Any]) -> bool:
+    """Return True where no agent has run since boot, and none was enrolled."""
+    return document["state"] == agent_page.NEVER_RAN and not layout.settings.exists()
 
 
 def first_problem(document: Mapping[str, Any]) -> tuple[str, str | None] | None:

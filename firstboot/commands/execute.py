@@ -63,23 +63,20 @@ def exec_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def exec_command(arguments: argparse.Namespace) -> NoReturn:
-    """Become the command after ``--``."""
-    if not arguments.words:
-        raise NotLaunched("exec needs a command", hint="byteor-agent exec --user USER -- COMMAND")
-    launch(arguments.layout, arguments.words, user=arguments.user)
+    """Become the command after ``--``; NotLaunched if that fails.
 
-
-def launch(layout: Layout, command: list[str], *, user: str | None) -> NoReturn:
-    """Become `command` with the identity in its environment; NotLaunched if that fails.
-
-    Without `user` the command runs as the caller. PATH is searched as that user.
+    Without ``--user`` the command runs as the caller. PATH is searched as that user.
     """
+    layout: Layout = arguments.layout
+    command: list[str] = arguments.words
+    if not command:
+        raise NotLaunched("exec needs a command", hint="byteor-agent exec --user USER -- COMMAND")
     if layout.is_host and os.geteuid() != 0:
         raise NotLaunched(
             "only root may open this host's identity",
             hint="run as root, with --user for the command's user",
         )
-    account = None if user is None else _account(user)
+    account = None if arguments.user is None else _account(arguments.user)
     # Both before privileges are dropped: only root reads the identity.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

@@ -100,9 +100,7 @@ def hand_in(
     """Become `account`, spool an open file, tell the agent; return what `wait_for` needs."""
     enter(layout, account)
     added = spool.add(layout, source, _in_force(layout, about))
-    before = failures(layout)
-    wake.wake(layout, signal.SIGUSR2)
-    return added, before
+    return added, _tell(layout)
 
 
 def upload_test(layout: Layout) -> str:
@@ -110,9 +108,14 @@ def upload_test(layout: Layout) -> str:
     enter(layout, writer(layout))
     text = f"upload test of byteor-firstboot verify, {rfc3339(Clock().wall())}, {uuid.uuid4()}\n"
     added = spool.add_text(layout, text.encode(), name="upload-test")
-    before = failures(layout)
+    return wait_for(layout, added, before=_tell(layout), limit_s=TEST_WAIT_S)
+
+
+def _tell(layout: Layout) -> object:
+    """Tell the agent of a new artifact; return how many uploads in a row had failed before."""
+    before = look(layout, Clock())["loops"].get("artifacts", {}).get("failures")
     wake.wake(layout, signal.SIGUSR2)
-    return wait_for(layout, added, before=before, limit_s=TEST_WAIT_S)
+    return before
 
 
 def writer(layout: Layout) -> pwd.struct_passwd | None:
@@ -223,15 +226,10 @@ def _in_force(layout: Layout, about: About) -> About:
     return replace(about, deployment_id=deployment_id, spec_hash=spec_hash)
 
 
-def failures(layout: Layout) -> object:
-    """Return the agent's count of failed uploads; to be taken before it is told of a new one."""
-    return look(layout, Clock())["loops"].get("artifacts", {}).get("failures")
-
-
 def wait_for(layout: Layout, added: Added, *, before: object, limit_s: float | None = None) -> str:
     """Return the artifact's id at the control plane, once it has one.
 
-    `before` is what `failures` said. Refused: it is in quarantine, or this agent's uploads are
+    `before` is what `_tell` returned. Refused: it is in quarantine, or this agent's uploads are
     refused. LocalFault: no agent runs. TryAgain: it took longer than `limit_s`. Except in
     quarantine the artifact stays in the spool, also after an interrupt.
     """

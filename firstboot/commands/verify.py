@@ -208,7 +208,7 @@ def _without_identity(layout: Layout, document: Mapping[str, Any]) -> str | None
     """Return why there is no agent that could have run, None where there is one."""
     if document["state"] != NEVER_RAN:
         return None
-    if not layout.settings.exists():
+    if agent.could_not_run(layout, document):
         return "this host is not enrolled"
     with suppress(LocalFault):  # this user cannot tell
         if store.look(layout).state is store.State.FOREIGN:
