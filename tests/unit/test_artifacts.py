@@ -257,7 +257,7 @@ def test_what_is_always_refused_holds_nobody_up(bench: Bench, answer: Script, ma
     )  # one of them at a time, after what is new
 
 
-LARGE = b"x" * (63 << 20)
+LARGE = bytes(63 << 20)  # takes no memory until it is read
 
 
 @pytest.mark.parametrize(
