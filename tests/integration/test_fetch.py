@@ -28,7 +28,7 @@ from tests.integration.host import Host
 from tests.integration.loops import Agent, Fetch, raised
 
 MIB = 1 << 20
-SOON_S = 10.0  # on a busy machine; what is cut short would take twenty or more
+SOON_S = 10.0  # on a busy machine; what is cut short would take fifteen or more
 
 
 class Fetching(Agent):
@@ -396,7 +396,7 @@ def test_an_agent_that_is_stopped_in_the_middle_goes_on_there(host: Host, number
     """SIGTERM ends it at once; the next one shows the progress, asks for the rest, and
     it is activated.
     """
-    data = os.urandom(16 * MIB)
+    data = os.urandom(8 * MIB)
     made = host.plane.deploy({"spec.kv": b"a = 1\n", "data.bin": data})
     host.plane.fault("bundle", "drip", count=MIB // 2, every_s=1.0, times=None)
     part = host.path("var/lib/byteor/agent/inbox/bundle.part")
