@@ -23,6 +23,7 @@ from firstboot.base.documents import (
     Time,
     lenient,
 )
+from firstboot.base.log import one_line
 from firstboot.base.secret import Secret, redacted
 
 LONGEST_LIST = 64  # scopes that we keep
@@ -71,7 +72,7 @@ class Problem:
     def said(self) -> str:
         """Return one line of what the control plane said."""
         words = ": ".join(word for word in (self.code, self.detail or self.title) if word)
-        line = "".join(c if c.isprintable() else " " for c in words)[:LONGEST_SAID].strip()
+        line = one_line(words)[:LONGEST_SAID].strip()
         return line or "no reason given"
 
 

@@ -73,7 +73,7 @@ def sentence(text: S) -> S:
     """Return `text` as one printable line that every reader of ours takes; None stays None."""
     if text is None:
         return text
-    return "".join(c if c.isprintable() else " " for c in text)[:LONGEST_SENTENCE]
+    return log.one_line(text)[:LONGEST_SENTENCE]
 
 
 def lenient(default: Any = None) -> Any:

@@ -94,11 +94,14 @@ def _stderr_is_the_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
 
 
+def one_line(text: str) -> str:
+    """Return `text` with a space for each control character: it cannot forge another line."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _write(priority: int, message: str, facts: dict[str, object]) -> None:
     said = [f"{key}={_word(value)}" for key, value in facts.items() if value is not None]
-    # One line each: text of a server or a file must not be able to forge a second journal entry.
-    text = redacted(" ".join([message, *said]))
-    line = "".join(c if c.isprintable() else " " for c in text)
+    line = one_line(redacted(" ".join([message, *said])))
     prefix = "" if message.startswith("hint: ") else f"{_program}: "
     if os.environ.get("JOURNAL_STREAM"):
         prefix = f"<{priority}>"

@@ -12,6 +12,7 @@ from typing import Any
 
 from firstboot.agent.artifacts.spool import MOST_BYTES, MOST_ENTRIES
 from firstboot.base.clock import instant
+from firstboot.base.log import one_line
 from firstboot.exchange.handover import ENVIRONMENT
 
 LONGEST_WORD = 300
@@ -171,8 +172,7 @@ def wrapped(text: str, indent: int) -> str:
 
 def word(value: object, limit: int = LONGEST_WORD) -> str:
     """Return a value for a terminal: one line without control characters, of bounded length."""
-    text = "unknown" if value is None else str(value)
-    return "".join(c if c.isprintable() else " " for c in text)[:limit]
+    return one_line("unknown" if value is None else str(value))[:limit]
 
 
 def _ago(value: object, now: float) -> str:

@@ -189,5 +189,4 @@ def show_end(error: ByteorError) -> None:
 
 
 def _status(text: str) -> None:
-    line = "".join(c if c.isprintable() else " " for c in redacted(text))
-    systemd.notify(f"STATUS={line[:LONGEST_STATUS]}")
+    systemd.notify(f"STATUS={log.one_line(redacted(text))[:LONGEST_STATUS]}")
