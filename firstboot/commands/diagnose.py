@@ -24,7 +24,7 @@ from firstboot.agent.artifacts.packing import Packed, Part
 from firstboot.agent.artifacts.spool import About
 from firstboot.base import files, log, systemd
 from firstboot.base.clock import Clock, rfc3339
-from firstboot.base.errors import ByteorError, LocalFault
+from firstboot.base.errors import ByteorError
 from firstboot.base.layout import Layout
 from firstboot.commands import agent_status, history, status, upload, verify
 from firstboot.commands.enroll import inputs
@@ -105,6 +105,8 @@ def _parts(arguments: argparse.Namespace, packed: Packed) -> Iterator[Part]:
     for name, make in sorted(makers.items()):
         try:
             yield name, 0.0, make()
+        except FileNotFoundError:
+            packed.left_out.append({"part": name, "why": "there is none"})
         except (ByteorError, OSError, subprocess.SubprocessError) as error:
             why = str(error) if isinstance(error, ByteorError) else type(error).__name__
             packed.left_out.append({"part": name, "why": why})
@@ -117,7 +119,7 @@ def _json(document: dict[str, Any]) -> bytes:
 def _file(path: Path) -> bytes:
     data = files.read(path, limit=LARGEST_FILE)
     if data is None:
-        raise LocalFault("there is none")
+        raise FileNotFoundError(path)
     return data
 
 
