@@ -138,7 +138,7 @@ class Trouble:
     def refused(self, error: ByteorError, answer: Answer, *, mark: str) -> None:
         """Keep what the control plane said to the token of that mark, in the words of `error`."""
         problem, at = answer.problem, rfc3339(self._clock.wall())
-        kept = Refusal(mark, at, answer.status, error.hint or "")
+        kept = Refusal(mark, at, answer.status, error.hint)
         if problem is not None:
             kept = replace(kept, code=problem.code, detail=problem.detail or problem.title)
         self._write(error, refusal=kept)

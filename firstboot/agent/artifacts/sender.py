@@ -137,8 +137,7 @@ class Sender(Work):
         found = []
         for name, wait in list(self._alone.items()):
             detail = f"artifact {name} fails by itself, and waits: {wait.error}"
-            hint = wait.error.hint or "retried automatically, ever more rarely"
-            found.append(Problem("artifact_failing", detail, hint))
+            found.append(Problem("artifact_failing", detail, wait.error.hint))
         return found
 
     def shown(self) -> dict[str, Any]:
