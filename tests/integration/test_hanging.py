@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.host import Host
+from tests.integration.host import Host, on_this_machine
 from tests.integration.loops import SPEC_HASH
 
 PERIOD_S = 5.0
 OTHERS_S = 10.0  # the longest request but the heartbeat's
-SLACK_S = 6.0  # of a machine that is busy with something else
 CONTROL = {"deployments", "keysets", "reports"}  # they share a thread with the heartbeat
 
 
@@ -73,14 +72,14 @@ def test_no_beat_is_late_whatever_else_hangs(host: Host, report: None, tmp_path:
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-        assert process.returncode == 0 and time.monotonic() - began < 8.0
+        assert process.returncode == 0 and time.monotonic() - began < on_this_machine(3.0)
     finally:
         if process.poll() is None:
             process.kill()
             process.communicate()
     at = _beats(host)
     longest = max(later - earlier for earlier, later in zip(at, at[1:]))
-    assert longest <= 1.1 * PERIOD_S + OTHERS_S + SLACK_S, at
+    assert longest <= 1.1 * PERIOD_S + OTHERS_S + on_this_machine(3.0), at
     assert longest > 1.1 * PERIOD_S  # something was in the way
 
 
