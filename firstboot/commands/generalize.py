@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from firstboot.agent.artifacts import spool
-from firstboot.base import files, inplace, log, trees
-from firstboot.base.errors import CheckFailed, Corrupt, LocalFault, TryAgain, Usage
+from firstboot.base import files, log
+from firstboot.base.errors import CheckFailed, LocalFault, TryAgain, Usage
 from firstboot.base.layout import Layout
 from firstboot.commands import leftovers, unenroll
 from firstboot.commands.asking import confirmed
@@ -141,26 +141,13 @@ def remove(layout: Layout) -> int:
     with files.locked(layout.lock, busy=lambda: busy):
         there = [path for path in tops if os.path.lexists(path)]
         for path in there:
-            _remove(layout, path)
+            unenroll.remove(layout, path)
     left = leftovers.ours(layout)
     if left:
         raise LocalFault(
             f"{layout.shown(left[0])} came back: something writes to it", hint=f"rerun {HERE}"
         )
     return len(there)
-
-
-def _remove(layout: Layout, path: Path) -> None:
-    """Remove one name; what may hold a secret is overwritten before, through no link."""
-    secret = layout.identity in path.parents or path in (layout.drop_place, layout.token_file)
-    if secret and not path.is_symlink():
-        for file in [path, *path.rglob("*")]:
-            if file.is_file() and not file.is_symlink():
-                try:
-                    inplace.wipe_file(file)
-                except Corrupt:
-                    pass  # too large for a file of ours: removed as it is
-    trees.remove(path)
 
 
 def remove_stale(layout: Layout) -> int:
@@ -177,10 +164,10 @@ def remove_stale(layout: Layout) -> int:
         stale = [layout.set_aside, *layout.identity.glob("*.corrupt-*")]
         if seen.state in (State.FOREIGN, State.UNREADABLE):
             forget_answers(layout)
-            stale += [layout.handover, layout.sealing_key, layout.sealing_cred]
-            stale.append(layout.credentials)  # last: a command that was cut finds the same verdict
+            # The sealed file last: a command that was cut finds the same verdict.
+            stale += reversed(unenroll.sealed(layout))
         for path in stale:
-            _remove(layout, path)
+            unenroll.remove(layout, path)
     if seen.identity is not None:
         agent = seen.identity.agent_id
         print(f"this host stays enrolled as agent {agent}; {HERE} makes an image of it")

@@ -12,11 +12,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 
-from firstboot.base import files, inplace, log, systemd
+from firstboot.base import files, inplace, log, systemd, trees
 from firstboot.base.clock import monotonic
-from firstboot.base.errors import ByteorError, LocalFault, NoToken, TryAgain
+from firstboot.base.errors import ByteorError, Corrupt, LocalFault, NoToken, TryAgain
 from firstboot.base.layout import Layout
 from firstboot.exchange.inbox import forget_answers
 from firstboot.exchange.wake import is_running, wake
@@ -35,14 +36,19 @@ def unenroll_command(arguments: argparse.Namespace) -> int:
     layout: Layout = arguments.layout
     if os.geteuid() != layout.owner:
         raise LocalFault("only root may remove the identity", hint="run as root")
-    # The settings go last: a command that was cut can be repeated.
     if not any(map(os.path.lexists, (layout.credentials, layout.settings))):
         raise NoToken("this host is not enrolled", hint="byteor-firstboot status")
     log.audit(layout, "unenroll")
     stays = left_there(layout)
     with stopped(layout, *UNITS):
         begun = begun_there(layout)  # a run that waited for its answer has ended
-        _remove(layout)
+        for path in (*sealed(layout), layout.intent):
+            remove(layout, path)
+        forget_answers(layout)
+        # `reports` stays: it says which are of the former environment, and not to be sent.
+        for path in (layout.progress, layout.agent_state, layout.uploaded, layout.agent_status):
+            remove(layout, path)
+        files.remove(layout.settings)  # last: a command that was cut can be repeated
     print(*filter(None, (stays, begun)), sep="\n")
     return 0
 
@@ -88,16 +94,25 @@ def stopped(layout: Layout, *units: str) -> Iterator[None]:
         yield
 
 
-def _remove(layout: Layout) -> None:
-    """Remove the sealed identity first: a command that was cut leaves none that opens.
+def sealed(layout: Layout) -> tuple[Path, ...]:
+    """Return what opens as an identity, or is one, the sealed file first.
 
-    In the agent's own directory names alone are unlinked; only root can replace that directory.
+    A command that is cut after that leaves none that opens.
     """
-    for path in (layout.credentials, layout.sealing_key, layout.sealing_cred, layout.intent):
-        inplace.wipe_file(path)
-    files.remove(layout.handover)
-    forget_answers(layout)
-    # `reports` stays: it says which reports are of the former environment, and not to be sent.
-    for path in (layout.progress, layout.agent_state, layout.uploaded, layout.agent_status):
-        files.remove(path)
-    files.remove(layout.settings)
+    return (layout.credentials, layout.sealing_key, layout.sealing_cred, layout.handover)
+
+
+def remove(layout: Layout, path: Path) -> None:
+    """Remove one name of ours; what may hold a secret is overwritten before, through no link.
+
+    In the agent's own directories names alone are removed: it could replace what they lead to.
+    """
+    secret = layout.identity in path.parents or path in (layout.drop_place, layout.token_file)
+    if secret and not path.is_symlink():
+        for file in [path, *path.rglob("*")]:
+            if file.is_file() and not file.is_symlink():
+                try:
+                    inplace.wipe_file(file)
+                except Corrupt:
+                    pass  # too large for a file of ours: removed as it is
+    trees.remove(path)

@@ -405,13 +405,42 @@ def test_purging_reaches_the_state_on_another_disk(place: str, tmp_path: Path) -
     assert [line.split()[1] for line in done.stderr.splitlines()] == stays, done
 
 
-def test_purging_removes_what_the_layout_names() -> None:
-    """Each directory and file of the table below the state root stands in the script by name."""
-    script = (TOP / "image-build/debian/postrm").read_text()
+def test_purging_removes_what_the_layout_names(tmp_path: Path) -> None:
+    """All that is ours by the table and all beside it goes; what may be a link is named itself."""
+    rows = [row for row in vars(Layout).values() if isinstance(row, Row)]
     start = f"{Layout.state.absolute}/"
-    rows = [row.absolute for row in vars(Layout).values() if isinstance(row, Row)]
-    for name in {row[len(start) :].partition("/")[0] for row in rows if row.startswith(start)}:
-        assert re.search(rf"(\$state/| ){name}[\s;\"]", script), name
+    text = (TOP / "image-build/debian/postrm").read_text().replace("#DEBHELPER#", "")
+    by_name = re.search(r"for name in ([^;]*); do", text)
+    assert by_name is not None
+    named = by_name[1].replace("\\\n", " ").split()
+    for row in rows:
+        if row.absolute.startswith(start) and row.follow:
+            name = row.absolute[len(start) :]
+            assert name in named, name
+            above = name.rpartition("/")[0]
+            assert not above or named.index(name) < named.index(above), "the innermost first"
+    script, root = tmp_path / "postrm", tmp_path / "root"
+    script.write_text(text)
+    tops = (start, "/run/byteor-firstboot/", "/run/byteor-agent/", Layout.token_file.absolute)
+    held = []
+    for row in sorted(rows, key=lambda row: -len(row.absolute)):
+        path = root / row.absolute[1:]
+        if row.absolute.startswith(tops) and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("secret")
+            secret = row.absolute.startswith((f"{start}identity/", *tops[1:2], tops[3]))
+            held += [path.open()] if secret else []
+    subprocess.run(
+        ["sh", str(script), "purge"], env={"DPKG_ROOT": str(root), "PATH": "/usr/bin:/bin"},
+        check=True,
+    )  # fmt: skip
+    assert {str(path.relative_to(root)) for path in root.rglob("*")} == {
+        "etc", "run", "var", "var/lib",
+    }  # fmt: skip
+    assert len(held) > 8
+    for stream in held:
+        assert "secret" not in stream.buffer.read().decode("latin-1"), stream.name
+        stream.close()
 
 
 def test_presets_enable_all_but_the_agent_and_the_shield() -> None:
