@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +24,6 @@ from firstboot.provision.erase.reread import Damaged, texts
 from firstboot.provision.erase.unfinished import FILE_LIMIT
 from firstboot.provision.sources import Inputs, image
 
-_TOKEN = re.compile(rb"""enrollment_token\\*["']?[ \t]*[:=][ \t]*\\*["']?([!-~]{16,})""")
-_NO_TOKEN = re.compile(rb"x+|[<{$].*")  # erased, or a placeholder
-_AFTER = b"\"'\\,}"  # what may follow a value without a gap
 CLEAN = "cloud-init clean --logs"
 # (what, where, how it is removed); a pattern in the last component alone
 ALIKE = (
@@ -175,7 +171,7 @@ class _Tokens:
         held = [(path, data, self._given(path, data)) for path, data in self._read(candidates)]
         # A journal's files are not what a reader reads.
         journals = sorted(layout.path(JOURNAL, follow=True).glob("*/*.journal*"))
-        held += [(path, data, _values(data)) for path, data in self._read(journals, VACUUM)]
+        held += [(path, data, userdata.named(data)) for path, data in self._read(journals, VACUUM)]
         given = {token for _, _, gives in held for token in gives}
         ours_too = (layout.drop_place, layout.token_file)
         for path, data, gives in held:
@@ -225,16 +221,12 @@ class _Tokens:
 
     def _given(self, path: Path, data: bytes) -> set[bytes]:
         """Return the tokens that reading a file gives, whatever it is wrapped in."""
-        found = {data.strip()} if path.name in BARE else set()
+        bare = data.strip()
+        found = {bare} if path.name in BARE and userdata.is_token(bare) else set()
         try:
             for text in texts(data):
                 for said in userdata.spoken(text):
-                    found |= _values(said)
+                    found |= userdata.named(said)
         except Damaged as error:
             self.rows.append(_unseen(self.layout.shown(path), str(error)))
-        return {value for value in found if value and not _NO_TOKEN.fullmatch(value)}
-
-
-def _values(data: bytes) -> set[bytes]:
-    found = {value.rstrip(_AFTER) for value in _TOKEN.findall(data)}
-    return {value for value in found if value and not _NO_TOKEN.fullmatch(value)}
+        return found

@@ -25,6 +25,7 @@ from firstboot.exchange.settings import Settings, has_password
 YAML_LIMIT = 1 << 20  # bytes
 DEPTH_LIMIT = 32
 NODE_LIMIT = 20_000
+SHORTEST_TOKEN, LONGEST_TOKEN = 16, 4096  # visible ASCII characters (contract 4.1)
 LONGEST_NUMBER = 64  # characters; a longer one takes quadratic time
 LONGEST_PEM = 512 << 10  # characters; every process reads it, and it is sealed
 WINDOW_LIMIT_S = 3600.0
@@ -181,7 +182,10 @@ def _token(value: Any) -> Secret | None:
         raise ValueError("has quotes around it: they are not part of a token")
     if re.match(r"[A-Za-z_][A-Za-z0-9_]*=.{16}", text):
         raise ValueError("begins with NAME=: give the token alone")
-    return Secret(_matching(r"[!-~]{16,4096}", "16 to 4096 visible ASCII characters")(text))
+    shape = f"[!-~]{{{SHORTEST_TOKEN},{LONGEST_TOKEN}}}"
+    return Secret(
+        _matching(shape, f"{SHORTEST_TOKEN} to {LONGEST_TOKEN} visible ASCII characters")(text)
+    )
 
 
 def _erase(value: Any) -> Mapping[str, list[str]]:

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from firstboot.base.errors import Invalid
-from firstboot.provision import block, writefiles
+from firstboot.provision import block, schema, writefiles
 from firstboot.provision.block import Misplaced
 from firstboot.provision.parts import UTF8_MARK, Part, Unpacking
 from firstboot.provision.schema import compose, load_yaml, plain
@@ -37,9 +37,13 @@ JINJA = "JINJA-EXPRESSION"  # stands for what cloud-init would render
 _PATHS = rb"byteor-firstboot(?:\\?/)+settings\.yaml|byteor(?:\\?/)+enrollment-token"
 _OURS = re.compile(rb"byteor[\"']?[ \t]*:|" + _PATHS)
 _WRITES = re.compile(_PATHS)
-_VALUE = re.compile(
-    rb"""^[^#\n]*enrollment_token["']?[ \t]*:[ \t]*["']?([!-~]{16,})""", re.MULTILINE
+# The token as a text names it, also inside of an escaped text; a log may write `=`.
+_TOKEN = (
+    rb"""enrollment_token\\*["']?[ \t]*[:=][ \t]*\\*["']?([!-~]{%d,})""" % schema.SHORTEST_TOKEN
 )
+_NAMED = re.compile(_TOKEN)
+_VALUE = re.compile(rb"^[^#\n]*" + _TOKEN, re.MULTILINE)
+_AFTER = b"\"'\\,}"  # what may follow a value without a gap
 _NO_YAML = (b"#!", b"#cloud-boothook", b"#include", b"#part-handler")
 _TEMPLATE = re.compile(rb"##[ \t]*template:[^\n]*\n")
 _EXPRESSION = re.compile(rb"\{\{[^\n]*?\}\}")
@@ -124,6 +128,20 @@ def spoken(data: bytes) -> Iterator[bytes]:
         pass
     for found in reading.found:
         yield json.dumps(found.raw, default=str).encode()
+
+
+def named(data: bytes) -> set[bytes]:
+    """Return the tokens that `data` names as ``enrollment_token``; none for what erasing left.
+
+    For a text that no reader reads, such as a log. A placeholder is no token.
+    """
+    values = {value.rstrip(_AFTER) for value in _NAMED.findall(data)}
+    return {value for value in values if is_token(value)}
+
+
+def is_token(value: bytes) -> bool:
+    """Return True for what is neither empty, nor ``x`` alone, nor begins as a placeholder does."""
+    return bool(value.strip(b"x")) and value[:1] not in (b"<", b"{", b"$")
 
 
 def broken_values(data: bytes) -> Iterator[bytes]:

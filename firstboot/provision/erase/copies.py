@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Callable
 
-from firstboot.base import files, inplace
+from firstboot.base import files
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.provision.erase import fragments, places, receipt, systemjournal
@@ -15,7 +15,7 @@ from firstboot.provision.erase.places import Kind
 from firstboot.provision.erase.receipt import Copy, Receipt
 from firstboot.provision.erase.search import IN_MEMORY, Holding, Search
 from firstboot.provision.erase.shield import COPIED, MEMORY, OFF
-from firstboot.provision.erase.unfinished import FILE_LIMIT, Unfinished
+from firstboot.provision.erase.unfinished import Unfinished
 
 TOKEN_FILE_LIMIT = 8192
 LATE = "scripts that a later stage of this boot runs: byteor-erase looks at them"
@@ -120,7 +120,7 @@ class _Look:
             if place.kind < Kind.SOURCE and (self._late or place.kind is not Kind.LATE)
         )
         rows = [*self._found.unseen, *self.search.erase(self.search.look(first))]
-        rows += _fragments(self._layout)
+        rows += fragments.erase(self._layout)
         try:
             rows += filter(None, [systemjournal.search(self._layout, self._wanted)])
         except LocalFault as error:
@@ -178,20 +178,3 @@ def _given_before(
             if token and known(token):
                 yield row.path, token
                 break
-
-
-def _fragments(layout: Layout) -> Iterator[Copy]:
-    """Erase what cloud-init printed of a broken line of ours."""
-    values = fragments.broken(layout)
-    for place in fragments.where(layout) if values else ():
-        shown = layout.shown(place.path)
-        try:
-            held = inplace.read(place.path, limit=FILE_LIMIT)
-            if held is None:
-                continue
-            data, count = fragments.x_out(held.data, values)
-            if count:
-                inplace.overwrite(held, data)
-                yield Copy(shown, {"fragment": count}, "overwritten")
-        except LocalFault as error:
-            yield Copy(shown, {}, "not_looked_at", str(error))

@@ -9,20 +9,22 @@ mint a new one. Only what the broken document shows is x-ed out, on the lines th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from firstboot.base import files
+from firstboot.base import files, inplace
 from firstboot.base.errors import LocalFault
 from firstboot.base.layout import Layout
 from firstboot.provision import userdata
 from firstboot.provision.erase import places
+from firstboot.provision.erase.receipt import Copy, unseen
+from firstboot.provision.erase.unfinished import FILE_LIMIT
+from firstboot.provision.schema import SHORTEST_TOKEN
 
-SHORTEST = 16  # visible characters: fewer may be anything
 _LINE = re.compile(rb"[^\n]*enrollment_token[^\n]*")
-_WORD = re.compile(rb"[!-~]{%d,}" % SHORTEST)
+_WORD = re.compile(rb"[!-~]{%d,}" % SHORTEST_TOKEN)  # fewer may be anything
 
 
-def broken(layout: Layout) -> tuple[bytes, ...]:
+def _broken(layout: Layout) -> tuple[bytes, ...]:
     """Return the values of `enrollment_token` in stored user data whose YAML is broken."""
     found: set[bytes] = set()
     for name in places.READ:
@@ -35,13 +37,23 @@ def broken(layout: Layout) -> tuple[bytes, ...]:
     return tuple(sorted(found))
 
 
-def where(layout: Layout) -> list[places.Place]:
-    """Return the files into which cloud-init prints such a line."""
-    status = layout.path(places.STATUS)
-    return [places.Place(path) for path in (*places.logs(layout), status)]
+def erase(layout: Layout) -> Iterator[Copy]:
+    """Erase them from the files into which cloud-init prints such a line; yield a row for each."""
+    values = _broken(layout)
+    for path in (*places.logs(layout), layout.path(places.STATUS)) if values else ():
+        try:
+            held = inplace.read(path, limit=FILE_LIMIT)
+            if held is None:
+                continue
+            data, count = _x_out(held.data, values)
+            if count:
+                inplace.overwrite(held, data)
+                yield Copy(layout.shown(path), {"fragment": count}, "overwritten")
+        except LocalFault as error:
+            yield unseen(layout, path, str(error))
 
 
-def x_out(data: bytes, values: Sequence[bytes]) -> tuple[bytes, int]:
+def _x_out(data: bytes, values: Sequence[bytes]) -> tuple[bytes, int]:
     """X out what begins as one of `values` does, on the lines that name the key; count them."""
     count = 0
 
@@ -49,7 +61,7 @@ def x_out(data: bytes, values: Sequence[bytes]) -> tuple[bytes, int]:
         nonlocal count
         text = word.group()
         for value in values:
-            at = text.find(value[:SHORTEST])
+            at = text.find(value[:SHORTEST_TOKEN])
             if at < 0:
                 continue
             end = at

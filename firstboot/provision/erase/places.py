@@ -16,7 +16,7 @@ from pathlib import Path
 
 from firstboot.base.layout import Layout
 from firstboot.provision.erase import seeds
-from firstboot.provision.erase.receipt import Copy
+from firstboot.provision.erase.receipt import Copy, unseen
 
 # The last one is what lies on the disk beneath the shield.
 TREES = (
@@ -190,7 +190,7 @@ class _Walk:
         return []
 
     def _unseen(self, path: Path, why: str) -> None:
-        self._found.unseen.append(Copy(self._layout.shown(path), {}, "not_looked_at", why))
+        self._found.unseen.append(unseen(self._layout, path, why))
 
 
 def _kept(facts: os.stat_result, owner: int) -> bool:

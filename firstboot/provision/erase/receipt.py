@@ -125,6 +125,11 @@ def earlier(layout: Layout) -> Stored:
         return Stored()
 
 
+def unseen(layout: Layout, path: Path, why: str) -> Copy:
+    """Return the row of a place that could not be looked at."""
+    return Copy(layout.shown(path), {}, "not_looked_at", why)
+
+
 def paths(layout: Layout, row: Copy) -> tuple[Path, ...]:
     """Return where the file of a row may be.
 

@@ -15,10 +15,9 @@ from typing import Any
 
 from firstboot.base.errors import Invalid
 from firstboot.provision import userdata
-from firstboot.provision.schema import load_yaml
+from firstboot.provision.schema import SHORTEST_TOKEN, load_yaml
 
-SHORTEST = 16  # characters of a token
-_XML_TEXT = re.compile(rb">([^<>]{%d,})<" % SHORTEST)
+_XML_TEXT = re.compile(rb">([^<>]{%d,})<" % SHORTEST_TOKEN)
 
 
 class Damaged(Exception):

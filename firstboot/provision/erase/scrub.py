@@ -18,14 +18,15 @@ from firstboot.provision import decode
 from firstboot.provision.block import comment_marks
 from firstboot.provision.decode import QUOTED, Edit, Unredactable
 from firstboot.provision.parts import DEPTH_LIMIT
+from firstboot.provision.schema import SHORTEST_TOKEN
 
 # A level of the reader's may take two here: each layer is undone in the whole text, and once more
 # where that leaves another. Then write_files (base64 of gzip) in escapes in a comment.
 DEPTH = 2 * DEPTH_LIMIT + 4
 WORK_LIMIT = 1 << 30  # bytes that may be decoded of one file
 TOO_LARGE = "it unpacks to too much to be searched whole"
-_TEXT = bytes(16)  # the shortest token (contract 4.1), as `_PRINTABLE` shows it
-_WORD = re.compile(rb"[!-~]{16,}")
+_TEXT = bytes(SHORTEST_TOKEN)  # the shortest token, as `_PRINTABLE` shows it
+_WORD = re.compile(rb"[!-~]{%d,}" % SHORTEST_TOKEN)
 _SOFT_BREAK = re.compile(rb"=\r?\n")  # of quoted-printable
 _HALF_ESCAPE = re.compile(rb"(?:\\|=[0-9A-Fa-f]?)\Z")
 TRIES = 2 << 20  # stretches of one file that are compared with the marks: some six seconds

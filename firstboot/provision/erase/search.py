@@ -15,7 +15,7 @@ from firstboot.base.errors import LocalFault
 from firstboot.base.inplace import Changed, Held
 from firstboot.base.layout import Layout
 from firstboot.provision.erase.places import Kind, Place
-from firstboot.provision.erase.receipt import Copy
+from firstboot.provision.erase.receipt import Copy, unseen
 from firstboot.provision.erase.reread import Damaged, Reader
 from firstboot.provision.erase.scrub import Redacted, Scrubber
 from firstboot.provision.erase.unfinished import FILE_LIMIT, mount_point, spots
@@ -62,8 +62,7 @@ class Search:
             try:
                 held = inplace.read(place.path, limit=FILE_LIMIT)
             except LocalFault as error:
-                shown = self._layout.shown(place.path)
-                self.unseen.append(Copy(shown, {}, "not_looked_at", str(error)))
+                self.unseen.append(unseen(self._layout, place.path, str(error)))
                 continue
             self.looked_at += held is not None
             if held is not None and held.data and self._wanted:
