@@ -42,13 +42,7 @@ def unenroll_command(arguments: argparse.Namespace) -> int:
     stays = left_there(layout)
     with stopped(layout, *UNITS):
         begun = begun_there(layout)  # a run that waited for its answer has ended
-        for path in (*sealed(layout), layout.intent):
-            remove(layout, path)
-        forget_answers(layout)
-        # `reports` stays: it says which are of the former environment, and not to be sent.
-        for path in (layout.progress, layout.agent_state, layout.uploaded, layout.agent_status):
-            remove(layout, path)
-        files.remove(layout.settings)  # last: a command that was cut can be repeated
+        forget(layout)
     print(*filter(None, (stays, begun)), sep="\n")
     return 0
 
@@ -100,6 +94,20 @@ def sealed(layout: Layout) -> tuple[Path, ...]:
     A command that is cut after that leaves none that opens.
     """
     return (layout.credentials, layout.sealing_key, layout.sealing_cred, layout.handover)
+
+
+def forget(layout: Layout) -> None:
+    """Remove the identity, what the control plane answered for it, and last the settings.
+
+    So a command that was cut can be repeated. `reports` stays: it says which are of the former
+    environment, and not to be sent.
+    """
+    for path in (*sealed(layout), layout.intent):
+        remove(layout, path)
+    forget_answers(layout)
+    for path in (layout.progress, layout.agent_state, layout.uploaded, layout.agent_status):
+        remove(layout, path)
+    files.remove(layout.settings)
 
 
 def remove(layout: Layout, path: Path) -> None:

@@ -589,7 +589,7 @@ def test_unenroll_drops_the_answer_about_keys(host: Host) -> None:
     answer.write_text(json.dumps({"key_sets": [KEYS_ONE]}))
     for path in (host.layout.identity, host.layout.agent_run):
         path.mkdir(parents=True, exist_ok=True)
-    unenroll._remove(host.layout)
+    unenroll.forget(host.layout)
     assert json.loads(answer.read_text()) == {"key_sets": []}
 
 

@@ -288,7 +288,7 @@ def test_what_happened_elsewhere_is_not_told_here(scene: Scene, told: bool) -> N
     before = list(scene.plane.told)
     for path in (scene.layout.identity, scene.layout.agent_run):
         path.mkdir(parents=True)
-    unenroll._remove(scene.layout)
+    unenroll.forget(scene.layout)
     scene.start(environment_id="env_2")
     scene.run()
     assert scene.plane.told == before and (told or scene.spooled == 0)
