@@ -78,12 +78,6 @@ def check_agent(layout: Layout) -> None:
         )
 
 
-def warn_without_agent(layout: Layout) -> None:
-    """Say what `check_agent` finds: it is no reason not to enroll."""
-    with log.warned():
-        check_agent(layout)
-
-
 def check_plane(api: PlaneApi) -> None:
     """Raise TryAgain unless a TLS session with the control plane can be made now."""
     try:

@@ -199,7 +199,8 @@ class FirstBoot:
         preflight.check_disk(self._layout)
         preflight.check_clock(self._clock)
         if self._trouble.is_new:
-            preflight.warn_without_agent(self._layout)
+            with log.warned():  # it is no reason not to enroll
+                preflight.check_agent(self._layout)
 
     def _prepare(self, view: View) -> None:
         """Set aside what does not open here, try the sealing, and make the intent durable."""

@@ -25,7 +25,8 @@ from firstboot.exchange.settings import Settings, has_password
 YAML_LIMIT = 1 << 20  # bytes
 DEPTH_LIMIT = 32
 NODE_LIMIT = 20_000
-SHORTEST_TOKEN, LONGEST_TOKEN = 16, 4096  # visible ASCII characters (contract 4.1)
+SHORTEST_TOKEN, LONGEST_TOKEN = 16, 4096  # characters (contract 4.1)
+OF_A_TOKEN = f"{SHORTEST_TOKEN} to {LONGEST_TOKEN} visible ASCII characters"
 LONGEST_NUMBER = 64  # characters; a longer one takes quadratic time
 LONGEST_PEM = 512 << 10  # characters; every process reads it, and it is sealed
 WINDOW_LIMIT_S = 3600.0
@@ -183,9 +184,7 @@ def _token(value: Any) -> Secret | None:
     if re.match(r"[A-Za-z_][A-Za-z0-9_]*=.{16}", text):
         raise ValueError("begins with NAME=: give the token alone")
     shape = f"[!-~]{{{SHORTEST_TOKEN},{LONGEST_TOKEN}}}"
-    return Secret(
-        _matching(shape, f"{SHORTEST_TOKEN} to {LONGEST_TOKEN} visible ASCII characters")(text)
-    )
+    return Secret(_matching(shape, OF_A_TOKEN)(text))
 
 
 def _erase(value: Any) -> Mapping[str, list[str]]:

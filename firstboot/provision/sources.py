@@ -25,12 +25,11 @@ from firstboot.base.secret import Secret
 from firstboot.exchange import settings as frozen
 from firstboot.exchange.settings import Settings
 from firstboot.provision import userdata
-from firstboot.provision.schema import ROUTING, load_yaml, parse
+from firstboot.provision.schema import OF_A_TOKEN, ROUTING, YAML_LIMIT, load_yaml, parse
 from firstboot.provision.tokens import TokenClass
 from firstboot.provision.userdata import NearMiss
 
 TOKEN_LIMIT = 8192  # bytes
-YAML_LIMIT = 1 << 20
 USER_DATA_LIMIT = 32 << 20
 WRITE_FILES = "in write_files: permissions: '0600', and no owner other than root"
 
@@ -193,7 +192,7 @@ def _bare(data: bytes, rank: Rank, where: str, path: Path | None) -> Source:
         text = data.decode("ascii").strip()
     except UnicodeDecodeError:
         raise Invalid(
-            f"{where} is not a token: 16 to 4096 visible ASCII characters",
+            f"{where} is not a token: {OF_A_TOKEN}",
             hint="write the token alone into it, as it was minted",
         ) from None
     return _source({"enrollment_token": text} if text else None, rank, where, path)
