@@ -28,7 +28,7 @@ from tests.integration.host import Host, on_this_machine
 from tests.integration.loops import Agent, Fetch, raised
 
 MIB = 1 << 20
-SOON_S = 3.0  # what is cut short would take fifteen or more
+SOON_S = 2.0  # what is cut short would take fifteen or more
 
 
 class Fetching(Agent):

@@ -23,6 +23,7 @@ from tests.integration.answering import (
     get,
     read_request,
 )
+from tests.integration.host import on_this_machine
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_a_dripping_server_does_not_hold_a_loop(
     began = time.monotonic()
     with pytest.raises(NoAnswer) as caught:
         get(serve(drip(prefix)), deadline_s=0.7)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < on_this_machine(5)
     assert caught.value.maybe_arrived
 
 
@@ -104,7 +105,7 @@ def test_answers_before_the_answer_end_with_the_deadline(serve: Callable[..., Se
     began = time.monotonic()
     with pytest.raises(NoAnswer):
         get(serve(script), deadline_s=0.7)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < on_this_machine(5)
 
 
 def test_chunks_and_an_empty_answer_are_whole(serve: Callable[..., Server]) -> None:
@@ -260,7 +261,7 @@ def test_a_silent_handshake_ends_with_the_deadline(serve: Callable[..., Server])
     began = time.monotonic()
     with pytest.raises(Unreachable) as caught:
         get(serve(script, plain=True), deadline_s=0.7)
-    assert time.monotonic() - began < 20 and not caught.value.maybe_arrived
+    assert time.monotonic() - began < on_this_machine(5) and not caught.value.maybe_arrived
 
 
 def test_what_comes_before_the_answer_is_skipped(serve: Callable[..., Server]) -> None:
